@@ -1,0 +1,45 @@
+"""Layer-parallel training of deep residual networks: multigrid over the layers, in JAX."""
+
+from jaxmgrit.adjoint import adjoint_solve, adjoint_trajectory, layer_gradients
+from jaxmgrit.backend.local import Local
+from jaxmgrit.backend.mesh import Mesh
+from jaxmgrit.coarsen import average, injection, midpoint, same_step
+from jaxmgrit.one_shot import Info, OneShot, TrainState
+from jaxmgrit.optimizers import anticipate
+from jaxmgrit.options import MGRIT, Sequential
+from jaxmgrit.problem import Params, Problem
+from jaxmgrit.propagate import propagate
+from jaxmgrit.schedule import CyclesThenGradient, PredictThenSweep
+from jaxmgrit.solution import AdjointSolution, CPoints, Result, Solution, SolveError, check
+from jaxmgrit.solve import solve, trajectory
+
+__all__ = [
+    "MGRIT",
+    "AdjointSolution",
+    "CPoints",
+    "CyclesThenGradient",
+    "Info",
+    "Local",
+    "Mesh",
+    "OneShot",
+    "Params",
+    "PredictThenSweep",
+    "Problem",
+    "Result",
+    "Sequential",
+    "Solution",
+    "SolveError",
+    "TrainState",
+    "adjoint_solve",
+    "adjoint_trajectory",
+    "anticipate",
+    "average",
+    "check",
+    "injection",
+    "layer_gradients",
+    "midpoint",
+    "propagate",
+    "same_step",
+    "solve",
+    "trajectory",
+]

@@ -1,0 +1,1 @@
+"""Where the layers live: one device, a mesh of devices, MPI ranks."""

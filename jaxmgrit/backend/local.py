@@ -1,0 +1,51 @@
+"""Everything on one device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+
+from jaxmgrit.backend.base import PyTree, shift_blocks
+
+
+@dataclass(frozen=True)
+class Local:
+    """All layers on one device: nothing is sharded, nothing communicates."""
+
+    size: ClassVar[int] = 1
+
+    @property
+    def platform(self) -> str:
+        """The platform of JAX's default device."""
+        return jax.default_backend()
+
+    def index(self) -> int:
+        """Always 0."""
+        return 0
+
+    def shift(self, x: PyTree, by: int, fill: PyTree | None) -> PyTree:
+        """See `Backend.shift`."""
+        return shift_blocks(x, by, fill, 0, 1, lambda block, hop: block)
+
+    def all_gather(self, x: PyTree) -> PyTree:
+        """The array itself."""
+        return x
+
+    def all_sum(self, x: PyTree) -> PyTree:
+        """The array itself."""
+        return x
+
+    def lift(self, f: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+        """`jax.jit` of the function."""
+        return jax.jit(f)
+
+    def scatter(self, x: PyTree) -> PyTree:
+        """The arrays themselves."""
+        return x
+
+    def gather(self, x: PyTree) -> PyTree:
+        """The arrays themselves."""
+        return x

@@ -1,0 +1,105 @@
+"""Layers sharded over an axis of a `jax.sharding.Mesh`: several devices of one process, or of many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxmgrit.backend.base import SHARDED, PyTree, shift_blocks
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Intervals of layers sharded over one axis of a device mesh.
+
+    Args:
+        mesh: a `jax.sharding.Mesh`, for instance
+            `jax.make_mesh((4,), ("layers",), axis_types=(jax.sharding.AxisType.Auto,))`. Its other axes, if any, stay
+            with XLA's automatic partitioning (a batch sharded over a data axis, say).
+        axis: the name of the axis the layers are spread over.
+
+    Raises:
+        ValueError: the mesh has no axis of that name.
+    """
+
+    mesh: jax.sharding.Mesh
+    axis: str = "layers"
+
+    def __post_init__(self) -> None:
+        if self.axis not in self.mesh.axis_names:
+            raise ValueError(
+                f"Mesh: axis={self.axis!r} is not an axis of the mesh, which has {tuple(self.mesh.axis_names)}; "
+                "name one of these, or make the mesh with jax.make_mesh((devices,), ('layers',))."
+            )
+
+    @property
+    def size(self) -> int:
+        """Number of devices along the axis."""
+        return self.mesh.shape[self.axis]
+
+    @property
+    def platform(self) -> str:
+        """The platform of the mesh's devices."""
+        return self.mesh.devices.flat[0].platform
+
+    def index(self) -> jax.Array:
+        """This device's position along the axis."""
+        return jax.lax.axis_index(self.axis)
+
+    def _permute(self, block: jax.Array, hop: int) -> jax.Array:
+        if hop % self.size == 0:
+            return block
+        pairs = [(i, (i + hop) % self.size) for i in range(self.size)]
+        return jax.lax.ppermute(block, self.axis, pairs)
+
+    def shift(self, x: PyTree, by: int, fill: PyTree | None) -> PyTree:
+        """See `Backend.shift`: one or two `ppermute`s."""
+        return shift_blocks(x, by, fill, self.index(), self.size, self._permute)
+
+    def all_gather(self, x: PyTree) -> PyTree:
+        """See `Backend.all_gather`."""
+        return jax.tree.map(lambda y: jax.lax.all_gather(y, self.axis, tiled=True), x)
+
+    def all_sum(self, x: PyTree) -> PyTree:
+        """See `Backend.all_sum`."""
+        return jax.tree.map(lambda y: jax.lax.psum(y, self.axis), x)
+
+    def lift(self, f: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+        """`jax.shard_map` over the axis."""
+
+        def specs(tree: Any) -> Any:
+            return jax.tree.map(lambda s: PartitionSpec(self.axis) if s == SHARDED else PartitionSpec(), tree)
+
+        # We own the adjoint; replication is by construction, so JAX need not (and must not) insert sums for it.
+        return jax.jit(
+            jax.shard_map(
+                f,
+                mesh=self.mesh,
+                in_specs=specs(in_specs),
+                out_specs=specs(out_specs),
+                axis_names={self.axis},
+                check_vma=False,
+            )
+        )
+
+    def scatter(self, x: PyTree) -> PyTree:
+        """Shard the leading axis; a leading axis that the devices do not divide stays whole."""
+        sharding = NamedSharding(self.mesh, PartitionSpec(self.axis))
+        whole = NamedSharding(self.mesh, PartitionSpec())
+
+        def one(y: Any) -> Any:
+            target = sharding if jnp.ndim(y) and jnp.shape(y)[0] % self.size == 0 else whole
+            if isinstance(y, jax.core.Tracer):
+                return jax.lax.with_sharding_constraint(y, target)
+            return jax.device_put(y, target)
+
+        return jax.tree.map(one, x)
+
+    def gather(self, x: PyTree) -> PyTree:
+        """The arrays themselves: a sharded `jax.Array` is whole for whoever reads it."""
+        return x

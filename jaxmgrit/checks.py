@@ -1,0 +1,148 @@
+"""Checks of what the user hands over, before anything is compiled; every message says what was expected."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmgrit.pytree import is_inexact, real_dtype, strong
+
+PyTree = Any
+
+
+def _path(path: Any) -> str:
+    return jax.tree_util.keystr(path) or "(the array itself)"
+
+
+def describe(tree: PyTree) -> str:
+    """The structure, shapes and dtypes of a pytree, for messages."""
+    return str(jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", tree))
+
+
+def check_layers(theta: PyTree, name: str = "theta") -> int:
+    """The number of layers: the common leading axis of all leaves.
+
+    Raises:
+        ValueError: no leaves, a leaf without axes, or leading axes that differ.
+        TypeError: a leaf is not an array.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(theta)
+    if not leaves:
+        raise ValueError(
+            f"{name} has no leaves, so the number of layers is unknown; give at least one array with leading axis N."
+        )
+    sizes: dict[str, int] = {}
+    for path, leaf in leaves:
+        if not hasattr(leaf, "shape"):
+            raise TypeError(
+                f"{name}{_path(path)}={leaf!r} is not an array; stack the layers' values along a leading axis N."
+            )
+        if not leaf.shape:
+            raise ValueError(
+                f"{name}{_path(path)} has no axes; every leaf of {name} needs the leading axis N (one entry per layer): "
+                "repeat it for every layer, or close over it in the step."
+            )
+        sizes[_path(path)] = leaf.shape[0]
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{name}{path}: {size}" for path, size in sizes.items())
+        raise ValueError(
+            f"the leaves of {name} have different leading axes ({listed}); all must be N, the number of layers."
+        )
+    layers = next(iter(sizes.values()))
+    if layers < 1:
+        raise ValueError(f"{name} has 0 layers (leading axis 0); at least 1 is needed.")
+    return layers
+
+
+def check_state(u0: PyTree, name: str = "u0") -> PyTree:
+    """The state as arrays of definite dtype.
+
+    Raises:
+        ValueError: no leaves.
+        TypeError: a leaf is not floating point or complex.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(u0)
+    if not leaves:
+        raise ValueError(f"{name} has no leaves; a state is a pytree of one or more floating-point arrays.")
+    for path, leaf in leaves:
+        if not is_inexact(leaf):
+            raise TypeError(
+                f"{name}{_path(path)} has dtype {jnp.result_type(leaf)}; a state's leaves must be floating point (it is corrected "
+                "by differences): convert it, or carry what is not a number in theta."
+            )
+    return strong(u0)
+
+
+def check_like(given: PyTree, expected: PyTree, name: str, remedy: str) -> None:
+    """Raise a ValueError unless structure, shapes and dtypes of `given` are those of `expected`."""
+    same = jax.tree.structure(given) == jax.tree.structure(expected) and all(
+        jnp.shape(a) == jnp.shape(b) and jnp.result_type(a) == jnp.result_type(b)
+        for a, b in zip(jax.tree.leaves(given), jax.tree.leaves(expected), strict=True)
+    )
+    if not same:
+        raise ValueError(f"{name} does not fit: expected {describe(expected)}, given {describe(given)}. {remedy}")
+
+
+def check_step_size(h: Any, layers: int, state: PyTree) -> tuple[float | None, Any, Any]:
+    """Sort a step size into (Python number, traced or array scalar, one per layer): exactly one is not None.
+
+    Raises:
+        ValueError: wrong shape, or not finite (where the value is known).
+        TypeError: not a real number.
+    """
+    if isinstance(h, numbers.Real) and not isinstance(h, (bool, np.generic)):
+        value = float(h)
+        if not math.isfinite(value):
+            raise ValueError(f"h={h} is not finite; give the layers' step size, T/N for a network of final time T.")
+        return value, None, None
+    try:
+        array = jnp.asarray(h)
+    except TypeError as error:
+        raise TypeError(f"h={h!r} is not a number or an array; give a scalar or one step size per layer.") from error
+    if not jnp.issubdtype(array.dtype, jnp.floating) and not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"h has dtype {array.dtype}; step sizes are real numbers.")
+    if array.shape not in ((), (layers,)):
+        raise ValueError(f"h has shape {array.shape}; expected a scalar or one step size per layer, shape ({layers},).")
+    if not isinstance(array, jax.core.Tracer) and not bool(jnp.all(jnp.isfinite(array))):
+        raise ValueError("h has entries that are not finite; step sizes are finite numbers.")
+    array = array.astype(real_dtype(state))
+    return (None, array, None) if array.ndim == 0 else (None, None, array)
+
+
+def check_step(result: PyTree, state: PyTree, what: str) -> None:
+    """Raise a TypeError unless `result`, the shapes one evaluation of Phi returned, is like the state."""
+    same = jax.tree.structure(result) == jax.tree.structure(state) and all(
+        a.shape == b.shape and a.dtype == b.dtype
+        for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(state), strict=True)
+    )
+    if not same:
+        raise TypeError(
+            f"{what} changes the state: it was given {describe(state)} and returned {describe(result)}. "
+            "Structure, shapes and dtypes must stay the same through all layers: put what changes them into the opening or "
+            "the closing layer, and convert to the state's dtype inside the step."
+        )
+
+
+def check_scalar(result: Any, what: str) -> None:
+    """Raise a TypeError unless `result`, the shape a function returned, is one real floating-point number."""
+    shape, dtype = getattr(result, "shape", None), getattr(result, "dtype", None)
+    if shape != () or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"{what} must return one floating-point number (shape ()), got {result}.")
+
+
+def check_finite(tree: PyTree, name: str) -> None:
+    """Raise a ValueError naming the first leaf with values that are not finite; traced leaves are not looked at."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, jax.core.Tracer) or not is_inexact(leaf):
+            continue
+        bad = int(jnp.sum(~jnp.isfinite(leaf)))
+        if bad:
+            raise ValueError(
+                f"{name}{_path(path)} has {bad} of {jnp.size(leaf)} entries that are not finite (NaN or infinity); "
+                "clean the data or look at the initialisation."
+            )

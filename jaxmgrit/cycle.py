@@ -1,0 +1,97 @@
+"""The cycle, on one page: relax, restrict, recurse, correct."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from jaxmgrit.fas import Norm, coarse_rhs, correct, residual_norm, restrict
+from jaxmgrit.options import MGRIT
+from jaxmgrit.pytree import unfold
+from jaxmgrit.relaxation import Grid, c_points, c_relax, f_relax, points, run_interval
+
+PyTree = Any
+Grids = Sequence[Grid]
+
+
+def cycle(grids: Grids, solver: MGRIT, ends: PyTree, initial: PyTree, norm: Norm) -> tuple[PyTree, jax.Array]:
+    """One V- or F-cycle from the finest level.
+
+    Args:
+        grids: two or more levels.
+        solver: relaxations and kind of cycle.
+        ends: C-points of the finest level.
+        initial: C-point 0.
+        norm: of one C-point's residual.
+
+    Returns:
+        The corrected C-points, and the residual norm before the correction.
+    """
+    ends, arrived = relax(grids[0], solver.cf_relaxations[0], ends, None, initial)
+    recorded = residual_norm(grids[0], arrived, ends, norm)
+    rhs = coarse_rhs(grids[0], grids[1], arrived, ends, initial)
+    return coarse_solve(grids, 1, solver, ends, rhs, initial, solver.cycle == "F"), recorded
+
+
+def relax(grid: Grid, nu: int, ends: PyTree, rhs: PyTree, initial: PyTree) -> tuple[PyTree, PyTree]:
+    """nu FC-relaxations and one F-relaxation: (C-points, what their intervals arrive at)."""
+    arrived = f_relax(grid, ends, rhs, initial)
+    for _ in range(nu):
+        ends = c_relax(grid, arrived)
+        arrived = f_relax(grid, ends, rhs, initial)
+    return ends, arrived
+
+
+def coarse_solve(
+    grids: Grids, depth: int, solver: MGRIT, ends: PyTree, rhs: PyTree, initial: PyTree, full: bool
+) -> PyTree:
+    """Solve level `depth` for the C-points of the level above: exactly on the coarsest, else by one cycle.
+
+    Args:
+        grids: all levels.
+        depth: the level to solve.
+        solver: relaxations.
+        ends: C-points of level depth - 1, the guess.
+        rhs: right-hand side of level `depth`, one entry per interval of level depth - 1; None for zero.
+        initial: C-point 0.
+        full: an F-cycle: after the way down, one V-cycle more on every level but the coarsest.
+
+    Returns:
+        C-points of level depth - 1.
+    """
+    above, grid = grids[depth - 1], grids[depth]
+    rhs = None if rhs is None else restrict(above, grid, rhs)
+    if depth == len(grids) - 1:
+        return correct(above, grid, solve_coarsest(grid, rhs, initial))
+    own = c_points(unfold(restrict(above, grid, ends)), grid.level.factor, grid.backward)
+    own = v_cycle(grids, depth, solver, own, rhs, initial, full)
+    if full:
+        own = v_cycle(grids, depth, solver, own, rhs, initial, False)
+    return correct(above, grid, points(grid, own, rhs, initial))
+
+
+def v_cycle(grids: Grids, depth: int, solver: MGRIT, ends: PyTree, rhs: PyTree, initial: PyTree, full: bool) -> PyTree:
+    """One cycle that starts on a level below the finest: its corrected C-points."""
+    grid, below = grids[depth], grids[depth + 1]
+    ends, arrived = relax(grid, solver.cf_relaxations[1], ends, rhs, initial)
+    below_rhs = coarse_rhs(grid, below, arrived, ends, initial)
+    return coarse_solve(grids, depth + 1, solver, ends, below_rhs, initial, full)
+
+
+def solve_coarsest(grid: Grid, rhs: PyTree, initial: PyTree) -> PyTree:
+    """All slots of the coarsest level, one step after another: leaves (steps, ...)."""
+    block, mask, source = jax.tree.map(lambda x: x[0], (grid.blocks, grid.mask, rhs))
+    return run_interval(grid, initial, block, mask, source, keep=True)[1]
+
+
+def skip_first_down(grids: Grids, depth: int, solver: MGRIT, initial: PyTree) -> PyTree:
+    """The first cycle when it starts on the coarsest level: C-points of level depth - 1, all right-hand sides zero."""
+    above, grid = grids[depth - 1], grids[depth]
+    if depth == len(grids) - 1:
+        return correct(above, grid, solve_coarsest(grid, None, initial))
+    own = skip_first_down(grids, depth + 1, solver, initial)
+    if solver.cycle == "F":
+        own = v_cycle(grids, depth, solver, own, None, initial, False)
+    return correct(above, grid, points(grid, own, None, initial))

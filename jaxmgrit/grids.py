@@ -1,0 +1,168 @@
+"""Grids ready to run: the slots' data on every level, for the state and for the adjoint."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmgrit.backend.base import Backend
+from jaxmgrit.backend.local import Local
+from jaxmgrit.equation import Equation, Shared, Slot
+from jaxmgrit.fas import restrict
+from jaxmgrit.hierarchy import Level
+from jaxmgrit.options import MGRIT, Solver
+from jaxmgrit.pytree import fold, where
+from jaxmgrit.relaxation import Grid
+
+PyTree = Any
+
+_CACHE_BYTES = 1 << 17
+
+
+def sweep_batch(solver: Solver, state: PyTree, platform: str, share: int) -> int:
+    """How many intervals go through one batched sweep: the user's choice, or a good one for the platform.
+
+    An accelerator takes all. On a CPU a handful of large states, or as many small ones as fit its cache, go through
+    together: thin layers alone cannot fill the vector units, and too many states thrash the cache.
+    """
+    if isinstance(solver, MGRIT) and solver.intervals_per_sweep is not None:
+        return min(solver.intervals_per_sweep, share)
+    if platform != "cpu":
+        return share
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    return _divisor_near(share, max(4, _CACHE_BYTES // max(1, size)))
+
+
+def _divisor_near(share: int, batch: int) -> int:
+    """A batch about as large that divides the share, so that no remainder needs a program of its own."""
+    if batch >= share:
+        return share
+    divisors = [b for b in range(1, share + 1) if share % b == 0 and batch <= 4 * b and b <= 2 * batch]
+    return min(divisors, key=lambda b: max(b / batch, batch / b)) if divisors else batch
+
+
+def coarsen(block: Slot, mask: Any, solver: MGRIT) -> Slot:
+    """Slots of a level, leaves (share, factor, ...), to one coarse slot per interval, leaves (share, ...)."""
+    theta = jax.vmap(solver.coarse_params)(block.theta)
+    h = block.h
+    if h is not None:
+        h = jnp.sum(h if mask is None else jnp.where(mask, h, jnp.zeros_like(h)), axis=1)
+    return Slot(theta, h)
+
+
+def _backend_of(level: Level, backend: Backend) -> Backend:
+    return backend if level.devices > 1 or backend.size == 1 else Local()
+
+
+def state_grids(
+    equation: Equation,
+    slots: Slot,
+    shared: Shared,
+    levels: tuple[Level, ...],
+    solver: Solver,
+    backend: Backend,
+    batch: int,
+) -> tuple[Grid, ...]:
+    """The state's grids on this device, from its slots of the finest level (leading axis share * factor)."""
+    grids: list[Grid] = []
+    block = fold(slots, levels[0].factor)
+    for depth, level in enumerate(levels):
+        on = _backend_of(level, backend)
+
+        def advance(slot: Slot, u: PyTree, stride: int = level.stride, fine: bool = depth == 0) -> PyTree:
+            return equation.advance(slot, u, shared, stride, fine)
+
+        grids.append(Grid(level, on, block, advance, batch=batch))
+        if depth + 1 < len(levels):
+            assert isinstance(solver, MGRIT)
+            below = Grid(levels[depth + 1], _backend_of(levels[depth + 1], backend), None, advance)
+            block = restrict(grids[-1], below, coarsen(block, grids[-1].mask, solver))
+    return tuple(grids)
+
+
+class Linearisation(NamedTuple):
+    """The fine states the adjoint is linearised at: recomputed within each interval, or given.
+
+    Attributes:
+        starts: state at the left end of each interval, leaves (share, ...).
+        resets: C-points of the state that lie inside the intervals, at slot `offset`; None if there are none.
+        offset: that slot.
+        states: the state before every slot, leaves (share, factor, ...), where they are not to be recomputed.
+    """
+
+    starts: PyTree
+    resets: PyTree = None
+    offset: int = 0
+    states: PyTree = None
+
+
+class AdjointBlock(NamedTuple):
+    """Data of the adjoint's intervals on the finest level."""
+
+    slots: Slot
+    mask: Any
+    starts: PyTree
+    resets: PyTree
+    states: PyTree
+
+
+def interval_states(equation: Equation, shared: Shared, block: AdjointBlock, offset: int) -> tuple[PyTree, PyTree]:
+    """The states before every slot of one interval, leaves (factor, ...), and the state at its end."""
+    position = None
+    if block.resets is not None:
+        position = jnp.arange(jax.tree.leaves(block.slots)[0].shape[0]) == offset
+
+    def one(u: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
+        slot, inside, at_reset = inputs
+        if at_reset is not None:
+            u = where(at_reset, block.resets, u)
+        return where(inside, equation.advance(slot, u, shared), u), u
+
+    end, states = jax.lax.scan(one, block.starts, (block.slots, block.mask, position))
+    return states, end
+
+
+def adjoint_grids(
+    equation: Equation,
+    slots: Slot,
+    shared: Shared,
+    levels: tuple[Level, ...],
+    solver: Solver,
+    backend: Backend,
+    batch: int,
+    linearisation: Linearisation,
+) -> tuple[Grid, ...]:
+    """The adjoint's grids on this device: the state's, transposed and run backwards.
+
+    The step of level l from the end of a slot to its start is the transpose of that slot's step, linearised at the
+    fine state at its start.
+    """
+    forward = state_grids(equation, slots, shared, levels, solver, backend, batch)
+    grids: list[Grid] = []
+    lin = linearisation
+    starts = lin.starts
+    for depth, grid in enumerate(forward):
+        if depth == 0:
+            block: PyTree = AdjointBlock(grid.blocks, grid.mask, lin.starts, lin.resets, lin.states)
+            expand = partial(_expand, equation, shared, lin.offset)
+        else:
+            block, expand = (grid.blocks, restrict(grids[-1], grid, starts)), lambda pair: pair
+            starts = jax.tree.map(lambda x: x[:, 0], block[1])
+
+        def advance(
+            slot_and_state: PyTree, lam: PyTree, stride: int = grid.level.stride, fine: bool = depth == 0
+        ) -> PyTree:
+            slot, u = slot_and_state
+            return equation.transpose(slot, u, shared, lam, stride, fine)
+
+        grids.append(Grid(grid.level, grid.backend, block, advance, expand, True, batch))
+    return tuple(grids)
+
+
+def _expand(equation: Equation, shared: Shared, offset: int, block: AdjointBlock) -> PyTree:
+    if block.states is not None:
+        return block.slots, block.states
+    return block.slots, interval_states(equation, shared, block, offset)[0]

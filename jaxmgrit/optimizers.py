@@ -1,0 +1,50 @@
+"""Optax transformations for training with inexact gradients."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+PyTree = Any
+
+
+class AnticipateState(NamedTuple):
+    """The last gradient, and whether there is one."""
+
+    previous: PyTree
+    started: jax.Array
+
+
+def anticipate(alpha: float) -> optax.GradientTransformation:
+    """Hand on g + alpha (g - g_prev): the gradient as it will be once what arrives late has arrived.
+
+    One-shot gradients lag behind the parameters: a fraction of each change comes an iteration late, which makes adaptive
+    optimisers unstable at learning rates that suit exact gradients. Put it first in an `optax.chain`. Measured to help:
+    alpha = 0.1-0.2 with 32 intervals, 0.3-0.5 with 16; 0 with a coarsening factor of 4.
+
+    Args:
+        alpha: >= 0; 0 changes nothing.
+
+    Raises:
+        ValueError: alpha is negative or not finite.
+    """
+    if not isinstance(alpha, numbers.Real) or not math.isfinite(alpha) or alpha < 0:
+        raise ValueError(f"anticipate: alpha={alpha!r} is not a finite number >= 0; 0.1 to 0.5 is usual.")
+
+    def init(params: PyTree) -> AnticipateState:
+        return AnticipateState(jax.tree.map(jnp.zeros_like, params), jnp.zeros((), bool))
+
+    def update(gradients: PyTree, state: AnticipateState, params: PyTree = None) -> tuple[PyTree, AnticipateState]:
+        del params
+
+        def ahead(g: jax.Array, previous: jax.Array) -> jax.Array:
+            return g + jnp.where(state.started, alpha, 0.0).astype(g.dtype) * (g - previous)
+
+        return jax.tree.map(ahead, gradients, state.previous), AnticipateState(gradients, jnp.ones((), bool))
+
+    return optax.GradientTransformation(init, update)

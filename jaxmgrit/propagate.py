@@ -1,0 +1,140 @@
+"""`propagate`: the differentiable drop-in for `lax.scan` over residual layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+
+from jaxmgrit.adjoint import adjoint_network
+from jaxmgrit.backend.base import Backend
+from jaxmgrit.backend.local import Local
+from jaxmgrit.checks import check_state
+from jaxmgrit.equation import Equation, Shared, Slot
+from jaxmgrit.network import Network, make_network
+from jaxmgrit.options import MGRIT, Solver, match_segments
+from jaxmgrit.pytree import merge, split
+from jaxmgrit.solution import Solution
+from jaxmgrit.solve import solve_network
+
+PyTree = Any
+
+# To the dtype's rounding, whatever the network.
+CONVERGED = MGRIT(cycles=50, rtol=0.0, sequential_fallback=True)
+
+
+def propagate(
+    step: Callable[..., PyTree],
+    theta: PyTree,
+    u0: PyTree,
+    *,
+    h: Any,
+    solver: Solver | None = None,
+    adjoint: Solver | None = None,
+    backend: Backend | None = None,
+    with_result: bool = False,
+) -> Any:
+    """u^N from u^0 through N layers, differentiable: `lax.scan(lambda u, t: (step(t, u, h), None), u0, theta)[0]`.
+
+    Works under `jit`, `grad`, `vmap` and inside a training step. The default solver and adjoint iterate to the dtype's
+    rounding, and propagate sequentially where the cycles do not get there: swapping a scan for it changes nothing but
+    the speed.
+
+    The cotangent is propagated by `adjoint`, linearised at the state the solver ended with; it is the derivative of the
+    returned value at convergence only. With few cycles it is the inexact gradient of one-shot training.
+
+    Args:
+        step: Phi(theta, u, h) -> u_next, pure; may close over traced values, which are differentiated too.
+        theta: parameters, every leaf with leading axis N; integer and key leaves are carried, not differentiated.
+        u0: state, a pytree of floating-point arrays.
+        h: step size, a scalar or one per layer, shape (N,); differentiated if it is traced.
+        solver: for the state; None: to rounding, at most 50 cycles.
+        adjoint: for the adjoint; None: likewise.
+        backend: where the layers live, `Local()` by default.
+        with_result: also return the state solve's result code, see `Result` and `check`.
+
+    Returns:
+        u^N, like u0; or (u^N, code).
+
+    Raises:
+        TypeError: forward-mode differentiation (`jvp`, `jacfwd`), and arguments of the wrong kind.
+        ValueError: arguments that do not fit together.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxmgrit as jm
+        >>> step = lambda theta, u, h: u + h * jnp.tanh(u @ theta)
+        >>> theta, u0 = 0.1 * jnp.ones((64, 4, 4)), jnp.ones((2, 4))
+        >>> u = jm.propagate(step, theta, u0, h=1 / 64)
+        >>> gradient = jax.grad(lambda t: jm.propagate(step, t, u0, h=1 / 64).sum())(theta)
+    """
+    solver, adjoint = match_segments(CONVERGED if solver is None else solver, CONVERGED if adjoint is None else adjoint)
+    u0 = check_state(u0)
+    network = make_network(step, theta, u0, h, solver, adjoint)
+    network = _hoist(network, u0)
+    differentiable, others = split(network.slots)
+    problem = _Static(network.equation, network.layers, solver, adjoint, Local() if backend is None else backend)
+    u_final, result = _propagate(problem, differentiable, others, network.shared, u0)
+    return (u_final, result) if with_result else u_final
+
+
+@dataclass(frozen=True)
+class _Static:
+    """What of a `propagate` is not an array."""
+
+    equation: Equation
+    layers: int
+    solver: Solver
+    adjoint: Solver
+    backend: Backend
+
+    def network(self, differentiable: PyTree, others: PyTree, shared: Shared) -> Network:
+        return Network(self.equation, self.layers, merge(differentiable, others), shared)
+
+
+def _hoist(network: Network, u0: PyTree) -> Network:
+    """Make traced values that the step closes over an argument, so that they can be differentiated."""
+    step, h = network.equation.step, network.equation.h
+    slot, state = jax.tree.map(lambda x: x[0], network.slots), u0
+    size = h if h is not None else network.shared.h if slot.h is None else slot.h
+    closed = jax.make_jaxpr(lambda t, u: step(t, u, size))(slot.theta, state)
+    if not any(isinstance(constant, jax.core.Tracer) for constant in closed.consts):
+        return network
+    converted, constants = jax.closure_convert(step, slot.theta, state, size)
+    return replace(
+        network,
+        equation=replace(network.equation, step=converted),
+        shared=network.shared._replace(constants=tuple(constants)),
+    )
+
+
+def _solve(problem: _Static, differentiable: PyTree, others: PyTree, shared: Shared, u0: PyTree) -> Solution:
+    network = problem.network(differentiable, others, shared)
+    return solve_network(network, u0, problem.solver, None, problem.backend)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _propagate(problem: _Static, differentiable: PyTree, others: PyTree, shared: Shared, u0: PyTree) -> Any:
+    sol = _solve(problem, differentiable, others, shared, u0)
+    return sol.u_final, sol.result
+
+
+def _forward(problem: _Static, differentiable: PyTree, others: PyTree, shared: Shared, u0: PyTree) -> Any:
+    sol = _solve(problem, differentiable, others, shared, u0)
+    return (sol.u_final, sol.result), (differentiable, others, shared, sol)
+
+
+def _backward(problem: _Static, kept: Any, cotangents: Any) -> Any:
+    differentiable, others, shared, sol = kept
+    network = problem.network(differentiable, others, shared)
+    adj, found = adjoint_network(
+        network, sol, cotangents[0], problem.adjoint, None, problem.backend, gradients=True, step_sizes=True
+    )
+    assert found is not None
+    d_slots: Slot = jax.tree.map(lambda x: x[: problem.layers], problem.backend.gather(found.slots))
+    return d_slots, None, found.shared, adj.lam_initial
+
+
+_propagate.defvjp(_forward, _backward)

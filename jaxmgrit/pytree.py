@@ -1,0 +1,119 @@
+"""Arithmetic on pytrees of arrays, and the split into differentiable leaves and others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+PyTree = Any
+
+
+def is_inexact(x: Any) -> bool:
+    """Whether a leaf is floating point or complex: what can be differentiated."""
+    return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+
+
+def split(tree: PyTree) -> tuple[PyTree, PyTree]:
+    """Split into differentiable leaves and the others; the absent leaves of each half are None."""
+    flags = jax.tree.map(is_inexact, tree)
+    differentiable = jax.tree.map(lambda x, keep: x if keep else None, tree, flags)
+    others = jax.tree.map(lambda x, keep: None if keep else x, tree, flags)
+    return differentiable, others
+
+
+def merge(differentiable: PyTree, others: PyTree) -> PyTree:
+    """Undo `split`."""
+    return jax.tree.map(lambda a, b: b if a is None else a, differentiable, others, is_leaf=lambda x: x is None)
+
+
+def zero_cotangent(x: Any) -> np.ndarray:
+    """JAX's cotangent of an integer or key leaf: zeros of dtype float0."""
+    return np.zeros(jnp.shape(x), jax.dtypes.float0)
+
+
+def add(a: PyTree, b: PyTree) -> PyTree:
+    """Leafwise a + b."""
+    return jax.tree.map(jnp.add, a, b)
+
+
+def subtract(a: PyTree, b: PyTree) -> PyTree:
+    """Leafwise a - b."""
+    return jax.tree.map(jnp.subtract, a, b)
+
+
+def where(mask: Any, a: PyTree, b: PyTree) -> PyTree:
+    """Leafwise selection by a mask over the leading axes of every leaf; `mask=None` selects a."""
+    if mask is None:
+        return a
+
+    def select(x: Any, y: Any) -> Any:
+        return jnp.where(jnp.reshape(mask, jnp.shape(mask) + (1,) * (x.ndim - jnp.ndim(mask))), x, y)
+
+    return jax.tree.map(select, a, b)
+
+
+def each(f: Callable[[Any], Any], tree: PyTree) -> PyTree:
+    """`jax.tree.map` with the function first to read: f on every leaf."""
+    return jax.tree.map(f, tree)
+
+
+def fold(tree: PyTree, factor: int) -> PyTree:
+    """Reshape a leading axis (a factor) into (a, factor)."""
+    return jax.tree.map(lambda x: x.reshape(-1, factor, *x.shape[1:]), tree)
+
+
+def unfold(tree: PyTree) -> PyTree:
+    """Reshape leading axes (a, factor) into one."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+
+
+def fit(tree: PyTree, size: int, front: bool) -> PyTree:
+    """Give the leading axis `size` entries, repeating the edge entry or cutting, at the front or at the end."""
+
+    def one(x: Any) -> Any:
+        extra = size - x.shape[0]
+        if extra == 0:
+            return x
+        if extra < 0:
+            return x[-size:] if front else x[:size]
+        edge = x[:1] if front else x[-1:]
+        padding = jnp.broadcast_to(edge, (extra, *x.shape[1:]))
+        return jnp.concatenate([padding, x] if front else [x, padding])
+
+    return jax.tree.map(one, tree)
+
+
+def repeat(tree: PyTree, count: int) -> PyTree:
+    """Stack `count` copies of a tree along a new leading axis."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x))), tree)
+
+
+def strong(tree: PyTree) -> PyTree:
+    """Arrays of definite (not weak) dtype, so that no dtype changes inside a loop."""
+    return jax.tree.map(lambda x: x if isinstance(x, jax.Array) and not x.weak_type else _strong(x), tree)
+
+
+def _strong(x: Any) -> jax.Array:
+    return jnp.asarray(x, jnp.result_type(x))
+
+
+def euclidean_norm(state: PyTree) -> jax.Array:
+    """The default norm of a state: Euclidean over all leaves, batch included, undivided."""
+    squares = [jnp.sum(jnp.real(x * jnp.conj(x))) for x in jax.tree.leaves(state)]
+    return jnp.sqrt(sum(squares[1:], squares[0]))
+
+
+def all_finite(tree: PyTree) -> jax.Array:
+    """Whether every entry of every leaf is finite."""
+    flags = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(flags)) if flags else jnp.asarray(True)
+
+
+def real_dtype(state: PyTree) -> Any:
+    """The real dtype that norms and step sizes of this state have."""
+    dtype = jnp.result_type(*[jnp.result_type(x) for x in jax.tree.leaves(state)])
+    return jnp.finfo(dtype).dtype

@@ -1,0 +1,172 @@
+"""`solve`: the state through all layers, by cycles over the layer index or one layer after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmgrit.backend.base import REPLICATED, SHARDED, Backend
+from jaxmgrit.backend.local import Local
+from jaxmgrit.checks import check_like, check_state
+from jaxmgrit.equation import Equation
+from jaxmgrit.grids import state_grids, sweep_batch
+from jaxmgrit.hierarchy import Level, build_levels, lay_out
+from jaxmgrit.iteration import Outcome, run
+from jaxmgrit.network import Network, make_network
+from jaxmgrit.options import MGRIT, Sequential, Solver
+from jaxmgrit.pytree import repeat
+from jaxmgrit.relaxation import Grid, points
+from jaxmgrit.solution import CPoints, Solution
+
+PyTree = Any
+
+# Compiled programs are found again by their static parts, so that calls outside jit compile once per step function.
+PROGRAMS = 128
+
+
+def solve(
+    step: Callable[..., PyTree],
+    theta: PyTree,
+    u0: PyTree,
+    *,
+    h: Any,
+    solver: Solver | None = None,
+    guess: CPoints | None = None,
+    backend: Backend | None = None,
+) -> Solution:
+    """Propagate u^0 through N layers: u^{n+1} = step(theta^n, u^n, h).
+
+    Choose this for the solution object: residual history, C-points to start the next solve from, a result code. For
+    a differentiable drop-in of `lax.scan` see `propagate`.
+
+    Args:
+        step: Phi(theta, u, h) -> u_next, pure; theta is one layer's parameters.
+        theta: parameters, every leaf with leading axis N.
+        u0: state, a pytree of floating-point arrays.
+        h: step size, a scalar or one per layer, shape (N,).
+        solver: `MGRIT(...)` (the default) or `Sequential()`.
+        guess: C-points of an earlier solve with the same partition of the layers; None: u^0 everywhere.
+        backend: `Local()` (the default), `Mesh(...)`: where the layers live.
+
+    Returns:
+        A `Solution`. With a fixed number of cycles it can be differentiated like any JAX computation.
+
+    Raises:
+        TypeError, ValueError: arguments that do not fit together; nothing has been compiled by then.
+
+    Source: Guenther et al. 2020 (arXiv 1812.04352), sections 3.1-3.2.
+    """
+    solver = MGRIT() if solver is None else solver
+    backend = Local() if backend is None else backend
+    u0 = check_state(u0)
+    network = make_network(step, theta, u0, h, solver)
+    return solve_network(network, u0, solver, guess, backend)
+
+
+def solve_network(network: Network, u0: PyTree, solver: Solver, guess: CPoints | None, backend: Backend) -> Solution:
+    """`solve` for a checked network."""
+    levels = build_levels(network.layers, solver, backend.size)
+    equation = network.with_coarse_step(solver)
+    if guess is not None:
+        expected = jax.eval_shape(lambda: CPoints(u0, repeat(u0, levels[0].intervals)))
+        check_like(guess, expected, "guess", GUESS_REMEDY)
+
+    program = _solve_program(equation, levels, solver, backend)
+    slots = backend.scatter(lay_out(network.slots, levels[0]))
+    outcome = program(slots, u0, network.shared, None if guess is None else guess.ends)
+    return Solution(
+        outcome.final,
+        CPoints(u0, outcome.ends),
+        outcome.norms,
+        outcome.cycles,
+        outcome.result,
+        levels[0],
+        isinstance(solver, MGRIT) and solver.has_tolerance,
+    )
+
+
+@lru_cache(maxsize=PROGRAMS)
+def _solve_program(
+    equation: Equation, levels: tuple[Level, ...], solver: Solver, backend: Backend
+) -> Callable[..., Outcome]:
+    def body(slots: PyTree, u0: PyTree, shared: PyTree, ends: PyTree) -> Outcome:
+        batch = sweep_batch(solver, u0, backend.platform, levels[0].share)
+        grids = state_grids(equation, slots, shared, levels, solver, backend, batch)
+        return run(grids, solver, repeat(u0, levels[0].share) if ends is None else ends, u0)
+
+    return backend.lift(body, STATE_SPECS, OUTCOME_SPECS)
+
+
+STATE_SPECS = (SHARDED, REPLICATED, REPLICATED, SHARDED)
+OUTCOME_SPECS = Outcome(SHARDED, REPLICATED, REPLICATED, REPLICATED, REPLICATED)
+GUESS_REMEDY = (
+    "Give the c_points of a solve of the same network with the same coarsening factor and number of devices "
+    "(or a jax.tree.map of them)."
+)
+
+
+def trajectory(
+    step: Callable[..., PyTree],
+    theta: PyTree,
+    sol: Solution,
+    *,
+    h: Any,
+    backend: Backend | None = None,
+) -> PyTree:
+    """All states u^0 .. u^N of a solution: its C-points, and its F-points by F-relaxation.
+
+    Args:
+        step: as in `solve`.
+        theta: as in `solve`.
+        sol: a solution of `solve`.
+        h: as in `solve`.
+        backend: the one the solution was made with.
+
+    Returns:
+        The state's pytree with leading axis N + 1 on every leaf.
+    """
+    backend = Local() if backend is None else backend
+    network = make_network(step, theta, sol.c_points.initial, h)
+    check_partition(sol.level, network.layers, backend, "sol")
+
+    program = _points_program(network.equation, sol.level, backend)
+    after = backend.gather(program(*state_data(network, sol, backend)))
+    return jax.tree.map(
+        lambda first, rest: jnp.concatenate([first[None], rest[: network.layers]]), sol.c_points.initial, after
+    )
+
+
+@lru_cache(maxsize=PROGRAMS)
+def _points_program(equation: Equation, level: Level, backend: Backend) -> Callable[..., PyTree]:
+    def body(slots: PyTree, u0: PyTree, shared: PyTree, ends: PyTree) -> PyTree:
+        return points(finest_grid(equation, slots, shared, level, u0, backend), ends, None, u0)
+
+    return backend.lift(body, STATE_SPECS, SHARDED)
+
+
+def finest_grid(equation: Equation, slots: PyTree, shared: PyTree, level: Level, u0: PyTree, backend: Backend) -> Grid:
+    """The state's finest grid alone, of a given partition."""
+    batch = sweep_batch(Sequential(), u0, backend.platform, level.share)
+    return state_grids(equation, slots, shared, (level,), Sequential(), backend, batch)[0]
+
+
+def state_data(network: Network, sol: Solution, backend: Backend) -> tuple[PyTree, ...]:
+    """What a program needs to know of a solved state: slots, u^0, what is shared, C-points (see STATE_SPECS)."""
+    slots = backend.scatter(lay_out(network.slots, sol.level))
+    return slots, sol.c_points.initial, network.shared, sol.c_points.ends
+
+
+def check_partition(level: Level, layers: int, backend: Backend, name: str) -> None:
+    """Raise a ValueError unless a solution belongs to a network of so many layers on this backend."""
+    if level.steps != layers:
+        raise ValueError(
+            f"{name} belongs to a network of {level.steps} layers, but theta has {layers}; solve again with this theta."
+        )
+    if level.devices != backend.size:
+        raise ValueError(
+            f"{name} was computed on {level.devices} devices, but backend has {backend.size}; pass the backend it was made with."
+        )
