@@ -3,6 +3,7 @@
 from jaxmgrit.adjoint import adjoint_solve, adjoint_trajectory, layer_gradients
 from jaxmgrit.backend.local import Local
 from jaxmgrit.backend.mesh import Mesh
+from jaxmgrit.backend.mpi import MPI
 from jaxmgrit.coarsen import average, injection, midpoint, same_step
 from jaxmgrit.one_shot import Info, OneShot, TrainState
 from jaxmgrit.optimizers import anticipate
@@ -15,6 +16,7 @@ from jaxmgrit.solve import solve, trajectory
 
 __all__ = [
     "MGRIT",
+    "MPI",
     "AdjointSolution",
     "CPoints",
     "CyclesThenGradient",

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxmgrit.backend.base import REPLICATED, SHARDED, Backend
-from jaxmgrit.backend.local import Local
+from jaxmgrit.backend.local import LOCAL
 from jaxmgrit.checks import check_like, check_state
-from jaxmgrit.equation import Equation, Shared
-from jaxmgrit.grids import AdjointBlock, Linearisation, adjoint_grids, interval_states, sweep_batch
-from jaxmgrit.hierarchy import Level, build_levels, lay_out, relayout
+from jaxmgrit.equation import Equation
+from jaxmgrit.gradient import Gradients, sequential_gradient, vjp_sweep
+from jaxmgrit.grids import Linearisation, adjoint_grids, sweep_batch
+from jaxmgrit.hierarchy import Level, build_levels, relayout
 from jaxmgrit.iteration import Outcome, run, sequential_outcome
+from jaxmgrit.linearise import linearise
 from jaxmgrit.network import Network, make_network
-from jaxmgrit.options import MGRIT, Sequential, Solver
-from jaxmgrit.pytree import add, fold, merge, repeat, split, unfold, where, zero_cotangent
-from jaxmgrit.relaxation import Grid, by_intervals, points, run_interval
+from jaxmgrit.options import DEFAULT, MGRIT, SEQUENTIAL, Solver
+from jaxmgrit.programs import cached
+from jaxmgrit.pytree import merge, repeat, split, zero_cotangent
+from jaxmgrit.relaxation import Grid, points
 from jaxmgrit.solution import AdjointSolution, CPoints, Solution
 from jaxmgrit.solve import (
     GUESS_REMEDY,
     OUTCOME_SPECS,
-    PROGRAMS,
     STATE_SPECS,
     check_partition,
     finest_grid,
@@ -32,128 +33,6 @@ from jaxmgrit.solve import (
 )
 
 PyTree = Any
-
-
-class Gradients(NamedTuple):
-    """Cotangents of all layers and what they share; the running cost's sum comes along."""
-
-    slots: PyTree
-    shared: PyTree
-    cost: jax.Array
-
-
-def linearise(state: Grid, ends: PyTree, u0: PyTree, target: Level) -> Linearisation:
-    """The fine states at which the adjoint of partition `target` is linearised, from the state's C-points.
-
-    The adjoint's intervals end where the state's do only if the coarsening factor divides N. Else each begins at an F-point
-    and has a C-point inside, where the recomputation goes on from the C-point's value.
-    """
-    level, backend = state.level, state.backend
-    if (level.slots, level.factor, level.devices) != (target.slots, target.factor, target.devices):
-        before = _before_slots(state, ends, u0)
-        states = fold(relayout(before, level, target, backend), target.factor)
-        return Linearisation(jax.tree.map(lambda x: x[:, 0], states), states=states)
-    starts = state.starts(ends, u0)
-    intervals, within = divmod(target.first - level.first, level.factor)
-
-    def moved(values: PyTree, by: int) -> PyTree:
-        return values if by == 0 else backend.shift(values, by, None)
-
-    if within == 0:
-        return Linearisation(moved(starts, intervals))
-    # `within` slots of padding in front of layer 0, so intervals begin at the state's F-points `offset`.
-    offset = level.factor - within
-    inner = _advance_by(state, starts, offset)
-    return Linearisation(moved(inner, intervals + 1), moved(starts, intervals), within)
-
-
-def _before_slots(state: Grid, ends: PyTree, u0: PyTree) -> PyTree:
-    after = points(state, ends, None, u0)
-    return state.backend.shift(after, 1, u0)
-
-
-def _advance_by(state: Grid, starts: PyTree, count: int) -> PyTree:
-    """F-relaxation up to the F-point `count` of every interval."""
-
-    def sweep(args: PyTree) -> PyTree:
-        return run_interval(state, *args, rhs=None)[0]
-
-    data = jax.tree.map(lambda x: x[:, :count], (state.blocks, state.mask))
-    return by_intervals(sweep, (starts, *data), state.level.share, state.batch)
-
-
-def vjp_sweep(
-    equation: Equation, grid: Grid, shared: Shared, offset: int, lam: PyTree, step_sizes: bool
-) -> tuple[PyTree, PyTree, Gradients]:
-    """State, adjoint and gradient of all intervals in one pass: the fused sweep.
-
-    Args:
-        equation: the state's.
-        grid: the adjoint's finest grid.
-        shared: what the layers share.
-        offset: where inside the intervals the state is reset to a C-point.
-        lam: adjoint at the right end of each interval, leaves (share, ...).
-        step_sizes: whether h (and what the step closes over) is to be differentiated too.
-
-    Returns:
-        What state and adjoint arrive at, leaves (share, ...), and the gradients of this device's layers, leaves
-        (share * factor, ...).
-    """
-
-    def one(args: tuple[PyTree, AdjointBlock]) -> tuple[PyTree, PyTree, PyTree]:
-        lam, block = args
-        return interval_gradient(equation, shared, block, offset, lam, step_sizes)
-
-    arrived, lam, gradients = by_intervals(one, (lam, grid.blocks), grid.level.share, grid.batch)
-    slots, rest = gradients.slots, (gradients.shared, gradients.cost)
-    total = jax.tree.map(lambda x: jnp.sum(x, axis=0), rest)
-    return arrived, lam, Gradients(unfold(slots), *total)
-
-
-def interval_gradient(
-    equation: Equation, shared: Shared, block: AdjointBlock, offset: int, lam: PyTree, step_sizes: bool
-) -> tuple[PyTree, PyTree, Gradients]:
-    """The fused sweep of one interval, from the state at its start and the adjoint at its end."""
-    if block.states is not None:
-        states, arrived = block.states, None
-    else:
-        states, arrived = interval_states(equation, shared, block, offset)
-
-    def one(carry: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
-        lam, total = carry
-        slot, inside, u = inputs
-        vjp = equation.gradient(slot, u, shared, lam, step_sizes)
-        found = (vjp.slot, vjp.shared, vjp.cost)
-        d_slot, d_shared, cost = where(inside, found, jax.tree.map(jnp.zeros_like, found))
-        return (where(inside, vjp.u, lam), add(total, d_shared)), (d_slot, cost)
-
-    start = (lam, zero_shared(shared, step_sizes))
-    (lam, total), (d_slots, costs) = jax.lax.scan(one, start, (block.slots, block.mask, states), reverse=True)
-    return arrived, lam, Gradients(d_slots, total, jnp.sum(costs))
-
-
-def zero_shared(shared: Shared, step_sizes: bool) -> Shared:
-    """Where the cotangent of what is shared starts from."""
-    return jax.tree.map(jnp.zeros_like, shared) if step_sizes else Shared()
-
-
-def sequential_gradient(
-    equation: Equation, grid: Grid, shared: Shared, offset: int, lam: PyTree, step_sizes: bool
-) -> tuple[PyTree, Gradients]:
-    """Adjoint and gradient in one run through the intervals of one device, one after another.
-
-    Returns:
-        The adjoint at the left end of every interval, and the gradients.
-    """
-
-    def one(carry: PyTree, block: AdjointBlock) -> tuple[PyTree, PyTree]:
-        lam, total = carry
-        _, lam, gradients = interval_gradient(equation, shared, block, offset, lam, step_sizes)
-        return (lam, add(total, gradients.shared)), (lam, gradients.slots, gradients.cost)
-
-    start = (lam, zero_shared(shared, step_sizes))
-    (_, total), (ends, slots, costs) = jax.lax.scan(one, start, grid.blocks, reverse=True)
-    return ends, Gradients(unfold(slots), total, jnp.sum(costs))
 
 
 def _grids(
@@ -200,7 +79,7 @@ def adjoint_network(
     return adj, found
 
 
-@lru_cache(maxsize=PROGRAMS)
+@cached
 def _adjoint_program(
     equation: Equation,
     state: Level,
@@ -240,10 +119,10 @@ def adjoint_solve(
     lam_final: PyTree,
     *,
     h: Any,
-    solver: Solver | None = None,
+    solver: Solver = DEFAULT,
     guess: CPoints | None = None,
     running_cost: Callable[..., Any] | None = None,
-    backend: Backend | None = None,
+    backend: Backend = LOCAL,
 ) -> AdjointSolution:
     """Propagate lam^N backwards: lam^n = (d step / d u)^T lam^{n+1} + d running_cost / d u^n.
 
@@ -253,7 +132,8 @@ def adjoint_solve(
     Args:
         step: as in `solve`.
         theta: as in `solve`.
-        sol: the state, from `solve`; one solved by `Sequential()` or with another coarsening factor will do too, but the
+        sol: the state, from `solve`; one solved by `Sequential()` or with another coarsening factor will do too, but
+            the
             states of all N layers are then kept while the adjoint is solved, unless its segments are those of `solver`.
         lam_final: lam^N = d loss / d u^N, like the state.
         h: as in `solve`.
@@ -270,8 +150,6 @@ def adjoint_solve(
 
     Source: Guenther et al. 2020 (arXiv 1812.04352), section 3.3.
     """
-    solver = MGRIT() if solver is None else solver
-    backend = Local() if backend is None else backend
     network = make_network(step, theta, sol.c_points.initial, h, solver, running_cost=running_cost)
     check_partition(sol.level, network.layers, backend, "sol")
     lam_final = check_state(lam_final, "lam_final")
@@ -287,7 +165,7 @@ def layer_gradients(
     *,
     h: Any,
     running_cost: Callable[..., Any] | None = None,
-    backend: Backend | None = None,
+    backend: Backend = LOCAL,
 ) -> PyTree:
     """Gradient with respect to the layers' parameters: (d step / d theta)^T lam^{n+1} + d running_cost / d theta^n.
 
@@ -308,7 +186,6 @@ def layer_gradients(
     Raises:
         TypeError, ValueError: arguments that do not fit together.
     """
-    backend = Local() if backend is None else backend
     network = make_network(step, theta, sol.c_points.initial, h, running_cost=running_cost)
     check_partition(sol.level, network.layers, backend, "sol")
     check_partition(adj.level, network.layers, backend, "adj")
@@ -318,10 +195,10 @@ def layer_gradients(
     return like_theta(found.slots.theta, theta, network.layers, backend)
 
 
-@lru_cache(maxsize=PROGRAMS)
+@cached
 def _gradient_program(equation: Equation, state: Level, level: Level, backend: Backend) -> Callable[..., Gradients]:
     def body(data: PyTree, lam_final: PyTree, ends: PyTree) -> Gradients:
-        (grid,), lin = _grids(equation, state, (level,), Sequential(), backend, data)
+        (grid,), lin = _grids(equation, state, (level,), SEQUENTIAL, backend, data)
         lam = grid.starts(ends, lam_final)
         _, _, found = vjp_sweep(equation, grid, data[2], lin.offset, lam, False)
         return _collect(found, level, state, backend)
@@ -343,7 +220,7 @@ def adjoint_trajectory(
     *,
     h: Any,
     running_cost: Callable[..., Any] | None = None,
-    backend: Backend | None = None,
+    backend: Backend = LOCAL,
 ) -> PyTree:
     """All adjoints lam^0 .. lam^N: the C-points of `adj`, and its F-points by F-relaxation.
 
@@ -352,7 +229,6 @@ def adjoint_trajectory(
     Returns:
         The state's pytree with leading axis N + 1 on every leaf.
     """
-    backend = Local() if backend is None else backend
     network = make_network(step, theta, sol.c_points.initial, h, running_cost=running_cost)
     check_partition(sol.level, network.layers, backend, "sol")
     check_partition(adj.level, network.layers, backend, "adj")
@@ -366,10 +242,10 @@ def adjoint_trajectory(
     )
 
 
-@lru_cache(maxsize=PROGRAMS)
+@cached
 def _adjoint_points_program(equation: Equation, state: Level, level: Level, backend: Backend) -> Callable[..., PyTree]:
     def body(data: PyTree, lam_final: PyTree, ends: PyTree) -> PyTree:
-        (grid,), _ = _grids(equation, state, (level,), Sequential(), backend, data)
+        (grid,), _ = _grids(equation, state, (level,), SEQUENTIAL, backend, data)
         return relayout(points(grid, ends, None, lam_final), level, state, backend)
 
     return backend.lift(body, (STATE_SPECS, REPLICATED, SHARDED), SHARDED)

@@ -24,6 +24,15 @@ def describe(tree: PyTree) -> str:
     return str(jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", tree))
 
 
+def _alike(a: PyTree, b: PyTree) -> bool:
+    """Whether two pytrees have the same structure, shapes and dtypes."""
+    one: Any = jax.tree.structure(a)
+    return bool(one == jax.tree.structure(b)) and all(
+        jnp.shape(x) == jnp.shape(y) and jnp.result_type(x) == jnp.result_type(y)
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
 def check_layers(theta: PyTree, name: str = "theta") -> int:
     """The number of layers: the common leading axis of all leaves.
 
@@ -44,7 +53,8 @@ def check_layers(theta: PyTree, name: str = "theta") -> int:
             )
         if not leaf.shape:
             raise ValueError(
-                f"{name}{_path(path)} has no axes; every leaf of {name} needs the leading axis N (one entry per layer): "
+                f"{name}{_path(path)} has no axes; every leaf of {name} needs the leading axis N (one "
+                "entry per layer): "
                 "repeat it for every layer, or close over it in the step."
             )
         sizes[_path(path)] = leaf.shape[0]
@@ -72,7 +82,8 @@ def check_state(u0: PyTree, name: str = "u0") -> PyTree:
     for path, leaf in leaves:
         if not is_inexact(leaf):
             raise TypeError(
-                f"{name}{_path(path)} has dtype {jnp.result_type(leaf)}; a state's leaves must be floating point (it is corrected "
+                f"{name}{_path(path)} has dtype {jnp.result_type(leaf)}; a state's leaves must be floating "
+                "point (it is corrected "
                 "by differences): convert it, or carry what is not a number in theta."
             )
     return strong(u0)
@@ -80,11 +91,7 @@ def check_state(u0: PyTree, name: str = "u0") -> PyTree:
 
 def check_like(given: PyTree, expected: PyTree, name: str, remedy: str) -> None:
     """Raise a ValueError unless structure, shapes and dtypes of `given` are those of `expected`."""
-    same = jax.tree.structure(given) == jax.tree.structure(expected) and all(
-        jnp.shape(a) == jnp.shape(b) and jnp.result_type(a) == jnp.result_type(b)
-        for a, b in zip(jax.tree.leaves(given), jax.tree.leaves(expected), strict=True)
-    )
-    if not same:
+    if not _alike(given, expected):
         raise ValueError(f"{name} does not fit: expected {describe(expected)}, given {describe(given)}. {remedy}")
 
 
@@ -116,14 +123,11 @@ def check_step_size(h: Any, layers: int, state: PyTree) -> tuple[float | None, A
 
 def check_step(result: PyTree, state: PyTree, what: str) -> None:
     """Raise a TypeError unless `result`, the shapes one evaluation of Phi returned, is like the state."""
-    same = jax.tree.structure(result) == jax.tree.structure(state) and all(
-        a.shape == b.shape and a.dtype == b.dtype
-        for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(state), strict=True)
-    )
-    if not same:
+    if not _alike(result, state):
         raise TypeError(
             f"{what} changes the state: it was given {describe(state)} and returned {describe(result)}. "
-            "Structure, shapes and dtypes must stay the same through all layers: put what changes them into the opening or "
+            "Structure, shapes and dtypes must stay the same through all layers: put what changes them "
+            "into the opening or "
             "the closing layer, and convert to the state's dtype inside the step."
         )
 

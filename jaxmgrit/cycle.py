@@ -36,7 +36,7 @@ def cycle(grids: Grids, solver: MGRIT, ends: PyTree, initial: PyTree, norm: Norm
 
 
 def relax(grid: Grid, nu: int, ends: PyTree, rhs: PyTree, initial: PyTree) -> tuple[PyTree, PyTree]:
-    """nu FC-relaxations and one F-relaxation: (C-points, what their intervals arrive at)."""
+    """Nu FC-relaxations and one F-relaxation: (C-points, what their intervals arrive at)."""
     arrived = f_relax(grid, ends, rhs, initial)
     for _ in range(nu):
         ends = c_relax(grid, arrived)

@@ -1,7 +1,8 @@
 """The full approximation scheme between two levels: residual, coarse right-hand side, transfer of values.
 
 With u^{jm} the C-points, v^j = u^{jm} their injection and E^j = Phi(u^{jm-1}) + g^{jm} what the intervals arrive at:
-residual r = E - v, right-hand side g_{l+1}^j = r^j + v^j - Phi_{l+1}(v^{j-1}) = E^j - Phi_{l+1}(v^{j-1}), and the correction
+residual r = E - v, right-hand side g_{l+1}^j = r^j + v^j - Phi_{l+1}(v^{j-1}) = E^j - Phi_{l+1}(v^{j-1}), and the
+correction
 u^{jm} += u_{l+1}^j - v^j replaces C-points by the coarse solution.
 """
 
@@ -22,7 +23,7 @@ Norm = Callable[[PyTree], Any]
 
 
 def c_norm(grid: Grid, values: PyTree, norm: Norm) -> jax.Array:
-    """sqrt of the sum over all C-points of norm(value)^2."""
+    """Sqrt of the sum over all C-points of norm(value)^2."""
     norms = jax.vmap(norm)(values)
     squares = norms * norms
     mask = grid.level.complete_mask(grid.backend.index())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from jaxmgrit.fas import restrict
 from jaxmgrit.hierarchy import Level
 from jaxmgrit.options import MGRIT, Solver
 from jaxmgrit.pytree import fold, where
-from jaxmgrit.relaxation import Grid
+from jaxmgrit.relaxation import Grid, as_slots
 
 PyTree = Any
 
@@ -147,9 +148,9 @@ def adjoint_grids(
     for depth, grid in enumerate(forward):
         if depth == 0:
             block: PyTree = AdjointBlock(grid.blocks, grid.mask, lin.starts, lin.resets, lin.states)
-            expand = partial(_expand, equation, shared, lin.offset)
+            expand: Callable[[PyTree], PyTree] = partial(_expand, equation, shared, lin.offset)
         else:
-            block, expand = (grid.blocks, restrict(grids[-1], grid, starts)), lambda pair: pair
+            block, expand = (grid.blocks, restrict(grids[-1], grid, starts)), as_slots
             starts = jax.tree.map(lambda x: x[:, 0], block[1])
 
         def advance(

@@ -1,6 +1,7 @@
 """The grids: levels, intervals, C- and F-points, and how they are cut into equal shares for the devices.
 
-Level l has N_l steps in intervals of m_l; a *slot* holds one step. All slots of a level form one leading axis, devices x
+Level l has N_l steps in intervals of m_l; a *slot* holds one step. All slots of a level form one leading axis,
+devices x
 share x factor long, in the order of the layers, also for the adjoint, which merely runs through it backwards. Where
 N_l does not fill the slots, the rest is padding: after the last step for the state, before the first for the adjoint
 (whose C-points count from the end). Padded slots pass states through unchanged.
@@ -92,7 +93,8 @@ def build_levels(
 ) -> tuple[Level, ...]:
     """The grids of a solver for a network of `steps` layers on `devices` devices.
 
-    Level l + 1 has floor(N_l / m_l) steps; with `ragged` it has ceil(N_l / m_l): the incomplete interval at the end gets a
+    Level l + 1 has floor(N_l / m_l) steps; with `ragged` it has ceil(N_l / m_l): the incomplete interval at the end
+    gets a
     (shorter) coarse step of its own. The finest level is spread over the devices; a coarser one too as long as its
     intervals fall into the finer level's shares, and else every device gathers and solves all of it.
 
@@ -106,7 +108,8 @@ def build_levels(
     intervals = -(-steps // factors[0])
     if intervals < devices:
         raise ValueError(
-            f"{steps} layers in intervals of {factors[0]} are {intervals} intervals, fewer than the {devices} devices of the "
+            f"{steps} layers in intervals of {factors[0]} are {intervals} intervals, fewer than the "
+            f"{devices} devices of the "
             f"backend; use at most {intervals} devices or a smaller coarsening factor."
         )
     share, spread = _share(-(-intervals // devices), factors, devices)
@@ -180,7 +183,10 @@ def own_block(x: Any, size: int, backend: Any) -> Any:
 
 
 def relayout(x: Any, source: Level, target: Level, backend: Any) -> Any:
-    """Move one entry per slot from one partition of the same layers to another; whole blocks only where shapes differ."""
+    """Move one entry per slot from one partition of the same layers to another.
+
+    Partitions of the same length differ by a cyclic shift; else the whole is gathered and cut anew.
+    """
     if source.slots == target.slots and source.devices == target.devices:
         by = target.first - source.first
         return x if by == 0 else backend.shift(x, by, None)

@@ -138,7 +138,8 @@ def sequential(grid: Grid, initial: PyTree) -> PyTree:
     """
 
     def interval(value: PyTree, args: PyTree) -> tuple[PyTree, PyTree]:
-        value = run_interval(grid, value, *args, rhs=None)[0]
+        block, mask = args
+        value = run_interval(grid, value, block, mask, None)[0]
         return value, value
 
     def chain(start: PyTree) -> tuple[PyTree, PyTree]:

@@ -8,8 +8,10 @@ from typing import Any
 
 import jax
 
+from jaxmgrit.backend.base import Backend
 from jaxmgrit.checks import check_layers, check_scalar, check_step, check_step_size
 from jaxmgrit.equation import Equation, Shared, Slot
+from jaxmgrit.hierarchy import Level, lay_out
 from jaxmgrit.options import MGRIT, Solver, check_solver
 
 PyTree = Any
@@ -23,6 +25,13 @@ class Network:
     layers: int
     slots: Slot
     shared: Shared
+    spread: bool = False
+    """Whether the parameters are laid out and sharded already."""
+
+    def on(self, level: Level, backend: Backend) -> Slot:
+        """The slots in a level's layout, sharded."""
+        h = backend.scatter(lay_out(self.slots.h, level))
+        return Slot(self.slots.theta if self.spread else backend.scatter(lay_out(self.slots.theta, level)), h)
 
     def with_coarse_step(self, solver: Solver) -> Equation:
         """The equation with a solver's choice of coarse step."""
@@ -40,8 +49,7 @@ def make_network(
 ) -> Network:
     """Check step, parameters, state, step size and solvers against each other; nothing is computed.
 
-    The number of layers is the leading axis of theta, unless `layers` says that theta is laid out already (padded to a
-    level's slots, or one device's share of them).
+    The number of layers is the leading axis of theta, unless `layers` says that theta is laid out and sharded already.
 
     Raises:
         TypeError, ValueError: what does not fit, what was expected and what to do.
@@ -52,9 +60,10 @@ def make_network(
         raise TypeError(
             f"running_cost={running_cost!r} is not a function; give running_cost(theta, u, h) -> scalar, or None."
         )
+    spread = layers is not None
     layers = check_layers(theta) if layers is None else layers
     number, scalar, per_layer = check_step_size(h, layers, u0)
-    network = Network(Equation(step, running_cost, h=number), layers, Slot(theta, per_layer), Shared(scalar))
+    network = Network(Equation(step, running_cost, h=number), layers, Slot(theta, per_layer), Shared(scalar), spread)
     slot = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), network.slots)
     state = jax.eval_shape(lambda: u0)
     check_step(jax.eval_shape(network.equation.advance, slot, state, network.shared), state, "step")

@@ -19,6 +19,7 @@ from jaxmgrit.problem import Params, Problem, check_loss
 from jaxmgrit.pytree import merge, split, where
 from jaxmgrit.schedule import CyclesThenGradient, Head, PredictThenSweep, Schedule, Setting
 from jaxmgrit.solution import Result
+from jaxmgrit.spread import init_optimizer, update_optimizer
 
 PyTree = Any
 
@@ -134,7 +135,8 @@ class OneShot:
             batch: (x, y), the whole training set.
 
         Raises:
-            TypeError, ValueError: parameters, batch and problem that do not fit together, or values that are not finite.
+            TypeError, ValueError: parameters, batch and problem that do not fit together, or values that are not
+            finite.
         """
         problem, setting = self.problem, self._setting
         if not isinstance(params, Params):
@@ -158,36 +160,37 @@ class OneShot:
         level = self.schedule.level(layers, setting)
         warm = self.schedule.init(layers, u0, setting)
         # Copies, so that no two leaves share a buffer and donating the state never eats the caller's arrays.
-        params, warm = jax.tree.map(lambda x: jnp.array(x, copy=True), (params, warm))
-        place = setting.backend.scatter
-        params = params._replace(layers=place(lay_out(params.layers, level)))
-        optimizer = self._place_optimizer(self.optimizer.init(self._seen_by_optimizer(params, layers)), params, layers)
-        return TrainState(params, optimizer, place(warm), jnp.zeros((), jnp.int32), layers)
+        params, warm = _copies((params, warm))
+        params = self._place(params._replace(layers=lay_out(params.layers, level)), cut=True)
+        optimizer = _copies(init_optimizer(self.optimizer, self._seen_by_optimizer(params, layers), setting.backend))
+        iteration = setting.backend.replicate(jnp.zeros((), jnp.int32))
+        return TrainState(params, optimizer, setting.backend.scatter(warm), iteration, layers)
 
-    def _place_optimizer(self, optimizer: PyTree, params: Params, layers: int) -> PyTree:
-        """Spread what the optimiser keeps per layer as the layers are."""
-        template = self._seen_by_optimizer(params, layers)
-        flags = Params(
-            *(
-                jax.tree.map(lambda _, f=flag: f, part)
-                for part, flag in zip(template, (False, True, False), strict=True)
-            )
-        )
-
-        def place(leaf: Any, spread: bool) -> Any:
-            return self.backend.scatter(leaf) if spread else leaf
-
-        return optax.tree_utils.tree_map_params(self.optimizer, place, optimizer, flags)
+    def _place(self, params: Params, cut: bool = False) -> Params:
+        """Spread the layers, give the opening and closing to all devices; `cut` where the layers are whole as yet."""
+        place = self.backend.scatter if cut or not self.backend.cut else self.backend.replicate
+        replicate = self.backend.replicate
+        return Params(replicate(params.opening), place(params.layers), replicate(params.closing))
 
     def _seen_by_optimizer(self, params: Params, layers: int) -> Params:
         """The differentiable leaves, with the padding of the layers set to zero so that it adds nothing to any norm."""
         differentiable = split(params)[0]
-        return differentiable._replace(layers=_mask(differentiable.layers, layers))
+        return differentiable._replace(layers=self._mask(differentiable.layers, layers))
+
+    def _mask(self, tree: PyTree, layers: int) -> PyTree:
+        """Zero what belongs to padding, in arrays by slot."""
+        block = self.backend.index() if self.backend.cut else 0
+
+        def one(x: Any) -> Any:
+            slot = block * x.shape[0] + jnp.arange(x.shape[0])
+            return where(slot < layers, x, jnp.zeros_like(x))
+
+        return jax.tree.map(one, tree)
 
     def params(self, state: TrainState) -> Params:
         """The parameters, layers with leading axis N; copies, which donating the state does not eat."""
         whole = state.params._replace(layers=_cut(self.backend.gather(state.params.layers), state.layers))
-        return jax.tree.map(lambda x: jnp.array(x, copy=True), whole)
+        return _copies(whole)
 
     def step(self, state: TrainState, batch: tuple[Any, Any]) -> tuple[TrainState, Info]:
         """One iteration: inexact loss and gradient, one optimiser update.
@@ -234,45 +237,48 @@ class OneShot:
         if problem.penalty is not None:
             value, extra = self._penalty(differentiable, others, layers)
             objective, gradients = objective + value, jax.tree.map(jnp.add, gradients, extra)
-        gradients = gradients._replace(layers=_mask(gradients.layers, layers))
+        gradients = gradients._replace(layers=self._mask(gradients.layers, layers))
 
         seen = self._seen_by_optimizer(state.params, layers)
-        updates, optimizer = self.optimizer.update(gradients, state.optimizer, seen)
-        updates = updates._replace(layers=_mask(updates.layers, layers))
-        params = merge(optax.apply_updates(differentiable, updates), others)
+        updates, optimizer = update_optimizer(self.optimizer, gradients, state.optimizer, seen, setting.backend)
+        updates = updates._replace(layers=self._mask(updates.layers, layers))
+        params = self._place(merge(optax.apply_updates(differentiable, updates), others))
         code = jnp.where(jnp.isfinite(objective), found.result, Result.NOT_FINITE.value)
         info = Info(
             found.head.loss,
             found.head.aux,
             objective,
-            optax.tree.norm(gradients),
+            _norm(gradients, setting.backend),
             found.residual_norm,
             found.adjoint_residual_norm,
             code,
         )
-        return TrainState(params, optimizer, found.warm, state.iteration + 1, layers), info
+        warm = found.warm if self.backend.cut else self.backend.scatter(found.warm)
+        return TrainState(params, optimizer, warm, self.backend.replicate(state.iteration + 1), layers), info
 
     def _penalty(self, differentiable: Params, others: Params, layers: int) -> tuple[jax.Array, Params]:
         assert self.problem.penalty is not None
-        penalty = self.problem.penalty
+        penalty, backend = self.problem.penalty, self.backend
 
         def value(p: Params) -> Any:
             whole: Params = merge(p, others)
             return penalty(whole._replace(layers=_cut(whole.layers, layers)))
 
-        return jax.value_and_grad(value)(differentiable)
+        whole = differentiable._replace(layers=backend.gather(differentiable.layers))
+        others = others._replace(layers=backend.gather(others.layers))
+        found, gradient = jax.value_and_grad(value)(whole)
+        return found, gradient._replace(layers=backend.scatter(gradient.layers))
+
+
+def _norm(gradients: Params, backend: Backend) -> jax.Array:
+    """Euclidean norm over all parameters."""
+    layers = backend.total(optax.tree.norm(gradients.layers, squared=True))
+    return jnp.sqrt(layers + optax.tree.norm((gradients.opening, gradients.closing), squared=True))
+
+
+def _copies(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
 
 
 def _cut(tree: PyTree, layers: int) -> PyTree:
     return jax.tree.map(lambda x: x[:layers], tree)
-
-
-def _mask(tree: PyTree, layers: int) -> PyTree:
-    """Zero what belongs to padding, in arrays by slot."""
-
-    def one(x: Any) -> Any:
-        if x.shape[0] == layers:
-            return x
-        return where(jnp.arange(x.shape[0]) < layers, x, jnp.zeros_like(x))
-
-    return jax.tree.map(one, tree)

@@ -32,13 +32,16 @@ class MGRIT:
             rounding (ten units of the C-points' norm) counts as converged too, since no cycle can lower it:
             a tolerance of 0 asks for just that.
         skip_first_down: the first cycle starts on the coarsest level; its recorded residual is NaN.
-        coarse_params: `injection`, `average` or a function (parameters of m layers, leading axis m) -> parameters of one.
-        coarse_step: `same_step`, `midpoint` or a function (step, theta, u, h, m) -> u_next, with h the summed step size and
+        coarse_params: `injection`, `average` or a function (parameters of m layers, leading axis m) -> parameters of
+        one.
+        coarse_step: `same_step`, `midpoint` or a function (step, theta, u, h, m) -> u_next, with h the summed step
+            size and
             m the number of layers of the network it replaces.
         norm: of one state's residual, state -> scalar; None: Euclidean over all leaves, batch included.
         intervals_per_sweep: how many intervals go through one batched sweep at a time; None: all on an accelerator, as
             many as the cache likes on a CPU.
-        sequential_fallback: where the cycles do not reach the tolerance, propagate one layer after another instead, so that
+        sequential_fallback: where the cycles do not reach the tolerance, propagate one layer after another instead,
+            so that
             the result is exact whatever the network.
 
     Raises:
@@ -155,6 +158,10 @@ def _integer(owner: str, name: str, value: Any, least: int) -> None:
         raise TypeError(f"{owner}: {name}={value!r} is not an integer; give an integer >= {least}.")
     if value < least:
         raise ValueError(f"{owner}: {name}={value} is too small; give an integer >= {least}.")
+
+
+DEFAULT = MGRIT()
+SEQUENTIAL = Sequential()
 
 
 def check_solver(name: str, solver: Any) -> None:

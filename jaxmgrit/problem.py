@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxmgrit.backend.base import Backend
-from jaxmgrit.options import Sequential, Solver
+from jaxmgrit.backend.local import LOCAL
+from jaxmgrit.options import SEQUENTIAL, Solver
 from jaxmgrit.solve import solve
 
 PyTree = Any
@@ -59,12 +60,12 @@ class Problem:
                 raise TypeError(f"Problem: {name}={f!r} is not a function.")
 
     def evaluate(
-        self, params: Params, batch: tuple[Any, Any], *, solver: Solver | None = None, backend: Backend | None = None
+        self, params: Params, batch: tuple[Any, Any], *, solver: Solver = SEQUENTIAL, backend: Backend = LOCAL
     ) -> tuple[Any, Any]:
         """The loss and its aux on a batch (x, y), by default exactly: one layer after another."""
         x, y = batch
         u0 = self.opening(params.opening, x)
-        sol = solve(self.step, params.layers, u0, h=self.h, solver=solver or Sequential(), backend=backend)
+        sol = solve(self.step, params.layers, u0, h=self.h, solver=solver, backend=backend)
         loss, aux = self.loss(params.closing, sol.u_final, y)
         return loss, aux
 

@@ -11,7 +11,7 @@ import jax
 
 from jaxmgrit.adjoint import adjoint_network
 from jaxmgrit.backend.base import Backend
-from jaxmgrit.backend.local import Local
+from jaxmgrit.backend.local import LOCAL
 from jaxmgrit.checks import check_state
 from jaxmgrit.equation import Equation, Shared, Slot
 from jaxmgrit.network import Network, make_network
@@ -34,7 +34,7 @@ def propagate(
     h: Any,
     solver: Solver | None = None,
     adjoint: Solver | None = None,
-    backend: Backend | None = None,
+    backend: Backend = LOCAL,
     with_result: bool = False,
 ) -> Any:
     """u^N from u^0 through N layers, differentiable: `lax.scan(lambda u, t: (step(t, u, h), None), u0, theta)[0]`.
@@ -75,7 +75,7 @@ def propagate(
     network = make_network(step, theta, u0, h, solver, adjoint)
     network = _hoist(network, u0)
     differentiable, others = split(network.slots)
-    problem = _Static(network.equation, network.layers, solver, adjoint, Local() if backend is None else backend)
+    problem = _Static(network.equation, network.layers, solver, adjoint, backend)
     u_final, result = _propagate(problem, differentiable, others, network.shared, u0)
     return (u_final, result) if with_result else u_final
 

@@ -17,11 +17,17 @@ from jaxmgrit.pytree import add, fold, repeat, unfold, where
 PyTree = Any
 
 
+def as_slots(block: PyTree) -> PyTree:
+    """The block itself: its slots' data are stored."""
+    return block
+
+
 @dataclass(frozen=True)
 class Grid:
     """A level ready to run on this device: its data, how one step is made, in which direction.
 
-    The unknowns are `ends`: for each interval the value at the end that the run reaches, leading axis share. At complete
+    The unknowns are `ends`: for each interval the value at the end that the run reaches, leading axis share. At
+    complete
     intervals these are the C-points 1, 2, ...; C-point 0 is the given initial value.
 
     Attributes:
@@ -38,7 +44,7 @@ class Grid:
     backend: Backend
     blocks: PyTree
     advance: Callable[[PyTree, PyTree], PyTree]
-    expand: Callable[[PyTree], PyTree] = lambda block: block
+    expand: Callable[[PyTree], PyTree] = as_slots
     backward: bool = False
     batch: int = 1
 

@@ -8,24 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxmgrit.adjoint import GRADIENT_SPECS, Gradients, adjoint_network, vjp_sweep
+from jaxmgrit.adjoint import GRADIENT_SPECS, adjoint_network
 from jaxmgrit.backend.base import REPLICATED, SHARDED, Backend, broadcast
 from jaxmgrit.cycle import Grids, coarse_solve
 from jaxmgrit.equation import Equation
 from jaxmgrit.fas import residual_norm
+from jaxmgrit.gradient import Gradients, vjp_sweep
 from jaxmgrit.grids import Linearisation, adjoint_grids, state_grids, sweep_batch
-from jaxmgrit.hierarchy import Level, build_levels, lay_out
+from jaxmgrit.hierarchy import Level, build_levels
 from jaxmgrit.network import Network
 from jaxmgrit.options import MGRIT, Solver
+from jaxmgrit.programs import cached
 from jaxmgrit.pytree import add, all_finite, euclidean_norm, real_dtype, repeat, subtract
 from jaxmgrit.solution import CPoints, Result
-from jaxmgrit.solve import PROGRAMS, solve_network
+from jaxmgrit.solve import solve_network
 
 PyTree = Any
 
@@ -119,10 +120,12 @@ def _last(norms: jax.Array) -> jax.Array:
 class PredictThenSweep:
     """The coarse problem predicts state and adjoint at the new parameters; one fused sweep corrects and differentiates.
 
-    The FAS right-hand sides of the last sweep are kept for state and adjoint (tau, sigma). An iteration solves the coarse
+    The FAS right-hand sides of the last sweep are kept for state and adjoint (tau, sigma). An iteration solves the
+    coarse
     problems with them (two levels: by one coarse recurrence each; more: by `cycles` cycles on the coarse levels), then
     runs one sweep over all intervals that gives the parameters' gradients and the mismatches tau and sigma are updated
-    by. It costs little more than a sequential gradient on one device, and all of the sweep is parallel. Its fixed points
+    by. It costs little more than a sequential gradient on one device, and all of the sweep is parallel. Its fixed
+    points
     are those of the exact method.
 
     Choose it for one-shot training at large N, with layers that start smooth in depth, `coarse_params=average`,
@@ -144,7 +147,8 @@ class PredictThenSweep:
             for option, default in (("rtol", None), ("atol", None), ("skip_first_down", False)):
                 if getattr(solver, option) != default:
                     raise ValueError(
-                        f"PredictThenSweep: {name} has {option}={getattr(solver, option)!r}, which this schedule cannot honour; "
+                        f"PredictThenSweep: {name} has {option}={getattr(solver, option)!r}, which this "
+                        "schedule cannot honour; "
                         f"leave it at {default!r}, or take schedule=jm.CyclesThenGradient()."
                     )
         state, adjoint = (
@@ -152,8 +156,10 @@ class PredictThenSweep:
         )
         if len(state) < 2 or state[0] != adjoint[0]:
             raise ValueError(
-                f"PredictThenSweep: {layers} layers give the state {len(state)} level(s) with {state[0].factor} layers per interval "
-                f"and the adjoint {len(adjoint)} with {adjoint[0].factor}; both need at least two levels and the same intervals: "
+                f"PredictThenSweep: {layers} layers give the state {len(state)} level(s) with "
+                f"{state[0].factor} layers per interval "
+                f"and the adjoint {len(adjoint)} with {adjoint[0].factor}; both need at least two levels "
+                "and the same intervals: "
                 "use one coarsening factor for both, smaller than the number of layers."
             )
         return state, adjoint
@@ -176,13 +182,14 @@ class PredictThenSweep:
         if network.equation.h is not None or network.shared.h is not None:
             network = _step_size_per_layer(network, state_levels, u0)
         equations = network.with_coarse_step(solver), network.with_coarse_step(adjoint)
-        slots = backend.scatter(lay_out(network.slots, state_levels[0]))
+        slots = network.on(state_levels[0], backend)
         tau, sigma, guess, lam_guess = warm
 
         predict = _predict_program(equations[0], state_levels, solver, backend)
         ends, u_final = predict(slots, u0, network.shared, tau, guess)
         top = head(u_final)
-        sweep = _sweep_program(equations[1], adjoint_levels, adjoint, backend, solver.norm)
+        state_norm = solver.norm if isinstance(solver, MGRIT) else None
+        sweep = _sweep_program(equations[1], adjoint_levels, adjoint, backend, state_norm)
         swept = sweep(slots, u0, network.shared, ends, tau, top.lam_final, sigma, lam_guess)
 
         finite = all_finite((u_final, swept.lam_initial))
@@ -227,7 +234,7 @@ def _coarse_problem(grids: Grids, solver: MGRIT, guess: PyTree, rhs: PyTree, ini
     return ends
 
 
-@lru_cache(maxsize=PROGRAMS)
+@cached
 def _predict_program(
     equation: Equation, levels: tuple[Level, ...], solver: MGRIT, backend: Backend
 ) -> Callable[..., tuple[PyTree, PyTree]]:
@@ -243,7 +250,7 @@ def _predict_program(
     return backend.lift(body, (SHARDED, REPLICATED, REPLICATED, SHARDED, SHARDED), (SHARDED, REPLICATED))
 
 
-@lru_cache(maxsize=PROGRAMS)
+@cached
 def _sweep_program(
     equation: Equation, levels: tuple[Level, ...], solver: MGRIT, backend: Backend, state_norm: Any
 ) -> Callable[..., Swept]:

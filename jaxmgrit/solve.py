@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxmgrit.backend.base import REPLICATED, SHARDED, Backend
-from jaxmgrit.backend.local import Local
+from jaxmgrit.backend.local import LOCAL
 from jaxmgrit.checks import check_like, check_state
 from jaxmgrit.equation import Equation
 from jaxmgrit.grids import state_grids, sweep_batch
-from jaxmgrit.hierarchy import Level, build_levels, lay_out
+from jaxmgrit.hierarchy import Level, build_levels
 from jaxmgrit.iteration import Outcome, run
 from jaxmgrit.network import Network, make_network
-from jaxmgrit.options import MGRIT, Sequential, Solver
+from jaxmgrit.options import DEFAULT, MGRIT, SEQUENTIAL, Solver
+from jaxmgrit.programs import cached
 from jaxmgrit.pytree import repeat
 from jaxmgrit.relaxation import Grid, points
 from jaxmgrit.solution import CPoints, Solution
 
 PyTree = Any
-
-# Compiled programs are found again by their static parts, so that calls outside jit compile once per step function.
-PROGRAMS = 128
 
 
 def solve(
@@ -34,9 +31,9 @@ def solve(
     u0: PyTree,
     *,
     h: Any,
-    solver: Solver | None = None,
+    solver: Solver = DEFAULT,
     guess: CPoints | None = None,
-    backend: Backend | None = None,
+    backend: Backend = LOCAL,
 ) -> Solution:
     """Propagate u^0 through N layers: u^{n+1} = step(theta^n, u^n, h).
 
@@ -60,8 +57,6 @@ def solve(
 
     Source: Guenther et al. 2020 (arXiv 1812.04352), sections 3.1-3.2.
     """
-    solver = MGRIT() if solver is None else solver
-    backend = Local() if backend is None else backend
     u0 = check_state(u0)
     network = make_network(step, theta, u0, h, solver)
     return solve_network(network, u0, solver, guess, backend)
@@ -76,8 +71,7 @@ def solve_network(network: Network, u0: PyTree, solver: Solver, guess: CPoints |
         check_like(guess, expected, "guess", GUESS_REMEDY)
 
     program = _solve_program(equation, levels, solver, backend)
-    slots = backend.scatter(lay_out(network.slots, levels[0]))
-    outcome = program(slots, u0, network.shared, None if guess is None else guess.ends)
+    outcome = program(network.on(levels[0], backend), u0, network.shared, None if guess is None else guess.ends)
     return Solution(
         outcome.final,
         CPoints(u0, outcome.ends),
@@ -89,7 +83,7 @@ def solve_network(network: Network, u0: PyTree, solver: Solver, guess: CPoints |
     )
 
 
-@lru_cache(maxsize=PROGRAMS)
+@cached
 def _solve_program(
     equation: Equation, levels: tuple[Level, ...], solver: Solver, backend: Backend
 ) -> Callable[..., Outcome]:
@@ -115,7 +109,7 @@ def trajectory(
     sol: Solution,
     *,
     h: Any,
-    backend: Backend | None = None,
+    backend: Backend = LOCAL,
 ) -> PyTree:
     """All states u^0 .. u^N of a solution: its C-points, and its F-points by F-relaxation.
 
@@ -129,7 +123,6 @@ def trajectory(
     Returns:
         The state's pytree with leading axis N + 1 on every leaf.
     """
-    backend = Local() if backend is None else backend
     network = make_network(step, theta, sol.c_points.initial, h)
     check_partition(sol.level, network.layers, backend, "sol")
 
@@ -140,7 +133,7 @@ def trajectory(
     )
 
 
-@lru_cache(maxsize=PROGRAMS)
+@cached
 def _points_program(equation: Equation, level: Level, backend: Backend) -> Callable[..., PyTree]:
     def body(slots: PyTree, u0: PyTree, shared: PyTree, ends: PyTree) -> PyTree:
         return points(finest_grid(equation, slots, shared, level, u0, backend), ends, None, u0)
@@ -150,14 +143,13 @@ def _points_program(equation: Equation, level: Level, backend: Backend) -> Calla
 
 def finest_grid(equation: Equation, slots: PyTree, shared: PyTree, level: Level, u0: PyTree, backend: Backend) -> Grid:
     """The state's finest grid alone, of a given partition."""
-    batch = sweep_batch(Sequential(), u0, backend.platform, level.share)
-    return state_grids(equation, slots, shared, (level,), Sequential(), backend, batch)[0]
+    batch = sweep_batch(SEQUENTIAL, u0, backend.platform, level.share)
+    return state_grids(equation, slots, shared, (level,), SEQUENTIAL, backend, batch)[0]
 
 
 def state_data(network: Network, sol: Solution, backend: Backend) -> tuple[PyTree, ...]:
     """What a program needs to know of a solved state: slots, u^0, what is shared, C-points (see STATE_SPECS)."""
-    slots = backend.scatter(lay_out(network.slots, sol.level))
-    return slots, sol.c_points.initial, network.shared, sol.c_points.ends
+    return network.on(sol.level, backend), sol.c_points.initial, network.shared, sol.c_points.ends
 
 
 def check_partition(level: Level, layers: int, backend: Backend, name: str) -> None:
@@ -168,5 +160,6 @@ def check_partition(level: Level, layers: int, backend: Backend, name: str) -> N
         )
     if level.devices != backend.size:
         raise ValueError(
-            f"{name} was computed on {level.devices} devices, but backend has {backend.size}; pass the backend it was made with."
+            f"{name} was computed on {level.devices} devices, but backend has {backend.size}; pass the "
+            "backend it was made with."
         )

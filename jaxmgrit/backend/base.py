@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 PyTree = Any
 
-SHARDED = "sharded"
-REPLICATED = "replicated"
+SHARDED: Any = "sharded"
+REPLICATED: Any = "replicated"
 
 
 class Backend(Protocol):
@@ -21,11 +21,13 @@ class Backend(Protocol):
     operation acts on all leaves of a pytree.
     """
 
-    size: int
-    """Number of devices the layers are spread over."""
+    @property
+    def size(self) -> int:
+        """Number of devices the layers are spread over."""
 
-    platform: str
-    """JAX's name of the devices' platform: "cpu", "gpu", ..."""
+    @property
+    def platform(self) -> str:
+        """JAX's name of the devices' platform: "cpu", "gpu", ..."""
 
     def index(self) -> Any:
         """This device's position, 0 .. size - 1."""
@@ -46,8 +48,18 @@ class Backend(Protocol):
     def lift(self, f: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
         """Run f on every device; specs are (prefix pytrees of) SHARDED and REPLICATED."""
 
-    def scatter(self, x: PyTree) -> PyTree:
-        """Turn whole arrays, the same on every process, into sharded ones."""
+    @property
+    def cut(self) -> bool:
+        """Whether sharded arrays outside `lift` are this process's block only, rather than whole."""
+
+    def total(self, x: PyTree) -> PyTree:
+        """Outside `lift`, the sum over all layers of what was computed from a sharded array's entries."""
+
+    def scatter(self, x: PyTree, axis: int = 0) -> PyTree:
+        """Turn whole arrays, the same on every process, into arrays sharded along an axis."""
+
+    def replicate(self, x: PyTree) -> PyTree:
+        """Give whole arrays, the same on every process, to all devices."""
 
     def gather(self, x: PyTree) -> PyTree:
         """Undo `scatter`: whole arrays."""
@@ -58,7 +70,8 @@ def shift_blocks(
 ) -> PyTree:
     """`Backend.shift` on blocks, given `permute(block, hop)`, which moves a block cyclically `hop` devices up.
 
-    Without a fill, an entry moves `by = hop * n + rest` places: the first n - rest entries of a block land `hop` devices
+    Without a fill, an entry moves `by = hop * n + rest` places: the first n - rest entries of a block land `hop`
+    devices
     up and the others one further.
     """
     if fill is None:

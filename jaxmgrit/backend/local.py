@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 
@@ -15,7 +15,10 @@ from jaxmgrit.backend.base import PyTree, shift_blocks
 class Local:
     """All layers on one device: nothing is sharded, nothing communicates."""
 
-    size: ClassVar[int] = 1
+    @property
+    def size(self) -> int:
+        """One device."""
+        return 1
 
     @property
     def platform(self) -> str:
@@ -38,14 +41,30 @@ class Local:
         """The array itself."""
         return x
 
+    @property
+    def cut(self) -> bool:
+        """No: outside `lift` arrays are whole."""
+        return False
+
+    def total(self, x: PyTree) -> PyTree:
+        """The value itself: it was computed from whole arrays."""
+        return x
+
     def lift(self, f: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
         """`jax.jit` of the function."""
         return jax.jit(f)
 
-    def scatter(self, x: PyTree) -> PyTree:
+    def scatter(self, x: PyTree, axis: int = 0) -> PyTree:
+        """The arrays themselves."""
+        return x
+
+    def replicate(self, x: PyTree) -> PyTree:
         """The arrays themselves."""
         return x
 
     def gather(self, x: PyTree) -> PyTree:
         """The arrays themselves."""
         return x
+
+
+LOCAL = Local()

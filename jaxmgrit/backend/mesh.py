@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmgrit.backend.base import SHARDED, PyTree, shift_blocks
@@ -69,6 +68,15 @@ class Mesh:
         """See `Backend.all_sum`."""
         return jax.tree.map(lambda y: jax.lax.psum(y, self.axis), x)
 
+    @property
+    def cut(self) -> bool:
+        """No: outside `lift` arrays are whole."""
+        return False
+
+    def total(self, x: PyTree) -> PyTree:
+        """The value itself: it was computed from whole arrays."""
+        return x
+
     def lift(self, f: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
         """`jax.shard_map` over the axis."""
 
@@ -87,19 +95,25 @@ class Mesh:
             )
         )
 
-    def scatter(self, x: PyTree) -> PyTree:
-        """Shard the leading axis; a leading axis that the devices do not divide stays whole."""
-        sharding = NamedSharding(self.mesh, PartitionSpec(self.axis))
-        whole = NamedSharding(self.mesh, PartitionSpec())
+    def scatter(self, x: PyTree, axis: int = 0) -> PyTree:
+        """Shard an axis; one that the devices do not divide stays whole."""
 
         def one(y: Any) -> Any:
-            target = sharding if jnp.ndim(y) and jnp.shape(y)[0] % self.size == 0 else whole
-            if isinstance(y, jax.core.Tracer):
-                return jax.lax.with_sharding_constraint(y, target)
-            return jax.device_put(y, target)
+            even = y.ndim > axis and y.shape[axis] % self.size == 0
+            return self._place(y, PartitionSpec(*[None] * axis, self.axis) if even else PartitionSpec())
 
         return jax.tree.map(one, x)
 
+    def replicate(self, x: PyTree) -> PyTree:
+        """Give whole arrays to all devices."""
+        return jax.tree.map(lambda y: self._place(y, PartitionSpec()), x)
+
+    def _place(self, x: Any, spec: PartitionSpec) -> jax.Array:
+        sharding = NamedSharding(self.mesh, spec)
+        if isinstance(x, jax.core.Tracer):
+            return jax.lax.with_sharding_constraint(x, sharding)
+        return jax.device_put(x, sharding)
+
     def gather(self, x: PyTree) -> PyTree:
-        """The arrays themselves: a sharded `jax.Array` is whole for whoever reads it."""
-        return x
+        """Whole arrays: as they are where one process sees all devices, else copied to all of them."""
+        return self.replicate(x) if self.mesh.is_multi_process else x

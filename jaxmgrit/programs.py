@@ -1,0 +1,24 @@
+"""Compiled programs, found again by their static parts, so that calls outside `jit` compile once per step function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import Any
+
+_KEPT = 128
+
+
+def cached(build: Callable[..., Callable[..., Any]]) -> Callable[..., Callable[..., Any]]:
+    """Remember the programs a function builds; build anew where an argument cannot be hashed."""
+    remembered = lru_cache(maxsize=_KEPT)(build)
+
+    @wraps(build)
+    def find(*args: Any) -> Callable[..., Any]:
+        try:
+            hash(args)
+        except TypeError:
+            return build(*args)
+        return remembered(*args)
+
+    return find
