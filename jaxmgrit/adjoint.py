@@ -24,9 +24,9 @@ from jaxmgrit.pytree import merge, repeat, split, zero_cotangent
 from jaxmgrit.relaxation import Grid, points
 from jaxmgrit.solution import AdjointSolution, CPoints, Solution
 from jaxmgrit.solve import (
-    GUESS_REMEDY,
     OUTCOME_SPECS,
     STATE_SPECS,
+    check_guess,
     check_partition,
     finest_grid,
     state_data,
@@ -66,10 +66,7 @@ def adjoint_network(
     The gradients' slots keep the state's partition: leading axis slots, zero in the padding.
     """
     levels = build_levels(network.layers, solver, backend.size, front=True)
-    if guess is not None:
-        expected = jax.eval_shape(lambda: CPoints(lam_final, repeat(lam_final, levels[0].intervals)))
-        check_like(guess, expected, "guess", GUESS_REMEDY)
-
+    check_guess(guess, lam_final, levels[0], backend)
     equation = network.with_coarse_step(solver)
     program = _adjoint_program(equation, sol.level, levels, solver, backend, gradients, step_sizes)
     outcome, found = program(state_data(network, sol, backend), lam_final, None if guess is None else guess.ends)

@@ -66,9 +66,7 @@ def solve_network(network: Network, u0: PyTree, solver: Solver, guess: CPoints |
     """`solve` for a checked network."""
     levels = build_levels(network.layers, solver, backend.size)
     equation = network.with_coarse_step(solver)
-    if guess is not None:
-        expected = jax.eval_shape(lambda: CPoints(u0, repeat(u0, levels[0].intervals)))
-        check_like(guess, expected, "guess", GUESS_REMEDY)
+    check_guess(guess, u0, levels[0], backend)
 
     program = _solve_program(equation, levels, solver, backend)
     outcome = program(network.on(levels[0], backend), u0, network.shared, None if guess is None else guess.ends)
@@ -97,10 +95,19 @@ def _solve_program(
 
 STATE_SPECS = (SHARDED, REPLICATED, REPLICATED, SHARDED)
 OUTCOME_SPECS = Outcome(SHARDED, REPLICATED, REPLICATED, REPLICATED, REPLICATED)
-GUESS_REMEDY = (
-    "Give the c_points of a solve of the same network with the same coarsening factor and number of devices "
-    "(or a jax.tree.map of them)."
-)
+
+
+def check_guess(guess: CPoints | None, initial: PyTree, level: Level, backend: Backend) -> None:
+    """Raise a ValueError unless a guess holds the C-points of this partition."""
+    if guess is None:
+        return
+    intervals = level.share if backend.cut else level.intervals
+    expected = jax.eval_shape(lambda: CPoints(initial, repeat(initial, intervals)))
+    remedy = (
+        "Give the c_points of a solve of the same network with the same coarsening factor and number of devices "
+        "(or a jax.tree.map of them)."
+    )
+    check_like(guess, expected, "guess", remedy)
 
 
 def trajectory(
