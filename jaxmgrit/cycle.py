@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxmgrit.fas import Norm, coarse_rhs, correct, residual_norm, restrict
 from jaxmgrit.options import MGRIT
@@ -32,7 +33,7 @@ def cycle(grids: Grids, solver: MGRIT, ends: PyTree, initial: PyTree, norm: Norm
     ends, arrived = relax(grids[0], solver.cf_relaxations[0], ends, None, initial)
     recorded = residual_norm(grids[0], arrived, ends, norm)
     rhs = coarse_rhs(grids[0], grids[1], arrived, ends, initial)
-    return coarse_solve(grids, 1, solver, ends, rhs, initial, solver.cycle == "F"), recorded
+    return coarse_solve(grids, 1, solver, ends, rhs, initial), recorded
 
 
 def relax(grid: Grid, nu: int, ends: PyTree, rhs: PyTree, initial: PyTree) -> tuple[PyTree, PyTree]:
@@ -45,18 +46,18 @@ def relax(grid: Grid, nu: int, ends: PyTree, rhs: PyTree, initial: PyTree) -> tu
 
 
 def coarse_solve(
-    grids: Grids, depth: int, solver: MGRIT, ends: PyTree, rhs: PyTree, initial: PyTree, full: bool
+    grids: Grids, depth: int, solver: MGRIT, ends: PyTree, rhs: PyTree, initial: PyTree, first: Any = 0
 ) -> PyTree:
     """Solve level `depth` for the C-points of the level above: exactly on the coarsest, else by one cycle.
 
     Args:
         grids: all levels.
         depth: the level to solve.
-        solver: relaxations.
+        solver: relaxations and kind of cycle.
         ends: C-points of level depth - 1, the guess.
         rhs: right-hand side of level `depth`, one entry per interval of level depth - 1; None for zero.
         initial: C-point 0.
-        full: an F-cycle: after the way down, one V-cycle more on every level but the coarsest.
+        first: 0 for the way down of an F-cycle, 1 once it is on its way up; see `_f_cycle`.
 
     Returns:
         C-points of level depth - 1.
@@ -66,18 +67,36 @@ def coarse_solve(
     if depth == len(grids) - 1:
         return correct(above, grid, solve_coarsest(grid, rhs, initial))
     own = c_points(unfold(restrict(above, grid, ends)), grid.level.factor, grid.backward)
-    own = v_cycle(grids, depth, solver, own, rhs, initial, full)
-    if full:
-        own = v_cycle(grids, depth, solver, own, rhs, initial, False)
+    if solver.cycle == "F":
+        own = _f_cycle(grids, depth, solver, own, rhs, initial, first)
+    else:
+        own = v_cycle(grids, depth, solver, own, rhs, initial)
     return correct(above, grid, points(grid, own, rhs, initial))
 
 
-def v_cycle(grids: Grids, depth: int, solver: MGRIT, ends: PyTree, rhs: PyTree, initial: PyTree, full: bool) -> PyTree:
-    """One cycle that starts on a level below the finest: its corrected C-points."""
+def v_cycle(
+    grids: Grids, depth: int, solver: MGRIT, ends: PyTree, rhs: PyTree, initial: PyTree, first: Any = 0
+) -> PyTree:
+    """Relax, restrict, recurse, correct on a level below the finest: its corrected C-points."""
     grid, below = grids[depth], grids[depth + 1]
     ends, arrived = relax(grid, solver.cf_relaxations[1], ends, rhs, initial)
     below_rhs = coarse_rhs(grid, below, arrived, ends, initial)
-    return coarse_solve(grids, depth + 1, solver, ends, below_rhs, initial, full)
+    return coarse_solve(grids, depth + 1, solver, ends, below_rhs, initial, first)
+
+
+def _f_cycle(grids: Grids, depth: int, solver: MGRIT, ends: PyTree, rhs: PyTree, initial: PyTree, first: Any) -> PyTree:
+    """Pass 0 recurses into an F-cycle, pass 1 (the additional V-cycle) into passes 1 only; from pass `first` on.
+
+    As a loop every level is traced once; unrolled, the program would grow with the square of the number of levels.
+    """
+
+    def one(own: PyTree, number: jax.Array) -> tuple[PyTree, None]:
+        def run(own: PyTree) -> PyTree:
+            return v_cycle(grids, depth, solver, own, rhs, initial, number)
+
+        return jax.lax.cond(number >= first, run, lambda own: own, own), None
+
+    return jax.lax.scan(one, ends, jnp.arange(2))[0]
 
 
 def solve_coarsest(grid: Grid, rhs: PyTree, initial: PyTree) -> PyTree:
@@ -93,5 +112,5 @@ def skip_first_down(grids: Grids, depth: int, solver: MGRIT, initial: PyTree) ->
         return correct(above, grid, solve_coarsest(grid, None, initial))
     own = skip_first_down(grids, depth + 1, solver, initial)
     if solver.cycle == "F":
-        own = v_cycle(grids, depth, solver, own, None, initial, False)
+        own = v_cycle(grids, depth, solver, own, None, initial, 1)
     return correct(above, grid, points(grid, own, None, initial))

@@ -230,7 +230,7 @@ def _coarse_problem(grids: Grids, solver: MGRIT, guess: PyTree, rhs: PyTree, ini
     """Solve the coarse problem for the finest level's C-points: exactly with two levels, else by cycles."""
     ends = guess
     for _ in range(1 if len(grids) == 2 else solver.cycles):
-        ends = coarse_solve(grids, 1, solver, ends, rhs, initial, solver.cycle == "F")
+        ends = coarse_solve(grids, 1, solver, ends, rhs, initial)
     return ends
 
 
