@@ -34,12 +34,11 @@ class Shared(NamedTuple):
 
 
 class Vjp(NamedTuple):
-    """Cotangents of one layer: of its state, of the differentiable leaves of its slot and of what is shared."""
+    """A layer's next state and running cost, and what takes cotangents of the two back (a pytree, as in `jax.vjp`)."""
 
-    u: PyTree
-    slot: PyTree
-    shared: PyTree
+    after: PyTree
     cost: Any
+    pullback: Any
 
 
 @dataclass(frozen=True)
@@ -69,20 +68,20 @@ class Equation:
 
         return self.coarse_step(step, slot.theta, u, h, stride)
 
-    def transpose(
-        self, slot: Slot, u: PyTree, shared: Shared, lam: PyTree, stride: int = 1, fine: bool = True
-    ) -> PyTree:
-        """(d advance / d u)^T lam at the state u; on the finest level plus the running cost's derivative."""
-        if fine and self.running_cost is not None:
-            _, pullback = jax.vjp(lambda v: self._advance_and_cost(slot, v, shared), u)
-            return pullback((lam, self._one(slot, u, shared)))[0]
-        _, pullback = jax.vjp(lambda v: self.advance(slot, v, shared, stride, fine), u)
+    def transpose(self, slot: Slot, u: PyTree, shared: Shared, lam: PyTree, stride: int) -> PyTree:
+        """(d advance / d u)^T lam at the state u, on a coarse level."""
+        _, pullback = jax.vjp(lambda v: self.advance(slot, v, shared, stride, fine=False), u)
         return pullback(lam)[0]
 
-    def gradient(self, slot: Slot, u: PyTree, shared: Shared, lam: PyTree, step_sizes: bool) -> Vjp:
-        """The transpose on the finest level, with the cotangents of the layer's parameters and of what is shared.
+    def vjp_state(self, slot: Slot, u: PyTree, shared: Shared) -> Vjp:
+        """One layer with its pullback to the state: `pullback((lam, 1))` is (lam of the layer before,)."""
+        (after, cost), pullback = jax.vjp(lambda v: self._advance_and_cost(slot, v, shared), u)
+        return Vjp(after, cost, pullback)
 
-        With `step_sizes` also those of h, where it is per layer or shared.
+    def vjp_all(self, slot: Slot, u: PyTree, shared: Shared, step_sizes: bool) -> Vjp:
+        """One layer with its pullback to its parameters, its state and what is shared, in this order.
+
+        With `step_sizes` the first is a slot, with the cotangent of h where h is per layer; else the parameters alone.
         """
         differentiable, others = split(slot if step_sizes else slot.theta)
 
@@ -91,9 +90,8 @@ class Equation:
             own = own if step_sizes else Slot(own, slot.h)
             return self._advance_and_cost(own, v, s if step_sizes else shared)
 
-        (_, cost), pullback = jax.vjp(f, differentiable, u, shared if step_sizes else Shared())
-        d_slot, d_u, d_shared = pullback((lam, jnp.ones_like(cost)))
-        return Vjp(d_u, d_slot if step_sizes else Slot(d_slot), d_shared, cost)
+        (after, cost), pullback = jax.vjp(f, differentiable, u, shared if step_sizes else Shared())
+        return Vjp(after, cost, pullback)
 
     def _advance_and_cost(self, slot: Slot, u: PyTree, shared: Shared) -> tuple[PyTree, Any]:
         cost = jnp.zeros((), real_dtype(u)) if self.running_cost is None else self.cost(slot, u, shared)
@@ -103,9 +101,6 @@ class Equation:
         """The running cost of one layer."""
         assert self.running_cost is not None
         return self.running_cost(slot.theta, u, self._step_size(slot, shared, 1))
-
-    def _one(self, slot: Slot, u: PyTree, shared: Shared) -> Any:
-        return jnp.ones((), jax.eval_shape(self.cost, slot, u, shared).dtype)
 
     def _step_size(self, slot: Slot, shared: Shared, stride: int) -> Any:
         if slot.h is not None:

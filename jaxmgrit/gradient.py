@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmgrit.equation import Equation, Shared
-from jaxmgrit.grids import AdjointBlock, interval_states
+from jaxmgrit.equation import Equation, Shared, Slot
+from jaxmgrit.grids import AdjointBlock, record
 from jaxmgrit.pytree import add, unfold, where
 from jaxmgrit.relaxation import Grid, by_intervals
 
@@ -55,22 +55,20 @@ def interval_gradient(
     equation: Equation, shared: Shared, block: AdjointBlock, offset: int, lam: PyTree, step_sizes: bool
 ) -> tuple[PyTree, PyTree, Gradients]:
     """The fused sweep of one interval, from the state at its start and the adjoint at its end."""
-    if block.states is not None:
-        states, arrived = block.states, None
-    else:
-        states, arrived = interval_states(equation, shared, block, offset)
+    tape = record(lambda slot, u: equation.vjp_all(slot, u, shared, step_sizes), block, offset)
 
     def one(carry: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
         lam, total = carry
-        slot, inside, u = inputs
-        vjp = equation.gradient(slot, u, shared, lam, step_sizes)
-        found = (vjp.slot, vjp.shared, vjp.cost)
+        pullback, cost, inside = inputs
+        d_slot, before, d_shared = pullback((lam, jnp.ones_like(cost)))
+        found = (d_slot, d_shared, cost)
         d_slot, d_shared, cost = where(inside, found, jax.tree.map(jnp.zeros_like, found))
-        return (where(inside, vjp.u, lam), add(total, d_shared)), (d_slot, cost)
+        return (where(inside, before, lam), add(total, d_shared)), (d_slot, cost)
 
     start = (lam, zero_shared(shared, step_sizes))
-    (lam, total), (d_slots, costs) = jax.lax.scan(one, start, (block.slots, block.mask, states), reverse=True)
-    return arrived, lam, Gradients(d_slots, total, jnp.sum(costs))
+    (lam, total), (d_slots, costs) = jax.lax.scan(one, start, (tape.pullbacks, tape.costs, block.mask), reverse=True)
+    d_slots = d_slots if step_sizes else Slot(d_slots)
+    return tape.end, lam, Gradients(d_slots, total, jnp.sum(costs))
 
 
 def zero_shared(shared: Shared, step_sizes: bool) -> Shared:

@@ -11,30 +11,30 @@ import jax.numpy as jnp
 
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.backend.local import Local
-from jaxmgrit.equation import Equation, Shared, Slot
+from jaxmgrit.equation import Equation, Shared, Slot, Vjp
 from jaxmgrit.fas import restrict
 from jaxmgrit.hierarchy import Level
 from jaxmgrit.options import MGRIT, Solver
 from jaxmgrit.pytree import fold, where
-from jaxmgrit.relaxation import Grid, as_slots
+from jaxmgrit.relaxation import Grid
 
 PyTree = Any
 
-_CACHE_BYTES = 1 << 17
+_STATES_BYTES = 1 << 13
 
 
 def sweep_batch(solver: Solver, state: PyTree, platform: str, share: int) -> int:
     """How many intervals go through one batched sweep: the user's choice, or a good one for the platform.
 
-    An accelerator takes all. On a CPU a handful of large states, or as many small ones as fit its cache, go through
-    together: thin layers alone cannot fill the vector units, and too many states thrash the cache.
+    An accelerator takes all. On a CPU small states go through together, as many as leave room in the first-level cache
+    for what a layer computes from them: thin layers alone cannot fill the vector units. Large states go one by one.
     """
     if isinstance(solver, MGRIT) and solver.intervals_per_sweep is not None:
         return min(solver.intervals_per_sweep, share)
     if platform != "cpu":
         return share
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
-    return _divisor_near(share, max(4, _CACHE_BYTES // max(1, size)))
+    return _divisor_near(share, max(1, _STATES_BYTES // max(1, size)))
 
 
 def _divisor_near(share: int, batch: int) -> int:
@@ -110,20 +110,50 @@ class AdjointBlock(NamedTuple):
     states: PyTree
 
 
-def interval_states(equation: Equation, shared: Shared, block: AdjointBlock, offset: int) -> tuple[PyTree, PyTree]:
-    """The states before every slot of one interval, leaves (factor, ...), and the state at its end."""
+class Tape(NamedTuple):
+    """An interval's layers, linearised on the way forward.
+
+    Attributes:
+        end: the state at the interval's end.
+        costs: running cost of each slot, (factor,).
+        pullbacks: of each slot, see `Vjp`; leaves (factor, ...).
+    """
+
+    end: PyTree
+    costs: Any
+    pullbacks: Any
+
+
+def record(vjp: Callable[[Slot, PyTree], Vjp], block: AdjointBlock, offset: int) -> Tape:
+    """Run an interval forward from its start, through the C-point inside if there is one, and keep the pullbacks.
+
+    Recomputing the state and linearising it in one pass evaluates every layer once. What a pullback takes from the
+    parameters is taken from the block again rather than stored.
+    """
     position = None
     if block.resets is not None:
         position = jnp.arange(jax.tree.leaves(block.slots)[0].shape[0]) == offset
+    structure: list[Any] = []
 
     def one(u: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
-        slot, inside, at_reset = inputs
+        slot, inside, at_reset, given = inputs
+        if given is not None:
+            u = given
         if at_reset is not None:
             u = where(at_reset, block.resets, u)
-        return where(inside, equation.advance(slot, u, shared), u), u
+        made = vjp(slot, u)
+        leaves, tree = jax.tree.flatten(made.pullback)
+        own = [id(x) for x in jax.tree.leaves(slot)]
+        sources = [own.index(id(x)) if id(x) in own else None for x in leaves]
+        structure[:] = [tree, sources]
+        kept = [x for x, source in zip(leaves, sources, strict=True) if source is None]
+        return where(inside, made.after, u), (made.cost, kept)
 
-    end, states = jax.lax.scan(one, block.starts, (block.slots, block.mask, position))
-    return states, end
+    end, (costs, kept) = jax.lax.scan(one, block.starts, (block.slots, block.mask, position, block.states))
+    tree, sources = structure
+    parameters, rest = jax.tree.leaves(block.slots), iter(kept)
+    leaves = [next(rest) if source is None else parameters[source] for source in sources]
+    return Tape(end, costs, jax.tree.unflatten(tree, leaves))
 
 
 def adjoint_grids(
@@ -148,22 +178,35 @@ def adjoint_grids(
     for depth, grid in enumerate(forward):
         if depth == 0:
             block: PyTree = AdjointBlock(grid.blocks, grid.mask, lin.starts, lin.resets, lin.states)
-            expand: Callable[[PyTree], PyTree] = partial(_expand, equation, shared, lin.offset)
-        else:
-            block, expand = (grid.blocks, restrict(grids[-1], grid, starts)), as_slots
-            starts = jax.tree.map(lambda x: x[:, 0], block[1])
-
-        def advance(
-            slot_and_state: PyTree, lam: PyTree, stride: int = grid.level.stride, fine: bool = depth == 0
-        ) -> PyTree:
-            slot, u = slot_and_state
-            return equation.transpose(slot, u, shared, lam, stride, fine)
-
-        grids.append(Grid(grid.level, grid.backend, block, advance, expand, True, batch))
+            grids.append(
+                Grid(
+                    grid.level,
+                    grid.backend,
+                    block,
+                    _pull_state,
+                    partial(_expand, equation, shared, lin.offset),
+                    backward=True,
+                    batch=batch,
+                )
+            )
+            continue
+        block = (grid.blocks, restrict(grids[-1], grid, starts))
+        starts = jax.tree.map(lambda x: x[:, 0], block[1])
+        advance = partial(_transpose, equation, shared, grid.level.stride)
+        grids.append(Grid(grid.level, grid.backend, block, advance, backward=True, batch=batch))
     return tuple(grids)
 
 
+def _transpose(equation: Equation, shared: Shared, stride: int, slot_and_state: PyTree, lam: PyTree) -> PyTree:
+    slot, u = slot_and_state
+    return equation.transpose(slot, u, shared, lam, stride)
+
+
+def _pull_state(taped: PyTree, lam: PyTree) -> PyTree:
+    pullback, cost = taped
+    return pullback((lam, jnp.ones_like(cost)))[0]
+
+
 def _expand(equation: Equation, shared: Shared, offset: int, block: AdjointBlock) -> PyTree:
-    if block.states is not None:
-        return block.slots, block.states
-    return block.slots, interval_states(equation, shared, block, offset)[0]
+    tape = record(lambda slot, u: equation.vjp_state(slot, u, shared), block, offset)
+    return tape.pullbacks, tape.costs
