@@ -1,0 +1,133 @@
+"""From a config to the objects of jaxmgrit and optax it names."""
+
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AxisType
+
+import jaxmgrit as jm
+from experiments import networks
+from experiments.errors import ConfigError
+from experiments.problems import Data, DataSet
+from experiments.schema import Backend, Config, Optimizer, Solver
+
+COARSE_PARAMS = {"injection": jm.injection, "average": jm.average}
+COARSE_STEPS = {"same_step": jm.same_step, "midpoint": jm.midpoint}
+SCHEDULES = {"cycles_then_gradient": jm.CyclesThenGradient, "predict_then_sweep": jm.PredictThenSweep}
+
+
+def prepare_jax(config: Config) -> None:
+    """Set what JAX must know before it first computes: the precision, and how many devices a CPU shall be."""
+    jax.config.update("jax_enable_x64", config.dtype == "float64")
+    devices = config.backend.devices or 1
+    if devices > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        try:
+            jax.config.update("jax_num_cpu_devices", devices)
+        except RuntimeError:  # JAX has computed already, with the devices it has: `backend` counts them
+            pass
+
+
+def backend(section: Backend) -> Any:
+    """The backend of a config.
+
+    Raises:
+        ConfigError: More devices are asked for than there are.
+    """
+    if section.kind == "local":
+        return jm.Local()
+    there = jax.devices()
+    wanted = section.devices or len(there)
+    if wanted > len(there):
+        raise ConfigError(
+            f"backend.devices = {wanted}: expected at most {len(there)}, the {there[0].platform} devices JAX sees. "
+            "Use fewer, or on a CPU unset XLA_FLAGS so that as many as asked for are made."
+        )
+    mesh = jax.make_mesh((wanted,), ("layers",), axis_types=(AxisType.Auto,), devices=there[:wanted])
+    return jm.Mesh(mesh, axis="layers")
+
+
+def solver(section: Solver) -> jm.MGRIT:
+    """The multigrid solver of a `solver` or `adjoint` section."""
+    options = section.model_dump()
+    factor = options.pop("coarsening_factor")
+    return jm.MGRIT(
+        coarsening_factor=tuple(factor) if isinstance(factor, list) else factor,
+        cf_relaxations=tuple(options.pop("cf_relaxations")),
+        coarse_params=COARSE_PARAMS[options.pop("coarse_params")],
+        coarse_step=COARSE_STEPS[options.pop("coarse_step")],
+        **options,
+    )
+
+
+def optimizer(section: Optimizer, iterations: int) -> optax.GradientTransformation:
+    """The optimiser with its learning-rate schedule, behind the anticipation of the gradient."""
+    peak, warmup = section.learning_rate, section.warmup
+    rates = optax.join_schedules(
+        [
+            optax.linear_schedule(peak / (warmup + 1), peak, warmup),  # from above zero, or the first iteration is idle
+            optax.cosine_decay_schedule(peak, iterations - warmup)
+            if section.schedule == "cosine"
+            else optax.constant_schedule(peak),
+        ],
+        [warmup],
+    )
+    update = {"adam": optax.adam, "sgd": optax.sgd}[section.name](rates)
+    return optax.chain(jm.anticipate(section.anticipate), update) if section.anticipate > 0 else update
+
+
+def problem(config: Config) -> jm.Problem:
+    """The residual network's training problem."""
+    h = config.network.final_time / config.network.layers
+    return jm.Problem(
+        networks.opening,
+        networks.residual_step(config.network.activation),
+        networks.classification,
+        h=h,
+        penalty=networks.penalty(config.penalty, h),
+    )
+
+
+def initial_params(config: Config, data: Data) -> jm.Params:
+    """The seeded initial parameters for these data."""
+    return networks.initialise(config.network, data.train.x.shape[1], data.classes, config.seed, config.dtype)
+
+
+def trainer(config: Config) -> jm.OneShot:
+    """The trainer: one-shot, or its conventional counterpart with exact states and gradients.
+
+    Raises:
+        ConfigError: An option that the library refuses; its message says which and why.
+    """
+    one_shot = config.training.method == "one_shot"
+    schedule = SCHEDULES[config.training.schedule if one_shot else "cycles_then_gradient"]
+    try:
+        return jm.OneShot(
+            problem(config),
+            optimizer(config.optimizer, config.iterations),
+            solver=solver(config.solver) if one_shot else jm.Sequential(),
+            adjoint=solver(config.adjoint) if one_shot else jm.Sequential(),
+            schedule=schedule(),
+            backend=backend(config.backend),
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from None
+
+
+def initial_state(config: Config, data: Data, trainer: jm.OneShot) -> jm.TrainState:
+    """The trainer's state before the first iteration.
+
+    Raises:
+        ConfigError: Options that the library refuses for this network; its message says which and why.
+    """
+    try:
+        return trainer.init(initial_params(config, data), arrays(data.train, config.dtype))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from None
+
+
+def arrays(data: DataSet, dtype: str) -> tuple[jax.Array, jax.Array]:
+    """A data set as the batch (x, y) of JAX arrays."""
+    return jnp.asarray(data.x, dtype), jnp.asarray(data.y)

@@ -1,0 +1,130 @@
+"""How the keys of a config must fit together, and which of them have no effect on a given training."""
+
+from collections.abc import Callable, Iterator
+
+from experiments.schema import Config, Solver
+
+
+def problems(config: Config) -> list[str]:
+    """What is wrong between the keys: one line each, with key, value, expectation and remedy."""
+    return [line for check in CHECKS for line in check(config)]
+
+
+def idle(config: Config) -> dict[str, str]:
+    """The keys that have no effect, each with the reason; a file may hold them, a command line should not."""
+    every = [f"{section}.{key}" for section in ("solver", "adjoint") for key in Solver.model_fields]
+    if config.training.method == "sequential":
+        return dict.fromkeys([*every, "training.schedule"], "training.method = 'sequential'")
+    if config.training.schedule == "predict_then_sweep":
+        reason = "training.schedule = 'predict_then_sweep' with two levels"
+        return {
+            f"{section}.{key}": reason
+            for section in ("solver", "adjoint")
+            for key in ("cycle", "cycles", "cf_relaxations", "min_coarse")
+            if len(grid_sizes(config, section)) == 2
+        }
+    return {}
+
+
+def grid_sizes(config: Config, section: str) -> list[int]:
+    """Steps on each level of the `solver` or the `adjoint`, finest first.
+
+    A level of N steps in intervals of m has a coarser one of floor(N/m) steps if that is at least min_coarse;
+    predicting and sweeping gives an incomplete interval a step of its own: ceil(N/m).
+    """
+    solver: Solver = getattr(config, section)
+    ragged = config.training.schedule == "predict_then_sweep"
+    sizes, factors = [config.network.layers], solver.coarsening_factor
+    while solver.levels is None or len(sizes) < solver.levels:
+        if isinstance(factors, list) and len(sizes) > len(factors):
+            break
+        factor = factors[len(sizes) - 1] if isinstance(factors, list) else factors
+        coarse = -(-sizes[-1] // factor) if ragged else sizes[-1] // factor
+        if coarse < solver.min_coarse or coarse == sizes[-1]:
+            break
+        sizes.append(coarse)
+    return sizes
+
+
+def _hierarchy(config: Config) -> Iterator[str]:
+    if config.training.method == "sequential":
+        return
+    layers = config.network.layers
+    for name in ("solver", "adjoint") if config.adjoint != config.solver else ("solver",):
+        solver: Solver = getattr(config, name)
+        factors, sizes = solver.coarsening_factor, grid_sizes(config, name)
+        if len(sizes) == 1:
+            yield (
+                f"{name}.coarsening_factor = {factors}: expected a factor that leaves at least {name}.min_coarse = "
+                f"{solver.min_coarse} intervals of network.layers = {layers}. Take a smaller factor or more layers, "
+                "or training.method: sequential."
+            )
+        elif isinstance(factors, list) and len(sizes) != len(factors) + 1:
+            yield (
+                f"{name}.coarsening_factor = {factors}: expected {len(sizes) - 1} factor(s), as network.layers = "
+                f"{layers}, {name}.min_coarse = {solver.min_coarse} and {name}.levels = {solver.levels} make the "
+                f"levels {' > '.join(map(str, sizes))}. Drop the last factors, or change these keys."
+            )
+
+
+def _predict_then_sweep(config: Config) -> Iterator[str]:
+    if config.training.method == "sequential" or config.training.schedule != "predict_then_sweep":
+        return
+    instead = "or use training.schedule: cycles_then_gradient"
+    for name in ("solver", "adjoint") if config.adjoint != config.solver else ("solver",):
+        solver: Solver = getattr(config, name)
+        for key, value in (("rtol", None), ("atol", None), ("skip_first_down", False)):
+            if getattr(solver, key) != value:
+                yield (
+                    f"{name}.{key} = {getattr(solver, key)}: expected {'null' if value is None else 'false'} with "
+                    f"training.schedule = 'predict_then_sweep'. Leave it out, {instead}."
+                )
+        if solver.cf_relaxations[0] != 0:
+            yield (
+                f"{name}.cf_relaxations = {solver.cf_relaxations}: expected 0 on the finest level with "
+                f"training.schedule = 'predict_then_sweep'. Put 0 first, {instead}."
+            )
+    if _first_factor(config.solver) != _first_factor(config.adjoint):
+        yield (
+            f"adjoint.coarsening_factor = {config.adjoint.coarsening_factor}: expected the solver's, "
+            f"{config.solver.coarsening_factor}, on the finest level with training.schedule = 'predict_then_sweep'. "
+            f"Leave it out, {instead}."
+        )
+
+
+def _devices(config: Config) -> Iterator[str]:
+    backend = config.backend
+    if backend.kind == "mpi":
+        yield (
+            "backend.kind = 'mpi': expected local or mesh, as this version has no MPI backend. "
+            "Use --backend.kind mesh with --backend.devices for several devices of one machine."
+        )
+    if backend.kind == "local" and backend.devices not in (None, 1):
+        yield (
+            f"backend.devices = {backend.devices}: expected 1 with backend.kind = 'local'. "
+            "Use backend.kind: mesh, or leave backend.kind out."
+        )
+    if config.training.method == "one_shot" and backend.devices is not None:
+        intervals = -(-config.network.layers // max(_first_factor(config.solver), _first_factor(config.adjoint)))
+        if backend.devices > intervals:
+            yield (
+                f"backend.devices = {backend.devices}: expected at most {intervals}, the number of intervals of "
+                f"network.layers = {config.network.layers} with this solver.coarsening_factor. "
+                "Use fewer devices, more layers or a smaller factor."
+            )
+
+
+def _warmup(config: Config) -> Iterator[str]:
+    if config.optimizer.warmup >= config.iterations:
+        yield (
+            f"optimizer.warmup = {config.optimizer.warmup}: expected fewer than iterations = {config.iterations}. "
+            "Shorten the warm-up or train longer."
+        )
+
+
+def _first_factor(solver: Solver) -> int:
+    factors = solver.coarsening_factor
+    return factors[0] if isinstance(factors, list) else factors
+
+
+CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (_hierarchy, _predict_then_sweep, _devices, _warmup)

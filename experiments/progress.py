@@ -1,0 +1,97 @@
+"""What a run says while it goes: a header, a table row per exact evaluation, a bar on terminals, a summary."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from experiments.checks import grid_sizes
+from experiments.problems import Data
+from experiments.schema import Config
+
+COLUMNS = (
+    ("iteration", "iteration", "{:9d}"),
+    ("inexact loss", "inexact_loss", "{:12.5g}"),
+    ("exact loss", "exact_train_loss", "{:10.5g}"),
+    ("inexact acc.", "inexact_accuracy", "{:12.2%}"),
+    ("exact acc.", "exact_train_accuracy", "{:10.2%}"),
+    ("validation", "exact_validation_accuracy", "{:10.2%}"),
+    ("residual", "residual_norm", "{:8.1e}"),
+    ("adjoint res.", "adjoint_residual_norm", "{:12.1e}"),
+    ("seconds", "seconds", "{:7.1f}"),
+)
+
+
+class Progress:
+    """Prints to stdout; the bar appears only where stdout is a terminal."""
+
+    def __init__(self, config: Config, data: Data, folder: Path) -> None:
+        print(*header(config, data, folder), sep="\n", flush=True)
+        print("", "  ".join(title for title, _, _ in COLUMNS), sep="\n", flush=True)
+        self._bar = tqdm(total=config.iterations, disable=not sys.stdout.isatty(), file=sys.stdout, leave=False)
+
+    def show(self, row: Mapping[str, Any]) -> None:
+        """Show a row of metrics: a table row if it holds an exact evaluation, else only the bar moves."""
+        if "exact_train_loss" in row:
+            self._bar.write("  ".join(_cell(row[key], title, form) for title, key, form in COLUMNS), file=sys.stdout)
+            sys.stdout.flush()
+        self._bar.set_postfix_str(f"loss {row['inexact_loss']:.4f}", refresh=False)
+        self._bar.update(row["iteration"] - self._bar.n)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+
+def _cell(value: Any, title: str, form: str) -> str:
+    """A table cell; a sequential solve has no residual."""
+    return "-".rjust(len(form.format(0))) if "res" in title and value == 0 else form.format(value)
+
+
+def header(config: Config, data: Data, folder: Path) -> list[str]:
+    """What is about to run, one line per topic."""
+    network, optimizer, backend = config.network, config.optimizer, config.backend
+    devices = 1 if backend.kind == "local" else backend.devices or len(jax.devices())
+    method = ["sequential, exact states and gradients"]
+    if config.training.method == "one_shot":
+        method = [f"one-shot, {config.training.schedule.replace('_', ' ')}"]
+        method += [f"  {name}: {_hierarchy(config, name)}" for name in ("solver", "adjoint")]
+    return [
+        f"data:     {data.facts}",
+        f"network:  {network.layers} {network.activation} layers of width {network.width}, T = {network.final_time:g}, "
+        f"{config.dtype}",
+        f"training: {method[0]}",
+        *method[1:],
+        f"          {config.iterations} iterations of {optimizer.name}, {optimizer.schedule} rate "
+        f"{optimizer.learning_rate:g}",
+        f"devices:  {devices} x {jax.devices()[0].device_kind} ({backend.kind})",
+        f"folder:   {folder}",
+    ]
+
+
+def _hierarchy(config: Config, section: str) -> str:
+    """The levels of the solver or the adjoint, and what is done on them."""
+    solver, sizes = getattr(config, section), grid_sizes(config, section)
+    levels = f"{' > '.join(map(str, sizes))} layers, {solver.coarse_params} and {solver.coarse_step} on coarse levels"
+    if config.training.schedule == "predict_then_sweep":
+        return levels
+    cycles = f"{solver.cycles} {solver.cycle}-cycle{'s' if solver.cycles > 1 else ''}"
+    exact = solver.cycles * (1 + solver.cf_relaxations[0]) >= sizes[1]
+    return f"{cycles} over {levels}{', exact by their number' if exact else ''}"
+
+
+def summary_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
+    """The end of a run in words."""
+    return [
+        "",
+        f"exact validation accuracy {summary['exact_validation_accuracy']:.2%}; training accuracy "
+        f"{summary['exact_train_accuracy']:.2%} exact, {summary['inexact_accuracy']:.2%} inexact; "
+        f"training loss {summary['exact_train_loss']:.5f} exact, {summary['inexact_loss']:.5f} inexact",
+        f"training took {summary['seconds']:.1f} s for {summary['iteration']} iterations, "
+        f"{summary['first_iteration_seconds']:.1f} s of it compiling; everything is in {folder}",
+    ]

@@ -1,0 +1,118 @@
+"""The folder a run leaves behind, written as the run goes and read back afterwards.
+
+- config.yaml: the resolved config, which repeats the run.
+- metrics.jsonl: one JSON object per iteration; the row of iteration i is about the parameters after i updates.
+- parameters.npz: the final parameters, see `save_params`.
+- summary.json: how the run ended, with the last row of metrics.
+- class_map.png, training.png, residuals.png: see `experiments.pictures`.
+"""
+
+import datetime
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import jaxmgrit as jm
+from experiments import config as config_files
+from experiments.errors import ConfigError
+from experiments.schema import Config
+
+PARTS = ("opening", "layers", "closing")
+
+
+class Run:
+    """A new run folder, open for writing; use it as a context.
+
+    Attributes:
+        folder: Where everything is written.
+
+    Raises:
+        ConfigError: The folder exists and is not empty, or cannot be made.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.folder = _new_folder(config)
+        config_files.write(config, self.folder / "config.yaml")
+        self._metrics = (self.folder / "metrics.jsonl").open("w", encoding="utf-8")
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._metrics.close()
+
+    def record(self, row: Mapping[str, Any]) -> None:
+        """Add one row of metrics, at once on disk; numbers that are not finite become null."""
+        self._metrics.write(json.dumps({key: _finite(value) for key, value in row.items()}) + "\n")
+        self._metrics.flush()
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write the summary."""
+        text = json.dumps({key: _finite(value) for key, value in summary.items()}, indent=2)
+        (self.folder / "summary.json").write_text(text + "\n", encoding="utf-8")
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics; null stands for numbers that are not finite."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def save_params(path: Path, params: jm.Params) -> None:
+    """Save parameters, dicts of arrays, as an npz file with one array per leaf.
+
+    The names are the paths: `opening/w`, `opening/b`, `layers/w` (leading axis: the N layers), ..., `closing/b`.
+    """
+
+    def leaves(tree: Any, path: str) -> dict[str, np.ndarray]:
+        if isinstance(tree, Mapping):
+            return {name: leaf for key in tree for name, leaf in leaves(tree[key], f"{path}/{key}").items()}
+        return {path: np.asarray(tree)}
+
+    arrays = {name: leaf for part in PARTS for name, leaf in leaves(getattr(params, part), part).items()}
+    np.savez(path, allow_pickle=False, **arrays)
+
+
+def load_params(path: Path) -> jm.Params:
+    """Load what `save_params` saved: `jm.Params` of dicts of NumPy arrays."""
+    parts: dict[str, Any] = {part: {} for part in PARTS}
+    with np.load(path, allow_pickle=False) as file:
+        for name in file.files:
+            *above, leaf = name.split("/")
+            place = parts
+            for key in above:
+                place = place.setdefault(key, {})
+            place[leaf] = file[name]
+    return jm.Params(**parts)
+
+
+def _new_folder(config: Config) -> Path:
+    given = config.output.folder
+    moment = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder, number = Path(given or f"runs/{config.name}-{moment}"), 1
+    while True:
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            if given is None:  # two runs in one second
+                number += 1
+                folder = Path(f"runs/{config.name}-{moment}-{number}")
+            elif folder.is_dir() and not any(folder.iterdir()):
+                return folder
+            else:
+                raise ConfigError(
+                    f"output.folder = {given!r}: expected a new or empty folder, as no run is ever overwritten. "
+                    "Name another, leave it out, or remove what is there."
+                ) from None
+        except OSError as error:
+            raise ConfigError(
+                f"output.folder = {str(folder)!r}: cannot be made: {error.strerror}. Name a folder you may write to."
+            ) from None
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,169 @@
+"""What a config may say: one typed section per topic, with ranges.
+
+How keys must fit together is in `experiments.checks`; reading files and command lines, and what is said about a wrong
+value, in `experiments.config`.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Count = Annotated[int, Field(ge=0)]
+Factor = Annotated[int, Field(ge=2)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """Frozen, without unknown keys, without conversions between types, without nan and inf."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class LevelSets(Section):
+    """Points of the plane, classified by the level sets of MATLAB's peaks function."""
+
+    name: Literal["level_sets"]
+    train_per_class: int = Field(
+        default=1000, ge=1, le=1_000_000, description="training points in each of the 5 classes"
+    )
+    validation_per_class: int = Field(
+        default=800, ge=1, le=1_000_000, description="validation points in each class, disjoint"
+    )
+    grid_points: int = Field(default=256, ge=16, le=4096, description="grid points along each side of [-3, 3]^2")
+
+
+class Network(Section):
+    """The dense residual network: tanh opening layer, residual layers, softmax classification."""
+
+    layers: int = Field(default=64, ge=1, le=1_000_000, description="number N of residual layers")
+    width: int = Field(default=8, ge=1, le=65_536, description="features of a state")
+    activation: Literal["tanh", "relu", "smooth_relu"] = Field(default="tanh", description="of the residual layers")
+    final_time: float = Field(default=5.0, gt=0, description="T; the step size is h = T/N")
+    initialisation: Literal["equal", "interpolated", "independent"] = Field(
+        default="equal", description="hidden layers all alike, linear between two random ends, or each its own"
+    )
+    scale: float = Field(default=1.0, gt=0, description="initial weights have standard deviation scale/sqrt(inputs)")
+
+
+class Optimizer(Section):
+    """The optax optimiser that turns gradients into updates."""
+
+    name: Literal["adam", "sgd"] = Field(default="adam", description="optax optimiser")
+    learning_rate: float = Field(default=1e-2, gt=0, description="largest step size")
+    schedule: Literal["constant", "cosine"] = Field(
+        default="constant", description="cosine decays to zero at the last iteration"
+    )
+    warmup: int = Field(default=0, ge=0, description="iterations over which the learning rate rises linearly from zero")
+    anticipate: float = Field(default=0.0, ge=0, description="alpha of g + alpha (g - g_prev); 0 is the plain gradient")
+
+
+class Training(Section):
+    """One-shot (layer-parallel, inexact) or sequential (conventional) training."""
+
+    method: Literal["one_shot", "sequential"] = Field(
+        default="one_shot", description="sequential: exact states and gradients"
+    )
+    schedule: Literal["cycles_then_gradient", "predict_then_sweep"] = Field(
+        default="cycles_then_gradient", description="what one one-shot iteration does"
+    )
+
+
+class Solver(Section):
+    """Multigrid over the layers."""
+
+    coarsening_factor: Factor | Annotated[list[Factor], Field(min_length=1)] = Field(
+        default=4, description="layers per coarse layer, one for all levels or one per level"
+    )
+    levels: Annotated[int, Field(ge=2)] | None = Field(
+        default=None, description="at most this many levels; null: all there are"
+    )
+    min_coarse: int = Field(default=2, ge=1, description="fewest steps on the coarsest level")
+    cf_relaxations: Annotated[list[Count], Field(min_length=2, max_length=2)] = Field(
+        default=[0, 1], description="CF-relaxations on the finest level and on all levels below"
+    )
+    cycle: Literal["V", "F"] = Field(default="V", description="V- or F-cycles")
+    cycles: int = Field(default=2, ge=1, le=1000, description="cycles per iteration, at most when a tolerance is given")
+    rtol: NonNegative | None = Field(default=None, description="stop at this residual relative to the first")
+    atol: NonNegative | None = Field(default=None, description="stop at this residual")
+    skip_first_down: bool = Field(default=False, description="start the first cycle on the coarsest level")
+    coarse_params: Literal["injection", "average"] = Field(
+        default="injection", description="parameters of one coarse layer"
+    )
+    coarse_step: Literal["same_step", "midpoint"] = Field(
+        default="same_step", description="what one coarse layer does with them"
+    )
+    intervals_per_sweep: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="intervals that go through one batched sweep; null: a good choice for the platform"
+    )
+
+
+class Penalty(Section):
+    """Weights of the penalties in the objective."""
+
+    gamma_tik: NonNegative = Field(default=0.0, description="gamma/2 |theta|^2 over opening and hidden layers")
+    gamma_class: NonNegative = Field(default=0.0, description="gamma/2 |theta|^2 over the classification layer")
+    gamma_ddt: NonNegative = Field(
+        default=0.0, description="gamma/2 sum |(theta^n - theta^(n-1))/h|^2 over hidden layers"
+    )
+
+
+class Backend(Section):
+    """Where the layers live."""
+
+    kind: Literal["local", "mesh", "mpi"] | None = Field(
+        default=None,
+        description="one device, all layers sharded over a mesh of devices, MPI ranks; null: as devices says",
+    )
+    devices: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        default=None, description="devices of the mesh; on a CPU as many are made; null: those there are"
+    )
+
+
+class Evaluation(Section):
+    """The exact evaluation of the network, beside what training sees."""
+
+    every: int = Field(default=50, ge=1, description="iterations between exact evaluations; first and last always are")
+
+
+class Output(Section):
+    """What a run leaves behind."""
+
+    folder: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, description="new folder; null: runs/NAME-TIME"
+    )
+    pictures: bool = Field(default=True, description="draw the pictures at the end")
+
+
+class Config(Section):
+    """A whole experiment."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+        default="run", description="names the run's folder"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of the data's choice and the initial parameters")
+    dtype: Literal["float32", "float64"] = Field(default="float32", description="of data, parameters and states")
+    iterations: int = Field(default=1000, ge=1, le=10**9, description="optimiser updates")
+    problem: LevelSets
+    network: Network = Network()
+    optimizer: Optimizer = Optimizer()
+    training: Training = Training()
+    solver: Solver = Field(default=Solver(), description="Multigrid over the layers, of the states.")
+    adjoint: Solver = Field(default=Solver(), description="Of the adjoint; what is not given here is as in `solver`.")
+    penalty: Penalty = Penalty()
+    backend: Backend = Backend()
+    evaluation: Evaluation = Evaluation()
+    output: Output = Output()
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Config":
+        """Fill in what follows from other keys."""
+        given = {key: getattr(self.adjoint, key) for key in self.adjoint.model_fields_set}
+        _set(self, "adjoint", self.solver.model_copy(update=given))
+        kind = self.backend.kind or ("local" if self.backend.devices in (None, 1) else "mesh")
+        _set(self, "backend", self.backend.model_copy(update={"kind": kind}))
+        return self
+
+
+def _set(model: BaseModel, key: str, value: Any) -> None:
+    """Set a key of a frozen model while it is being validated."""
+    object.__setattr__(model, key, value)

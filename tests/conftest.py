@@ -1,0 +1,28 @@
+"""Eight host devices, double precision, and no implicit promotion: what the tests of the method run under."""
+
+import os
+from importlib.metadata import version
+
+# Programs here are small and run once: XLA is told to compile quickly, which takes a third of the time and changes
+# rounding only. JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests what users run.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+flags = ["--xla_force_host_platform_device_count=8"]
+if version("jax").startswith("0.10.") and os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1":
+    flags.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _strict(request):
+    """The method promotes neither ranks nor dtypes; the experiments train by optax's Adam, which does."""
+    if "experiments" in request.path.parts:
+        yield
+        return
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        yield

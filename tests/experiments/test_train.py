@@ -1,0 +1,197 @@
+"""Whole runs, tiny: what they leave behind is complete, true, and the same however it was computed."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import matplotlib.image
+import numpy as np
+import pytest
+
+from experiments import config, runs
+from experiments.problems import level_sets
+from experiments.train import main
+
+ROOT = Path(__file__).parents[2]
+TINY = """
+name: tiny
+dtype: float64
+iterations: 6
+problem: {name: level_sets, train_per_class: 20, validation_per_class: 10}
+network: {layers: 19, width: 4}
+optimizer: {learning_rate: 0.02}
+solver: {coarsening_factor: 4, cycles: 1, coarse_params: average, coarse_step: midpoint}
+evaluation: {every: 4}
+output: {pictures: false}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _precision():
+    before = jax.config.jax_enable_x64
+    yield
+    jax.config.update("jax_enable_x64", before)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    file = tmp_path_factory.mktemp("configs") / "tiny.yaml"
+    file.write_text(TINY)
+    return str(file)
+
+
+def train(tiny, folder, *words):
+    assert main([tiny, "--output.folder", str(folder), *words]) == 0
+    return runs.read_metrics(folder)
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "new" / "run"
+    before = jax.config.jax_enable_x64
+    train(tiny, folder, "--output.pictures", "true")
+    jax.config.update("jax_enable_x64", before)
+    return folder
+
+
+def column(rows, key):
+    return np.array([row[key] for row in rows])
+
+
+def test_metrics_have_a_row_per_iteration_and_exact_figures_now_and_then(run):
+    rows = runs.read_metrics(run)
+    assert [row["iteration"] for row in rows] == list(range(7))
+    assert [row["iteration"] for row in rows if "exact_validation_accuracy" in row] == [0, 4, 6]
+    for key in ("inexact_loss", "inexact_accuracy", "objective", "grad_norm", "residual_norm", "adjoint_residual_norm"):
+        assert np.isfinite(column(rows, key)).all(), key
+    assert rows[-1]["exact_train_loss"] < rows[0]["exact_train_loss"]
+    assert (np.diff(column(rows, "seconds")[:-1]) > 0).all()
+    assert rows[-1]["seconds"] == rows[-2]["seconds"]  # the last look is not training
+
+
+def test_the_resolved_config_is_what_ran(run, tiny):
+    resolved = config.read([str(run / "config.yaml")], "experiments.train")
+    assert resolved == config.read(
+        [tiny, "--output.folder", str(run), "--output.pictures", "true"], "experiments.train"
+    )
+    assert resolved.adjoint.coarse_step == "midpoint"
+    assert resolved.backend.kind == "local"
+
+
+def test_saved_parameters_give_the_reported_figures_in_plain_numpy(run):
+    params = runs.load_params(run / "parameters.npz")
+    assert params.layers["w"].shape == (19, 4, 4)
+    data = level_sets.load(config.read([str(run / "config.yaml")], "experiments.train").problem, seed=0)
+    summary = json.loads((run / "summary.json").read_text())
+    for part, (x, y) in (("train", data.train), ("validation", data.validation)):
+        u = np.tanh(x @ params.opening["w"] + params.opening["b"])
+        for w, b in zip(params.layers["w"], params.layers["b"], strict=True):
+            u = u + 5.0 / 19 * np.tanh(u @ w + b)
+        logits = u @ params.closing["w"] + params.closing["b"]
+        assert (logits.argmax(axis=1) == y).mean() == pytest.approx(summary[f"exact_{part}_accuracy"])
+        loss = (np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(y)), y]).mean()
+        assert loss == pytest.approx(summary[f"exact_{part}_loss"], rel=1e-12)
+    assert summary["status"] == "finished"
+
+
+def test_pictures_are_there_and_not_blank(run):
+    assert sorted(file.name for file in run.glob("*.png")) == ["class_map.png", "residuals.png", "training.png"]
+    for file in run.glob("*.png"):
+        picture = matplotlib.image.imread(file)
+        assert min(picture.shape[:2]) > 400
+        assert picture[..., :3].std() > 0.05
+
+
+def test_the_run_says_what_it_does(tiny, tmp_path, capsys):
+    train(tiny, tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "5 x 20 training points (0 repeats)" in said
+    assert "solver: 1 V-cycle over 19 > 4 layers, average and midpoint on coarse levels\n" in said
+    assert "exact validation accuracy" in said.splitlines()[-2]
+    assert str(tmp_path / "run") in said.splitlines()[-1]
+    assert "\r" not in said  # no progress bar where there is no terminal
+
+
+def test_an_earlier_run_is_never_overwritten(run, tiny, capsys):
+    before = {file.name: file.read_bytes() for file in run.iterdir()}
+    assert main([tiny, "--output.folder", str(run)]) == 2
+    assert "expected a new or empty folder" in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in run.iterdir()} == before
+
+
+def test_folders_are_named_by_run_and_time(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert main([tiny, "--iterations", "1"]) == 0
+    names = [folder.name for folder in (tmp_path / "runs").iterdir()]
+    assert len(set(names)) == 2
+    assert all(name.startswith("tiny-20") for name in names)
+
+
+def test_sequential_training_is_exact_and_many_cycles_reproduce_it(tiny, tmp_path):
+    exact = train(tiny, tmp_path / "exact", "--training.method", "sequential")
+    cycles = train(tiny, tmp_path / "cycles", "--solver.cycles", "5")
+    few = train(tiny, tmp_path / "few")
+    evaluated = [row for row in exact if "exact_train_loss" in row]
+    np.testing.assert_allclose(
+        column(evaluated, "inexact_loss"), column(evaluated, "exact_train_loss"), rtol=1e-12, atol=0
+    )
+    np.testing.assert_allclose(column(cycles, "grad_norm"), column(exact, "grad_norm"), rtol=1e-10, atol=0)
+    assert not np.allclose(column(few, "grad_norm"), column(exact, "grad_norm"), rtol=1e-6, atol=0)
+
+
+def test_predict_then_sweep_trains(tiny, tmp_path):
+    rows = train(tiny, tmp_path / "run", "--training.schedule", "predict_then_sweep", "--iterations", "40")
+    assert rows[-1]["exact_train_loss"] < 0.9 * rows[0]["exact_train_loss"]
+
+
+def test_penalties_are_in_the_objective(tiny, tmp_path):
+    rows = train(tiny, tmp_path / "run", "--penalty.gamma-tik", "0.1", "--iterations", "1")
+    params = runs.load_params(tmp_path / "run" / "parameters.npz")
+    squares = sum((leaf**2).sum() for leaf in (*params.opening.values(), *params.layers.values()))
+    assert rows[-1]["objective"] - rows[-1]["inexact_loss"] == pytest.approx(0.05 * squares, rel=1e-10)
+
+
+def test_one_compilation_of_the_step(tiny, tmp_path, caplog):
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        train(tiny, tmp_path / "run")
+    compiled = [record.getMessage() for record in caplog.records if "Finished XLA compilation" in record.getMessage()]
+    assert len([message for message in compiled if "jit(step)" in message]) == 1
+
+
+def test_two_devices_give_the_same_metrics(tiny, run, tmp_path):
+    command = [sys.executable, "-m", "experiments.train", tiny, "--output.folder", str(tmp_path / "two")]
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    done = subprocess.run(
+        [*command, "--backend.devices", "2"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 x cpu (mesh)" in done.stdout
+    one, two = runs.read_metrics(run), runs.read_metrics(tmp_path / "two")
+    for key in ("inexact_loss", "grad_norm", "residual_norm", "adjoint_residual_norm"):
+        np.testing.assert_allclose(column(two, key), column(one, key), rtol=1e-8, atol=0, err_msg=key)
+
+
+def test_more_devices_than_there_are_is_refused(tiny, monkeypatch, capsys):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
+    wanted = len(jax.devices()) + 1
+    words = ["--network.layers", "400", "--backend.devices", str(wanted)]
+    assert main([tiny, *words]) == 2
+    assert f"backend.devices = {wanted}: expected at most {wanted - 1}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("rate", "what"), [("1e9", "inexact_loss = "), ("1e308", "= nan")])
+def test_a_training_that_blows_up_stops_with_a_sentence(tiny, tmp_path, capsys, rate, what):
+    words = ["--optimizer.name", "sgd", "--optimizer.learning-rate", rate, "--output.folder", str(tmp_path / "run")]
+    assert main([tiny, *words]) == 1
+    said = capsys.readouterr().err
+    assert "stopped: iteration" in said
+    assert what in said
+    assert "Lower optimizer.learning_rate" in said
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "stopped"
+    assert not (tmp_path / "run" / "parameters.npz").exists()
+    assert len(runs.read_metrics(tmp_path / "run")) <= 7

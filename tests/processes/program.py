@@ -1,0 +1,136 @@
+"""What every process of a multi-process test runs: solves and one-shot training on a backend, results to a file.
+
+python program.py OUT --backend local|mesh|mpi [--devices D] [--coordinator HOST:PORT --processes P --process I]
+"""
+
+import argparse
+import dataclasses
+import os
+
+parser = argparse.ArgumentParser()
+parser.add_argument("out")
+parser.add_argument("--backend", choices=["local", "mesh", "mpi"], required=True)
+parser.add_argument("--devices", type=int, default=1, help="local devices of this process")
+parser.add_argument("--coordinator")
+parser.add_argument("--processes", type=int)
+parser.add_argument("--process", type=int)
+args = parser.parse_args()
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={args.devices}"
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxmgrit as jm
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_platforms", "cpu")
+
+
+def backend():
+    """The backend under test, and whether this process writes the results."""
+    if args.backend == "local":
+        return jm.Local(), True
+    if args.backend == "mpi":
+        comm = jm.MPI()
+        return comm, comm.index() == 0
+    if args.coordinator:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(args.coordinator, args.processes, args.process)
+    mesh = jax.make_mesh((len(jax.devices()),), ("layers",), axis_types=(jax.sharding.AxisType.Auto,))
+    return jm.Mesh(mesh), jax.process_index() == 0
+
+
+def whole(x):
+    """A replicated result as a NumPy array, also where other processes hold copies of it."""
+    return np.asarray(x.addressable_data(0) if isinstance(x, jax.Array) else x)
+
+
+def step(theta, u, h):
+    """A residual layer."""
+    return u + h * jnp.tanh(u @ theta["w"] + theta["b"])
+
+
+def running_cost(theta, u, h):
+    """A cost along the layers that depends on all of its arguments."""
+    return h * (0.01 * jnp.sum(u**2) + jnp.sum(theta["w"] ** 2))
+
+
+def penalty(params):
+    """Tikhonov and smoothness in depth."""
+    rough = params.layers["w"][1:] - params.layers["w"][:-1]
+    return 1e-2 * sum(jnp.sum(x**2) for x in jax.tree.leaves(params)) + 1e-3 * jnp.sum(rough**2)
+
+
+def solves(theta, u0, layers, on):
+    """Residual histories, states, adjoints and gradients of one solve each way."""
+    h = np.linspace(1.0, 2.0, layers) * 0.03
+    solver = jm.MGRIT(4, cf_relaxations=(1, 1), cycle="F", cycles=3)
+    sol = jm.solve(step, theta, u0, h=h, solver=solver, backend=on)
+    adj = jm.adjoint_solve(
+        step, theta, sol, sol.u_final * 0.1, h=h, solver=solver, running_cost=running_cost, backend=on
+    )
+    gradients = jm.layer_gradients(step, theta, sol, adj, h=h, running_cost=running_cost, backend=on)
+
+    def loss(theta, u0):
+        return jnp.sum(jm.propagate(step, theta, u0, h=5.0 / layers, backend=on) ** 2)
+
+    return {
+        "residuals": (sol.residual_norms, adj.residual_norms),
+        "states": (jm.trajectory(step, theta, sol, h=h, backend=on), sol.u_final, adj.lam_initial),
+        "gradients": gradients,
+        "propagate": jax.jit(jax.grad(loss, argnums=(0, 1)))(theta, u0),
+    }
+
+
+def trained(problem, params, batch, optimizer, on, **options):
+    """Losses, norms and final parameters of 20 one-shot iterations; nothing is traced twice."""
+    trainer = jm.OneShot(problem, optimizer, backend=on, **options)
+    state = trainer.init(params, batch)
+    update = jax.jit(trainer.step, donate_argnums=0)
+    history = []
+    for _ in range(20):
+        state, info = update(state, batch)
+        history.append(info._replace(aux=None))
+    assert update._cache_size() == 1, "traced more than once"
+    stacked = jax.tree.map(lambda *rows: np.stack([whole(x) for x in rows]), *history)
+    return stacked._asdict(), trainer.params(state)
+
+
+def results(on):
+    """Everything that must be the same on every backend."""
+    found = {}
+    rng = np.random.default_rng(0)
+    for layers in (64, 203):
+        theta = {"w": jnp.asarray(rng.normal(size=(layers, 4, 4)) * 0.4), "b": jnp.asarray(rng.normal(size=(layers, 4)))}
+        params = jm.Params(jnp.asarray(rng.normal(size=(2, 4))), theta, jnp.asarray(rng.normal(size=(4, 1))))
+        batch = (jnp.asarray(rng.normal(size=(6, 2))), jnp.asarray(rng.normal(size=(6, 1))))
+        problem = jm.Problem(
+            lambda p, x: jnp.tanh(x @ p), step, lambda p, u, y: (jnp.mean((u @ p - y) ** 2), None), h=5.0 / layers
+        )
+        smooth = jm.MGRIT(4, levels=3, coarse_params=jm.average, coarse_step=jm.midpoint)
+        predict = {"solver": smooth, "adjoint": smooth, "schedule": jm.PredictThenSweep()}
+        cycles = {"solver": jm.MGRIT(4), "adjoint": jm.MGRIT(4)}
+        penalised = dataclasses.replace(problem, running_cost=running_cost, penalty=penalty)
+        found[f"solve {layers}"] = solves(theta, problem.opening(params.opening, batch[0]), layers, on)
+        found[f"sgd {layers}"] = trained(penalised, params, batch, optax.sgd(1e-3), on, **cycles)
+        if layers == 203:
+            clipped = optax.chain(optax.clip_by_global_norm(0.1), optax.adamw(1e-2))
+            lbfgs = optax.chain(optax.scale_by_lbfgs(memory_size=4), optax.sgd(1e-4))
+            found["sgd predict"] = trained(problem, params, batch, optax.sgd(1e-2), on, **predict)
+            found["adam clipped"] = trained(problem, params, batch, clipped, on, **cycles)
+            found["lbfgs"] = trained(problem, params, batch, lbfgs, on, **cycles)
+    return found
+
+
+on, writes = backend()
+found = results(on)
+if writes:
+    named = {
+        name + jax.tree_util.keystr(path): whole(x)
+        for name, tree in found.items()
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    np.savez(args.out, **named)

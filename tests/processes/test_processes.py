@@ -1,0 +1,48 @@
+"""The same results from MPI ranks and from `jax.distributed` processes as from one device."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from processes import launch
+
+PROGRAM = str(Path(__file__).parent / "program.py")
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    """Results on one device."""
+    out = tmp_path_factory.mktemp("local") / "out.npz"
+    launch.run_all([[sys.executable, PROGRAM, str(out), "--backend", "local"]])
+    return np.load(out)
+
+
+def compare(out: Path, local) -> None:
+    """Equal to rounding; Adam divides small numbers and L-BFGS accumulates, so they may differ a little more."""
+    found = np.load(out)
+    assert set(found.files) == set(local.files)
+    for name in local.files:
+        tolerance = 1e-10 if name.startswith(("adam", "lbfgs")) else 1e-12
+        np.testing.assert_allclose(
+            found[name], local[name], rtol=0, atol=tolerance * max(np.abs(local[name]).max(), 1e-300), err_msg=name
+        )
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_mpi_ranks_give_the_results_of_one_device(ranks, local, tmp_path):
+    launch.needs_mpi()
+    out = tmp_path / "out.npz"
+    launch.mpirun(ranks, PROGRAM, str(out), "--backend", "mpi")
+    compare(out, local)
+
+
+@pytest.mark.parametrize(("processes", "devices"), [(2, 1), (4, 1), (2, 2)])
+def test_distributed_processes_give_the_results_of_one_device(processes, devices, local, tmp_path):
+    out = tmp_path / "out.npz"
+    launch.distributed(processes, PROGRAM, str(out), "--backend", "mesh", "--devices", str(devices))
+    compare(out, local)
