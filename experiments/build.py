@@ -16,7 +16,10 @@ from experiments.schema import Backend, Config, Optimizer, Solver
 
 COARSE_PARAMS = {"injection": jm.injection, "average": jm.average}
 COARSE_STEPS = {"same_step": jm.same_step, "midpoint": jm.midpoint}
-SCHEDULES = {"cycles_then_gradient": jm.CyclesThenGradient, "predict_then_sweep": jm.PredictThenSweep}
+SCHEDULES: dict[str, jm.CyclesThenGradient | jm.PredictThenSweep] = {
+    "cycles_then_gradient": jm.CyclesThenGradient(),
+    "predict_then_sweep": jm.PredictThenSweep(),
+}
 
 
 def prepare_jax(config: Config) -> None:
@@ -109,7 +112,7 @@ def trainer(config: Config) -> jm.OneShot:
             optimizer(config.optimizer, config.iterations),
             solver=solver(config.solver) if one_shot else jm.Sequential(),
             adjoint=solver(config.adjoint) if one_shot else jm.Sequential(),
-            schedule=schedule(),
+            schedule=schedule,
             backend=backend(config.backend),
         )
     except (TypeError, ValueError) as error:

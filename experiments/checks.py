@@ -20,7 +20,7 @@ def idle(config: Config) -> dict[str, str]:
         return {
             f"{section}.{key}": reason
             for section in ("solver", "adjoint")
-            for key in ("cycle", "cycles", "cf_relaxations", "min_coarse")
+            for key in ("cycle", "cycles", "cf_relaxations")
             if len(grid_sizes(config, section)) == 2
         }
     return {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -54,11 +53,6 @@ def where(mask: Any, a: PyTree, b: PyTree) -> PyTree:
         return jnp.where(jnp.reshape(mask, jnp.shape(mask) + (1,) * (x.ndim - jnp.ndim(mask))), x, y)
 
     return jax.tree.map(select, a, b)
-
-
-def each(f: Callable[[Any], Any], tree: PyTree) -> PyTree:
-    """`jax.tree.map` with the function first to read: f on every leaf."""
-    return jax.tree.map(f, tree)
 
 
 def fold(tree: PyTree, factor: int) -> PyTree:

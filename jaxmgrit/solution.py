@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -81,9 +81,19 @@ class CPoints(NamedTuple):
     ends: PyTree
 
 
+class _Checked:
+    result: jax.Array
+    tolerance: bool
+
+    def check(self) -> Self:
+        """Return the solution itself, or raise `SolveError` with the sentence of its result (host only)."""
+        check(self.result, tolerance=self.tolerance)
+        return self
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Solution:
+class Solution(_Checked):
     """The state, as `solve` returns it.
 
     Attributes:
@@ -104,15 +114,10 @@ class Solution:
     level: Level = field(metadata={"static": True})
     tolerance: bool = field(metadata={"static": True})
 
-    def check(self) -> Solution:
-        """Return the solution itself, or raise `SolveError` with the sentence of its result (host only)."""
-        check(self.result, tolerance=self.tolerance)
-        return self
-
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class AdjointSolution:
+class AdjointSolution(_Checked):
     """The adjoint, as `adjoint_solve` returns it.
 
     Attributes:
@@ -132,11 +137,6 @@ class AdjointSolution:
     result: jax.Array
     level: Level = field(metadata={"static": True})
     tolerance: bool = field(metadata={"static": True})
-
-    def check(self) -> AdjointSolution:
-        """Return the solution itself, or raise `SolveError` with the sentence of its result (host only)."""
-        check(self.result, tolerance=self.tolerance)
-        return self
 
 
 def result_code(finite: Any, converged: Any, diverged: Any) -> jax.Array:

@@ -158,3 +158,46 @@ def classification(layers, *, total=5.0, batch=12, initial=smooth, **terms):
     problem = jm.Problem(opening, tanh_step, cross_entropy, **{"h": total / layers, **terms})
     params = jm.Params(dense(2, WIDTH), initial(layers, scale=0.3), dense(WIDTH, 3))
     return problem, params, (jnp.asarray(x), jnp.asarray(y))
+
+
+def recording():
+    """An optax transformation that leaves the parameters alone and keeps the last gradient as its state."""
+
+    def update(gradients, state, params=None):
+        return jax.tree.map(jnp.zeros_like, gradients), gradients
+
+    return optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), update)
+
+
+def exact_objective(problem, params, batch):
+    """J by plain JAX."""
+    u0 = problem.opening(params.opening, batch[0])
+    u = scan(problem.step, params.layers, u0, problem.h)
+    value = problem.loss(params.closing, u, batch[1])[0]
+    if problem.running_cost is not None:
+        value += scan_cost(problem.step, problem.running_cost, params.layers, u0, problem.h)
+    return value if problem.penalty is None else value + problem.penalty(params)
+
+
+def conventional(problem, params, batch, optimizer, iterations):
+    """Training by plain JAX and optax: (parameters after every iteration, objectives before)."""
+
+    @jax.jit
+    def update(params, state):
+        value, gradient = jax.value_and_grad(lambda p: exact_objective(problem, p, batch))(params)
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    state, history, values = optimizer.init(params), [], []
+    for _ in range(iterations):
+        params, state, value = update(params, state)
+        history.append(params)
+        values.append(float(value))
+    return history, values
+
+
+def penalty(params):
+    """Tikhonov on everything, and smoothness in depth."""
+    tikhonov = sum(jnp.sum(x * x) for x in jax.tree.leaves(params))
+    rough = sum(jnp.sum((x[1:] - x[:-1]) ** 2) for x in jax.tree.leaves(params.layers))
+    return 1e-3 * tikhonov + 1e-2 * rough

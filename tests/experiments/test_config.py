@@ -29,6 +29,18 @@ def test_shipped_configs_are_valid_and_survive_being_written(file, tmp_path):
     assert config.read([str(tmp_path / "resolved.yaml")], "experiments.train") == shipped
 
 
+def test_the_level_set_config_is_not_exact_by_finite_termination():
+    shipped = config.read([str(ROOT / "configs" / "level_sets.yaml")], "experiments.train")
+    assert shipped.training.method == "one_shot"
+    assert shipped.network.final_time == 5.0
+    for section in ("solver", "adjoint"):
+        solver, (layers, intervals, *_) = getattr(shipped, section), checks.grid_sizes(shipped, section)
+        assert layers >= 64
+        assert solver.coarsening_factor <= 8
+        assert solver.cycles <= 2
+        assert intervals > 2 * solver.cycles * (1 + solver.cf_relaxations[0])
+
+
 def test_command_line_overrides_the_file_with_dashes_or_underscores(tmp_path):
     text = PLAIN + "seed: 3\nnetwork: {layers: 96}\noptimizer: {learning_rate: 1e-3}\n"
     read_back = read(tmp_path, "--network.final-time", "2", "--problem.train_per_class=7", "--seed", "4", text=text)
