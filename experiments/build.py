@@ -37,10 +37,15 @@ def backend(section: Backend) -> Any:
     """The backend of a config.
 
     Raises:
-        ConfigError: More devices are asked for than there are.
+        ConfigError: More devices are asked for than there are, or MPI does not work here; the message says why.
     """
     if section.kind == "local":
         return jm.Local()
+    if section.kind == "mpi":
+        try:
+            return jm.MPI()
+        except (ImportError, RuntimeError) as error:
+            raise ConfigError(f"backend.kind = 'mpi': {error}") from None
     there = jax.devices()
     wanted = section.devices or len(there)
     if wanted > len(there):
@@ -50,6 +55,11 @@ def backend(section: Backend) -> Any:
         )
     mesh = jax.make_mesh((wanted,), ("layers",), axis_types=(AxisType.Auto,), devices=there[:wanted])
     return jm.Mesh(mesh, axis="layers")
+
+
+def is_first_process(section: Backend) -> bool:
+    """Whether this process is the one that prints and writes."""
+    return section.kind != "mpi" or jm.MPI().index() == 0
 
 
 def solver(section: Solver) -> jm.MGRIT:

@@ -94,10 +94,10 @@ def _predict_then_sweep(config: Config) -> Iterator[str]:
 
 def _devices(config: Config) -> Iterator[str]:
     backend = config.backend
-    if backend.kind == "mpi":
+    if backend.kind == "mpi" and backend.devices is not None:
         yield (
-            "backend.kind = 'mpi': expected local or mesh, as this version has no MPI backend. "
-            "Use --backend.kind mesh with --backend.devices for several devices of one machine."
+            f"backend.devices = {backend.devices}: expected null with backend.kind = 'mpi': every rank is a device. "
+            "Leave it out, and give mpirun the number of ranks."
         )
     if backend.kind == "local" and backend.devices not in (None, 1):
         yield (

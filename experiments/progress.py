@@ -28,8 +28,8 @@ COLUMNS = (
 class Progress:
     """Prints to stdout; the bar appears only where stdout is a terminal."""
 
-    def __init__(self, config: Config, data: Data, folder: Path) -> None:
-        print(*header(config, data, folder), sep="\n", flush=True)
+    def __init__(self, config: Config, data: Data, devices: int, folder: Path) -> None:
+        print(*header(config, data, devices, folder), sep="\n", flush=True)
         print("", "  ".join(title for title, _, _ in COLUMNS), sep="\n", flush=True)
         self._bar = tqdm(total=config.iterations, disable=not sys.stdout.isatty(), file=sys.stdout, leave=False)
 
@@ -53,10 +53,9 @@ def _cell(value: Any, title: str, form: str) -> str:
     return "-".rjust(len(form.format(0))) if "res" in title and value == 0 else form.format(value)
 
 
-def header(config: Config, data: Data, folder: Path) -> list[str]:
+def header(config: Config, data: Data, devices: int, folder: Path) -> list[str]:
     """What is about to run, one line per topic."""
-    network, optimizer, backend = config.network, config.optimizer, config.backend
-    devices = 1 if backend.kind == "local" else backend.devices or len(jax.devices())
+    network, optimizer = config.network, config.optimizer
     method = ["sequential, exact states and gradients"]
     if config.training.method == "one_shot":
         method = [f"one-shot, {config.training.schedule.replace('_', ' ')}"]
@@ -69,7 +68,7 @@ def header(config: Config, data: Data, folder: Path) -> list[str]:
         *method[1:],
         f"          {config.iterations} iterations of {optimizer.name}, {optimizer.schedule} rate "
         f"{optimizer.learning_rate:g}",
-        f"devices:  {devices} x {jax.devices()[0].device_kind} ({backend.kind})",
+        f"devices:  {devices} x {jax.devices()[0].device_kind} ({config.backend.kind})",
         f"folder:   {folder}",
     ]
 

@@ -45,7 +45,7 @@ class Run:
     def __exit__(self, *error: object) -> None:
         self._metrics.close()
 
-    def record(self, row: Mapping[str, Any]) -> None:
+    def row(self, row: Mapping[str, Any]) -> None:
         """Add one row of metrics, at once on disk; numbers that are not finite become null."""
         self._metrics.write(json.dumps({key: _finite(value) for key, value in row.items()}) + "\n")
         self._metrics.flush()

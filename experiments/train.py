@@ -7,7 +7,7 @@ went wrong; 2: the config cannot be run; 130: interrupted.
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -35,13 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         data = problems.load(config.problem, config.seed)
         trainer = build.trainer(config)
         state = build.initial_state(config, data, trainer)
-        with Run(config) as run:
-            try:
-                rows, params = train(config, data, trainer, state, run)
-            except TrainingStopped as error:
-                run.finish({"status": "stopped", "reason": str(error)})
-                raise
-            finish(config, trainer.problem, run, rows, params)
+        if build.is_first_process(config.backend):
+            run(config, data, trainer, state)
+        else:
+            train(config, data, trainer, state, report=lambda row: None)
     except ConfigError as error:
         print("config error:", *str(error).splitlines(), sep="\n  ", file=sys.stderr)
         return 2
@@ -54,8 +51,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def run(config: Config, data: problems.Data, trainer: jm.OneShot, state: jm.TrainState) -> None:
+    """Train, show how it goes, and leave a folder: what the first process does. The others only train."""
+    with Run(config) as record, Progress(config, data, trainer.backend.size, record.folder) as progress:
+
+        def report(row: Row) -> None:
+            record.row(row)
+            progress.show(row)
+
+        try:
+            rows, params = train(config, data, trainer, state, report)
+        except TrainingStopped as error:
+            record.finish({"status": "stopped", "reason": str(error)})
+            raise
+    save_params(record.folder / "parameters.npz", params)
+    summary = {**rows[-1], "first_iteration_seconds": rows[0]["seconds"]}
+    record.finish({"status": "finished", **summary})
+    if config.output.pictures:
+        pictures.draw(record.folder, rows, lambda x: predict(trainer.problem, params, x.astype(config.dtype)))
+    print(*summary_lines(summary, record.folder), sep="\n")
+
+
 def train(
-    config: Config, data: problems.Data, trainer: jm.OneShot, state: jm.TrainState, run: Run
+    config: Config, data: problems.Data, trainer: jm.OneShot, state: jm.TrainState, report: Callable[[Row], None]
 ) -> tuple[list[Row], jm.Params]:
     """The training loop; it uses up the state.
 
@@ -76,34 +94,22 @@ def train(
     update = jax.jit(trainer.step, donate_argnums=0)
     rows: list[Row] = []
     seconds = 0.0
-    with Progress(config, data, run.folder) as progress:
-        for iteration in range(config.iterations + 1):
-            last = iteration == config.iterations
-            evaluation: Row = {}
-            if last or iteration % config.evaluation.every == 0:
-                params = trainer.params(state)
-                for name, evaluate in exact.items():
-                    loss, accuracy = evaluate(params)
-                    evaluation |= {f"exact_{name}_loss": loss, f"exact_{name}_accuracy": accuracy}
-            start = time.perf_counter()
-            state, info = update(state, batch)  # the last time only to see what training sees of the final parameters
-            info = jax.device_get(info)
-            seconds += 0.0 if last else time.perf_counter() - start
-            rows.append({"iteration": iteration, **_figures(info), **evaluation, "seconds": seconds})
-            run.record(rows[-1])
-            _check(rows)
-            progress.show(rows[-1])
+    for iteration in range(config.iterations + 1):
+        last = iteration == config.iterations
+        evaluation: Row = {}
+        if last or iteration % config.evaluation.every == 0:
+            params = trainer.params(state)
+            for name, evaluate in exact.items():
+                loss, accuracy = evaluate(params)
+                evaluation |= {f"exact_{name}_loss": loss, f"exact_{name}_accuracy": accuracy}
+        start = time.perf_counter()
+        state, info = update(state, batch)  # the last time only to see what training sees of the final parameters
+        info = jax.device_get(info)
+        seconds += 0.0 if last else time.perf_counter() - start
+        rows.append({"iteration": iteration, **_figures(info), **evaluation, "seconds": seconds})
+        report(rows[-1])
+        _check(rows)
     return rows, jax.device_get(params)
-
-
-def finish(config: Config, problem: jm.Problem, run: Run, rows: list[Row], params: jm.Params) -> None:
-    """Save parameters and summary, draw the pictures, say how it went."""
-    save_params(run.folder / "parameters.npz", params)
-    summary = {**rows[-1], "first_iteration_seconds": rows[0]["seconds"]}
-    run.finish({"status": "finished", **summary})
-    if config.output.pictures:
-        pictures.draw(run.folder, rows, lambda x: predict(problem, params, x.astype(config.dtype)))
-    print(*summary_lines(summary, run.folder), sep="\n")
 
 
 def _figures(info: Any) -> Row:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxmgrit.backend.base import REPLICATED, SHARDED, Backend
 from jaxmgrit.backend.local import LOCAL
-from jaxmgrit.checks import check_like, check_state
+from jaxmgrit.checks import check_like, check_state, check_type
 from jaxmgrit.equation import Equation
 from jaxmgrit.gradient import Gradients, sequential_gradient, vjp_sweep
 from jaxmgrit.grids import Linearisation, adjoint_grids, sweep_batch
@@ -28,6 +28,7 @@ from jaxmgrit.solve import (
     STATE_SPECS,
     check_guess,
     check_partition,
+    check_solution,
     finest_grid,
     state_data,
 )
@@ -147,6 +148,7 @@ def adjoint_solve(
 
     Source: Guenther et al. 2020 (arXiv 1812.04352), section 3.3.
     """
+    check_solution(sol)
     network = make_network(step, theta, sol.c_points.initial, h, solver, running_cost=running_cost)
     check_partition(sol.level, network.layers, backend, "sol")
     lam_final = check_state(lam_final, "lam_final")
@@ -183,6 +185,8 @@ def layer_gradients(
     Raises:
         TypeError, ValueError: arguments that do not fit together.
     """
+    check_solution(sol)
+    check_type(adj, AdjointSolution, "adj", "give what jm.adjoint_solve returned.")
     network = make_network(step, theta, sol.c_points.initial, h, running_cost=running_cost)
     check_partition(sol.level, network.layers, backend, "sol")
     check_partition(adj.level, network.layers, backend, "adj")
@@ -226,6 +230,8 @@ def adjoint_trajectory(
     Returns:
         The state's pytree with leading axis N + 1 on every leaf.
     """
+    check_solution(sol)
+    check_type(adj, AdjointSolution, "adj", "give what jm.adjoint_solve returned.")
     network = make_network(step, theta, sol.c_points.initial, h, running_cost=running_cost)
     check_partition(sol.level, network.layers, backend, "sol")
     check_partition(adj.level, network.layers, backend, "adj")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ def describe(tree: PyTree) -> str:
     return str(jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", tree))
 
 
-def _alike(a: PyTree, b: PyTree) -> bool:
+def alike(a: PyTree, b: PyTree) -> bool:
     """Whether two pytrees have the same structure, shapes and dtypes."""
     one: Any = jax.tree.structure(a)
     return bool(one == jax.tree.structure(b)) and all(
@@ -91,7 +92,7 @@ def check_state(u0: PyTree, name: str = "u0") -> PyTree:
 
 def check_like(given: PyTree, expected: PyTree, name: str, remedy: str) -> None:
     """Raise a ValueError unless structure, shapes and dtypes of `given` are those of `expected`."""
-    if not _alike(given, expected):
+    if not alike(given, expected):
         raise ValueError(f"{name} does not fit: expected {describe(expected)}, given {describe(given)}. {remedy}")
 
 
@@ -102,6 +103,8 @@ def check_step_size(h: Any, layers: int, state: PyTree) -> tuple[float | None, A
         ValueError: wrong shape, or not finite (where the value is known).
         TypeError: not a real number.
     """
+    if h is None:
+        raise TypeError("h=None is not a step size; give a scalar or one step size per layer, T/N for final time T.")
     if isinstance(h, numbers.Real) and not isinstance(h, (bool, np.generic)):
         value = float(h)
         if not math.isfinite(value):
@@ -115,7 +118,7 @@ def check_step_size(h: Any, layers: int, state: PyTree) -> tuple[float | None, A
         raise TypeError(f"h has dtype {array.dtype}; step sizes are real numbers.")
     if array.shape not in ((), (layers,)):
         raise ValueError(f"h has shape {array.shape}; expected a scalar or one step size per layer, shape ({layers},).")
-    if not isinstance(array, jax.core.Tracer) and not bool(jnp.all(jnp.isfinite(array))):
+    if not isinstance(h, jax.core.Tracer) and not np.all(np.isfinite(np.asarray(h))):
         raise ValueError("h has entries that are not finite; step sizes are finite numbers.")
     array = array.astype(real_dtype(state))
     return (None, array, None) if array.ndim == 0 else (None, None, array)
@@ -123,7 +126,7 @@ def check_step_size(h: Any, layers: int, state: PyTree) -> tuple[float | None, A
 
 def check_step(result: PyTree, state: PyTree, what: str) -> None:
     """Raise a TypeError unless `result`, the shapes one evaluation of Phi returned, is like the state."""
-    if not _alike(result, state):
+    if not alike(result, state):
         raise TypeError(
             f"{what} changes the state: it was given {describe(state)} and returned {describe(result)}. "
             "Structure, shapes and dtypes must stay the same through all layers: put what changes them "
@@ -132,10 +135,44 @@ def check_step(result: PyTree, state: PyTree, what: str) -> None:
         )
 
 
+def evaluated(f: Callable[..., Any], what: str, *args: Any) -> Any:
+    """The shapes f returns; where it cannot be evaluated, a TypeError that says on what.
+
+    The first two arguments are a slot and a state.
+    """
+    try:
+        return jax.eval_shape(f, *args)
+    except (TypeError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise TypeError(
+            f"{what} cannot be evaluated with the parameters of one layer {describe(args[0].theta)} and the state "
+            f"{describe(args[1])}: {reason} Check that the two fit together."
+        ) from error
+
+
+def check_type(value: Any, kind: type, name: str, remedy: str) -> None:
+    """Raise a TypeError unless a value is of a kind."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is a {type(value).__name__}, not a {kind.__name__}; {remedy}")
+
+
+def check_backend(backend: Any, name: str = "backend") -> None:
+    """Raise a TypeError unless `backend` can spread layers."""
+    if not hasattr(backend, "lift"):
+        raise TypeError(
+            f"{name}={backend!r} is not a backend; give jm.Local(), jm.Mesh(mesh, axis='layers') or jm.MPI(comm)."
+        )
+
+
+def is_scalar(result: Any) -> bool:
+    """Whether a shape is that of one real floating-point number."""
+    dtype = getattr(result, "dtype", None)
+    return getattr(result, "shape", None) == () and dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+
+
 def check_scalar(result: Any, what: str) -> None:
     """Raise a TypeError unless `result`, the shape a function returned, is one real floating-point number."""
-    shape, dtype = getattr(result, "shape", None), getattr(result, "dtype", None)
-    if shape != () or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+    if not is_scalar(result):
         raise TypeError(f"{what} must return one floating-point number (shape ()), got {result}.")
 
 
@@ -144,7 +181,7 @@ def check_finite(tree: PyTree, name: str) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if isinstance(leaf, jax.core.Tracer) or not is_inexact(leaf):
             continue
-        bad = int(jnp.sum(~jnp.isfinite(leaf)))
+        bad = int(np.sum(~np.isfinite(np.asarray(leaf))))
         if bad:
             raise ValueError(
                 f"{name}{_path(path)} has {bad} of {jnp.size(leaf)} entries that are not finite (NaN or infinity); "

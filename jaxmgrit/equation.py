@@ -84,13 +84,14 @@ class Equation:
         With `step_sizes` the first is a slot, with the cotangent of h where h is per layer; else the parameters alone.
         """
         differentiable, others = split(slot if step_sizes else slot.theta)
+        d_shared, fixed = split(shared)
 
-        def f(d: PyTree, v: PyTree, s: Shared) -> Any:
+        def f(d: PyTree, v: PyTree, s: PyTree) -> Any:
             own = merge(d, others)
             own = own if step_sizes else Slot(own, slot.h)
-            return self._advance_and_cost(own, v, s if step_sizes else shared)
+            return self._advance_and_cost(own, v, merge(s, fixed) if step_sizes else shared)
 
-        (after, cost), pullback = jax.vjp(f, differentiable, u, shared if step_sizes else Shared())
+        (after, cost), pullback = jax.vjp(f, differentiable, u, d_shared if step_sizes else Shared())
         return Vjp(after, cost, pullback)
 
     def _advance_and_cost(self, slot: Slot, u: PyTree, shared: Shared) -> tuple[PyTree, Any]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxmgrit.equation import Equation, Shared, Slot
 from jaxmgrit.grids import AdjointBlock, record
-from jaxmgrit.pytree import add, unfold, where
+from jaxmgrit.pytree import add, split, unfold, where
 from jaxmgrit.relaxation import Grid, by_intervals
 
 PyTree = Any
@@ -73,7 +73,7 @@ def interval_gradient(
 
 def zero_shared(shared: Shared, step_sizes: bool) -> Shared:
     """Where the cotangent of what is shared starts from."""
-    return jax.tree.map(jnp.zeros_like, shared) if step_sizes else Shared()
+    return jax.tree.map(jnp.zeros_like, split(shared)[0]) if step_sizes else Shared()
 
 
 def sequential_gradient(

@@ -76,7 +76,7 @@ class Level:
         """Which of this device's slots hold a step: (share, factor) booleans, None if all do."""
         if self.slots == self.steps:
             return None
-        slot = index * (self.share * self.factor) + jnp.arange(self.share * self.factor)
+        slot = index * (self.share * self.factor) + jnp.arange(self.share * self.factor, dtype=jnp.int32)
         inside = (slot >= self.first) & (slot < self.first + self.steps)
         return inside.reshape(self.share, self.factor)
 

@@ -19,7 +19,7 @@ from jaxmgrit.solution import result_code
 PyTree = Any
 
 # Residuals up to so many units in the last place of the C-points' norm are rounding.
-ROUNDING = 10.0
+ROUNDING = 4.0
 
 
 class Outcome(NamedTuple):
@@ -54,7 +54,7 @@ def run(grids: Grids, solver: Solver, guess: PyTree, initial: PyTree) -> Outcome
     scale = c_norm(grids[0], ends, norm)
     skipped_all = solver.skip_first_down & (cycles == 1)
     finite = all_finite(final) & (jnp.isfinite(last) | skipped_all | converged)
-    code = result_code(finite, converged, last > jnp.maximum(10 * first, jnp.finfo(dtype).eps ** 0.5 * scale))
+    code = result_code(finite, converged, last > jnp.maximum(10 * first, float(jnp.finfo(dtype).eps) ** 0.5 * scale))
     return Outcome(ends, final, norms, cycles, code)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from jaxmgrit.backend.base import Backend
-from jaxmgrit.checks import check_layers, check_scalar, check_step, check_step_size
+from jaxmgrit.checks import alike, check_layers, check_scalar, check_step, check_step_size, describe, evaluated
 from jaxmgrit.equation import Equation, Shared, Slot
 from jaxmgrit.hierarchy import Level, lay_out
 from jaxmgrit.options import MGRIT, Solver, check_solver
@@ -66,9 +66,9 @@ def make_network(
     network = Network(Equation(step, running_cost, h=number), layers, Slot(theta, per_layer), Shared(scalar), spread)
     slot = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), network.slots)
     state = jax.eval_shape(lambda: u0)
-    check_step(jax.eval_shape(network.equation.advance, slot, state, network.shared), state, "step")
+    check_step(evaluated(network.equation.advance, "step", slot, state, network.shared), state, "step")
     if running_cost is not None:
-        check_scalar(jax.eval_shape(network.equation.cost, slot, state, network.shared), "running_cost")
+        check_scalar(evaluated(network.equation.cost, "running_cost", slot, state, network.shared), "running_cost")
     for solver in solvers:
         check_solver("solver", solver)
         if isinstance(solver, MGRIT) and (m := solver.factor(0)) is not None:
@@ -79,11 +79,16 @@ def make_network(
 def _check_coarsening(network: Network, solver: MGRIT, m: int, slot: Slot, state: PyTree) -> None:
     several = jax.tree.map(lambda x: jax.ShapeDtypeStruct((m, *x.shape), x.dtype), slot.theta)
     coarse = Slot(jax.eval_shape(solver.coarse_params, several), slot.h)
+    if not alike(coarse.theta, slot.theta):
+        raise TypeError(
+            f"coarse_params makes {describe(coarse.theta)} from {m} layers, but one layer is {describe(slot.theta)}; "
+            "it must return the parameters of one layer, without the leading axis."
+        )
     equation = network.with_coarse_step(solver)
 
     def coarse_advance(s: Slot, u: PyTree, shared: Shared) -> PyTree:
         return equation.advance(s, u, shared, m, fine=False)
 
-    check_step(jax.eval_shape(coarse_advance, coarse, state, network.shared), state, "coarse_step")
+    check_step(evaluated(coarse_advance, "coarse_step", coarse, state, network.shared), state, "coarse_step")
     if solver.norm is not None:
         check_scalar(jax.eval_shape(solver.norm, state), "norm")

@@ -11,11 +11,11 @@ import optax
 
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.backend.local import Local
-from jaxmgrit.checks import check_finite, check_layers, check_state
+from jaxmgrit.checks import alike, check_backend, check_finite, check_layers, check_state, describe
 from jaxmgrit.hierarchy import lay_out
 from jaxmgrit.network import make_network
 from jaxmgrit.options import MGRIT, Solver, check_solver, match_segments
-from jaxmgrit.problem import Params, Problem, check_loss
+from jaxmgrit.problem import Params, Problem, check_objective
 from jaxmgrit.pytree import merge, split, where
 from jaxmgrit.schedule import CyclesThenGradient, Head, PredictThenSweep, Schedule, Setting
 from jaxmgrit.solution import Result
@@ -116,6 +116,7 @@ class OneShot:
         for name in ("solver", "adjoint"):
             if getattr(self, name) is not None:
                 check_solver(f"OneShot: {name}", getattr(self, name))
+        check_backend(self.backend, "OneShot: backend")
         if not hasattr(self.optimizer, "update"):
             raise TypeError(
                 f"OneShot: optimizer={self.optimizer!r} is not an optax transformation, such as optax.adam(1e-2)."
@@ -156,7 +157,7 @@ class OneShot:
             setting.adjoint,
             running_cost=problem.running_cost,
         )
-        check_loss(problem, params.closing, u0, batch[1])
+        check_objective(problem, params, u0, batch[1])
         level = self.schedule.level(layers, setting)
         warm = self.schedule.init(layers, u0, setting)
         # Copies, so that no two leaves share a buffer and donating the state never eats the caller's arrays.
@@ -182,7 +183,7 @@ class OneShot:
         block = self.backend.index() if self.backend.cut else 0
 
         def one(x: Any) -> Any:
-            slot = block * x.shape[0] + jnp.arange(x.shape[0])
+            slot = block * x.shape[0] + jnp.arange(x.shape[0], dtype=jnp.int32)
             return where(slot < layers, x, jnp.zeros_like(x))
 
         return jax.tree.map(one, tree)
@@ -231,6 +232,7 @@ class OneShot:
             running_cost=problem.running_cost,
             layers=layers,
         )
+        _check_warm(state.warm, u0)
         found = self.schedule.gradient(network, u0, head, state.warm, setting)
         gradients = Params(pull_opening(found.lam_initial)[0], found.layers, found.head.d_closing)
         objective = found.head.loss + found.running_cost.astype(found.head.loss.dtype)
@@ -268,6 +270,17 @@ class OneShot:
         others = others._replace(layers=backend.gather(others.layers))
         found, gradient = jax.value_and_grad(value)(whole)
         return found, gradient._replace(layers=backend.scatter(gradient.layers))
+
+
+def _check_warm(warm: PyTree, u0: PyTree) -> None:
+    """Raise a ValueError unless warm values (by interval) are those of states like u0."""
+    for values in warm:
+        own = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), values)
+        if values is not None and not alike(own, u0):
+            raise ValueError(
+                f"the batch gives states {describe(u0)}, but the warm values belong to states {describe(own)}: "
+                "they are those of the samples given to init. Step with the same batch, or call trainer.init anew."
+            )
 
 
 def _norm(gradients: Params, backend: Backend) -> jax.Array:

@@ -10,6 +10,7 @@ import jax
 
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.backend.local import LOCAL
+from jaxmgrit.checks import check_scalar, is_scalar
 from jaxmgrit.options import SEQUENTIAL, Solver
 from jaxmgrit.solve import solve
 
@@ -70,8 +71,13 @@ class Problem:
         return loss, aux
 
 
-def check_loss(problem: Problem, closing: PyTree, u_final: PyTree, y: Any) -> None:
-    """Raise a TypeError unless the loss returns (one real number, aux)."""
-    result = jax.eval_shape(problem.loss, closing, u_final, y)
-    if not isinstance(result, tuple) or len(result) != 2 or getattr(result[0], "shape", None) != ():
-        raise TypeError(f"loss must return (scalar, aux), got {result}; reduce it to the mean over the batch.")
+def check_objective(problem: Problem, params: Params, u_final: PyTree, y: Any) -> None:
+    """Raise a TypeError unless the loss returns (one real number, aux) and the penalty one real number."""
+    result = jax.eval_shape(problem.loss, params.closing, u_final, y)
+    if not isinstance(result, tuple) or len(result) != 2 or not is_scalar(result[0]):
+        raise TypeError(
+            f"loss must return (scalar, aux), got {result}; reduce it to the mean over the batch, a floating-point "
+            "number; aux may be None."
+        )
+    if problem.penalty is not None:
+        check_scalar(jax.eval_shape(problem.penalty, params), "penalty")

@@ -8,12 +8,14 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.extend.core as core
+import jax.numpy as jnp
 
 from jaxmgrit.adjoint import adjoint_network
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.backend.local import LOCAL
-from jaxmgrit.checks import check_state
-from jaxmgrit.equation import Equation, Shared, Slot
+from jaxmgrit.checks import check_backend, check_state
+from jaxmgrit.equation import Equation, Slot
 from jaxmgrit.network import Network, make_network
 from jaxmgrit.options import MGRIT, Solver, match_segments
 from jaxmgrit.pytree import merge, split
@@ -71,16 +73,17 @@ def propagate(
         >>> gradient = jax.grad(lambda t: jm.propagate(step, t, u0, h=1 / 64).sum())(theta)
     """
     solver, adjoint = match_segments(CONVERGED if solver is None else solver, CONVERGED if adjoint is None else adjoint)
+    check_backend(backend)
     u0 = check_state(u0)
     network = make_network(step, theta, u0, h, solver, adjoint)
     network = _hoist(network, u0)
-    differentiable, others = split(network.slots)
+    differentiable, others = split((network.slots, network.shared))
     problem = _Static(network.equation, network.layers, solver, adjoint, backend)
-    u_final, result = _propagate(problem, differentiable, others, network.shared, u0)
+    u_final, result = _propagate(problem, differentiable, others, u0)
     return (u_final, result) if with_result else u_final
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity: a step may be an object that cannot be hashed
 class _Static:
     """What of a `propagate` is not an array."""
 
@@ -90,51 +93,59 @@ class _Static:
     adjoint: Solver
     backend: Backend
 
-    def network(self, differentiable: PyTree, others: PyTree, shared: Shared) -> Network:
-        return Network(self.equation, self.layers, merge(differentiable, others), shared)
+    def network(self, differentiable: PyTree, others: PyTree) -> Network:
+        return Network(self.equation, self.layers, *merge(differentiable, others))
 
 
 def _hoist(network: Network, u0: PyTree) -> Network:
-    """Make traced values that the step closes over an argument, so that they can be differentiated."""
+    """Make traced values that the step closes over an argument, so that they can be differentiated and batched."""
     step, h = network.equation.step, network.equation.h
-    slot, state = jax.tree.map(lambda x: x[0], network.slots), u0
+    slot = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), network.slots)
     size = h if h is not None else network.shared.h if slot.h is None else slot.h
-    closed = jax.make_jaxpr(lambda t, u: step(t, u, size))(slot.theta, state)
+    closed = jax.make_jaxpr(lambda t, u: step(t, u, size))(slot.theta, u0)
     if not any(isinstance(constant, jax.core.Tracer) for constant in closed.consts):
         return network
-    converted, constants = jax.closure_convert(step, slot.theta, state, size)
+    # Like `jax.closure_convert`, which however leaves integers and keys behind.
+    closed, shapes = jax.make_jaxpr(step, return_shape=True)(slot.theta, u0, size)
+    structure = jax.tree.structure(shapes)
+
+    def converted(theta: PyTree, u: PyTree, h: Any, *constants: Any) -> PyTree:
+        program = core.jaxpr_as_fun(core.ClosedJaxpr(closed.jaxpr, constants))
+        size_ = jnp.asarray(h, closed.in_avals[-1].dtype)
+        return jax.tree.unflatten(structure, program(*jax.tree.leaves((theta, u)), size_))
+
     return replace(
         network,
         equation=replace(network.equation, step=converted),
-        shared=network.shared._replace(constants=tuple(constants)),
+        shared=network.shared._replace(constants=tuple(closed.consts)),
     )
 
 
-def _solve(problem: _Static, differentiable: PyTree, others: PyTree, shared: Shared, u0: PyTree) -> Solution:
-    network = problem.network(differentiable, others, shared)
+def _solve(problem: _Static, differentiable: PyTree, others: PyTree, u0: PyTree) -> Solution:
+    network = problem.network(differentiable, others)
     return solve_network(network, u0, problem.solver, None, problem.backend)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _propagate(problem: _Static, differentiable: PyTree, others: PyTree, shared: Shared, u0: PyTree) -> Any:
-    sol = _solve(problem, differentiable, others, shared, u0)
+def _propagate(problem: _Static, differentiable: PyTree, others: PyTree, u0: PyTree) -> Any:
+    sol = _solve(problem, differentiable, others, u0)
     return sol.u_final, sol.result
 
 
-def _forward(problem: _Static, differentiable: PyTree, others: PyTree, shared: Shared, u0: PyTree) -> Any:
-    sol = _solve(problem, differentiable, others, shared, u0)
-    return (sol.u_final, sol.result), (differentiable, others, shared, sol)
+def _forward(problem: _Static, differentiable: PyTree, others: PyTree, u0: PyTree) -> Any:
+    sol = _solve(problem, differentiable, others, u0)
+    return (sol.u_final, sol.result), (differentiable, others, sol)
 
 
 def _backward(problem: _Static, kept: Any, cotangents: Any) -> Any:
-    differentiable, others, shared, sol = kept
-    network = problem.network(differentiable, others, shared)
+    differentiable, others, sol = kept
+    network = problem.network(differentiable, others)
     adj, found = adjoint_network(
         network, sol, cotangents[0], problem.adjoint, None, problem.backend, gradients=True, step_sizes=True
     )
     assert found is not None
     d_slots: Slot = jax.tree.map(lambda x: x[: problem.layers], problem.backend.gather(found.slots))
-    return d_slots, None, found.shared, adj.lam_initial
+    return (d_slots, found.shared), None, adj.lam_initial
 
 
 _propagate.defvjp(_forward, _backward)

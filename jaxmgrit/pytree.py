@@ -57,12 +57,12 @@ def where(mask: Any, a: PyTree, b: PyTree) -> PyTree:
 
 def fold(tree: PyTree, factor: int) -> PyTree:
     """Reshape a leading axis (a factor) into (a, factor)."""
-    return jax.tree.map(lambda x: x.reshape(-1, factor, *x.shape[1:]), tree)
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] // factor, factor, *x.shape[1:]), tree)
 
 
 def unfold(tree: PyTree) -> PyTree:
     """Reshape leading axes (a, factor) into one."""
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), tree)
 
 
 def fit(tree: PyTree, size: int, front: bool) -> PyTree:
@@ -97,7 +97,8 @@ def _strong(x: Any) -> jax.Array:
 
 def euclidean_norm(state: PyTree) -> jax.Array:
     """The default norm of a state: Euclidean over all leaves, batch included, undivided."""
-    squares = [jnp.sum(jnp.real(x * jnp.conj(x))) for x in jax.tree.leaves(state)]
+    dtype = real_dtype(state)
+    squares = [jnp.sum(jnp.real(x * jnp.conj(x))).astype(dtype) for x in jax.tree.leaves(state)]
     return jnp.sqrt(sum(squares[1:], squares[0]))
 
 
@@ -109,5 +110,6 @@ def all_finite(tree: PyTree) -> jax.Array:
 
 def real_dtype(state: PyTree) -> Any:
     """The real dtype that norms and step sizes of this state have."""
-    dtype = jnp.result_type(*[jnp.result_type(x) for x in jax.tree.leaves(state)])
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(*[jnp.result_type(x) for x in jax.tree.leaves(state)])
     return jnp.finfo(dtype).dtype

@@ -59,7 +59,7 @@ class Grid:
         level = self.level
         if self.backward and level.last_interval + 1 < level.intervals and not level.front:
             # The run begins behind whole intervals of padding.
-            interval = self.backend.index() * level.share + jnp.arange(level.share)
+            interval = self.backend.index() * level.share + jnp.arange(level.share, dtype=jnp.int32)
             starts = where(interval == level.last_interval, repeat(initial, level.share), starts)
         return starts
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxmgrit.backend.base import REPLICATED, SHARDED, Backend
 from jaxmgrit.backend.local import LOCAL
-from jaxmgrit.checks import check_like, check_state
+from jaxmgrit.checks import check_backend, check_like, check_state, check_type
 from jaxmgrit.equation import Equation
 from jaxmgrit.grids import state_grids, sweep_batch
 from jaxmgrit.hierarchy import Level, build_levels
@@ -57,6 +57,7 @@ def solve(
 
     Source: Guenther et al. 2020 (arXiv 1812.04352), sections 3.1-3.2.
     """
+    check_backend(backend)
     u0 = check_state(u0)
     network = make_network(step, theta, u0, h, solver)
     return solve_network(network, u0, solver, guess, backend)
@@ -130,6 +131,7 @@ def trajectory(
     Returns:
         The state's pytree with leading axis N + 1 on every leaf.
     """
+    check_solution(sol)
     network = make_network(step, theta, sol.c_points.initial, h)
     check_partition(sol.level, network.layers, backend, "sol")
 
@@ -159,8 +161,14 @@ def state_data(network: Network, sol: Solution, backend: Backend) -> tuple[PyTre
     return network.on(sol.level, backend), sol.c_points.initial, network.shared, sol.c_points.ends
 
 
+def check_solution(sol: Any) -> None:
+    """Raise a TypeError unless `sol` is what `solve` returns."""
+    check_type(sol, Solution, "sol", "give what jm.solve returned.")
+
+
 def check_partition(level: Level, layers: int, backend: Backend, name: str) -> None:
     """Raise a ValueError unless a solution belongs to a network of so many layers on this backend."""
+    check_backend(backend)
     if level.steps != layers:
         raise ValueError(
             f"{name} belongs to a network of {level.steps} layers, but theta has {layers}; solve again with this theta."

@@ -12,8 +12,8 @@ if version("jax").startswith("0.10.") and os.environ["JAX_DISABLE_MOST_OPTIMIZAT
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import jax
-import pytest
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
 
@@ -24,5 +24,6 @@ def _strict(request):
     if "experiments" in request.path.parts:
         yield
         return
+    jax.config.update("jax_enable_x64", True)  # an experiment in float32 has switched it off
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         yield

@@ -1,13 +1,15 @@
-"""The small networks, solvers and comparisons that the tests share."""
+"""The small networks, comparisons and instruments that the tests share."""
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import jaxmgrit as jm
 
@@ -52,30 +54,31 @@ def tanh_cost(theta, u, h):
     return h * (0.1 * jnp.sum(u * u) + jnp.sum(theta["w"] ** 2 * theta["b"][:, None]))
 
 
+def _layers(theta, u0, h):
+    """What to scan over: each layer's parameters and step size."""
+    layers = jax.tree.leaves(theta)[0].shape[0]
+    dtype = jnp.finfo(jax.tree.leaves(u0)[0].dtype).dtype
+    return theta, jnp.broadcast_to(jnp.asarray(h, dtype), (layers,))
+
+
 def scan(step, theta, u0, h):
     """The plain JAX program that the library replaces."""
-    layers = jax.tree.leaves(theta)[0].shape[0]
-    sizes = jnp.broadcast_to(jnp.asarray(h), (layers,))
-    return jax.lax.scan(lambda u, layer: (step(layer[0], u, layer[1]), None), u0, (theta, sizes))[0]
+    return jax.lax.scan(lambda u, layer: (step(layer[0], u, layer[1]), None), u0, _layers(theta, u0, h))[0]
 
 
 def scan_states(step, theta, u0, h):
     """u^0 .. u^N by the plain JAX program, leading axis N + 1."""
-    layers = jax.tree.leaves(theta)[0].shape[0]
-    sizes = jnp.broadcast_to(jnp.asarray(h), (layers,))
-    final, before = jax.lax.scan(lambda u, layer: (step(layer[0], u, layer[1]), u), u0, (theta, sizes))
+    final, before = jax.lax.scan(lambda u, layer: (step(layer[0], u, layer[1]), u), u0, _layers(theta, u0, h))
     return jax.tree.map(lambda rest, last: jnp.concatenate([rest, last[None]]), before, final)
 
 
 def scan_cost(step, cost, theta, u0, h):
     """The sum of a running cost over the layers by plain JAX."""
-    layers = jax.tree.leaves(theta)[0].shape[0]
-    sizes = jnp.broadcast_to(jnp.asarray(h), (layers,))
 
     def one(u, layer):
         return step(layer[0], u, layer[1]), cost(layer[0], u, layer[1])
 
-    return jnp.sum(jax.lax.scan(one, u0, (theta, sizes))[1])
+    return jnp.sum(jax.lax.scan(one, u0, _layers(theta, u0, h))[1])
 
 
 def distance(a, b):
@@ -201,3 +204,29 @@ def penalty(params):
     tikhonov = sum(jnp.sum(x * x) for x in jax.tree.leaves(params))
     rough = sum(jnp.sum((x[1:] - x[:-1]) ** 2) for x in jax.tree.leaves(params.layers))
     return 1e-3 * tikhonov + 1e-2 * rough
+
+
+def slow_but(quick, cases):
+    """Parameters of a test, all marked slow but the quick ones."""
+    return [
+        pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=() if case in quick else pytest.mark.slow)
+        for case in cases
+    ]
+
+
+_COMPILED: list[str] = []
+
+
+def _note(event, duration, fun_name="", **_):
+    if event == "/jax/core/compile/backend_compile_duration":
+        _COMPILED.append(fun_name.removeprefix("jit(").removesuffix(")"))
+
+
+jax.monitoring.register_event_duration_secs_listener(_note)
+
+
+@contextlib.contextmanager
+def compilations():
+    """Names of the programs compiled inside the block, in a list that fills as they are."""
+    _COMPILED.clear()
+    yield _COMPILED

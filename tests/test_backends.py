@@ -13,21 +13,28 @@ import jaxmgrit as jm
 
 FINAL_TIME = 5.0
 AVERAGED_MIDPOINT = dict(coarse_params=jm.average, coarse_step=jm.midpoint)
+FCF = jm.MGRIT((4, 3), cf_relaxations=(1, 2), cycle="F", cycles=3, **AVERAGED_MIDPOINT)
+SKIPPED = jm.MGRIT(2, levels=4, cycle="F", skip_first_down=True, cycles=3)
+TOLERANCE = jm.MGRIT(4, rtol=1e-8, cycles=40)
+# Of the state and of the adjoint.
 SOLVERS = {
     "default": (jm.MGRIT(4), jm.MGRIT(4)),
-    "three levels, FCF, F-cycle": (jm.MGRIT((4, 3), cf_relaxations=(1, 2), cycle="F", cycles=3, **AVERAGED_MIDPOINT),) * 2,
-    "skipped, F-cycle": (jm.MGRIT(2, cycle="F", skip_first_down=True, cycles=3),) * 2,
-    "tolerance": (jm.MGRIT(4, rtol=1e-8, cycles=40),) * 2,
+    "three levels, FCF, F-cycle": (FCF, FCF),
+    "skipped, F-cycle": (SKIPPED, SKIPPED),
+    "tolerance": (TOLERANCE, TOLERANCE),
     "different factors": (jm.MGRIT(4), jm.MGRIT(2)),
     "sequential": (jm.Sequential(), jm.Sequential()),
     "sequential state": (jm.Sequential(4), jm.MGRIT(4)),
     "sequential adjoint": (jm.MGRIT(4), jm.Sequential()),
 }
-QUICK = {(203, "default", 4), (64, "three levels, FCF, F-cycle", 8), (203, "different factors", 2)}
-MATRIX = [
-    pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
-    for case in [(n, s, p) for n in (64, 203) for s in SOLVERS for p in (2, 4, 8)]
-]
+QUICK = [(203, "default", 4), (64, "three levels, FCF, F-cycle", 8), (203, "different factors", 4)]
+# The default over every number of devices, everything else over two of them.
+SIZES = [(64, 2), (64, 4), (64, 8), (203, 2), (203, 4), (203, 8)]
+MATRIX = nets.slow_but(
+    QUICK,
+    [(n, "default", p) for n, p in SIZES]
+    + [(n, s, p) for s in SOLVERS for n, p in [(64, 8), (203, 4)] if s != "default"],
+)
 
 
 @functools.lru_cache
@@ -98,6 +105,28 @@ def test_propagate_under_vmap_over_devices_is_that_of_scan():
     assert nets.distance(found, run(lambda u: nets.scan(nets.tanh_step, theta, u, 0.05))) < 1e-11
 
 
+def kicked(theta, u, h):
+    """A step with integer and key leaves, and with roots, whose derivatives zeros in the padding would spoil."""
+    kick = 0.01 * jax.random.uniform(theta["key"], u.shape) * (theta["kind"] % 2).astype(u.dtype)
+    return u + h * jnp.sqrt(theta["s"]) * jnp.sqrt(u) + kick
+
+
+def test_whole_intervals_of_padding_spoil_neither_keys_nor_roots():
+    # 67 layers are 17 intervals of 4: 3 on each of 8 devices, 7 intervals of padding.
+    layers, u0 = 67, jnp.asarray([[1.0, 2.0]])
+    theta = {
+        "s": jnp.linspace(1.0, 2.0, layers),
+        "kind": jnp.arange(layers),
+        "key": jax.random.split(jax.random.key(0), layers),
+    }
+    solver = jm.MGRIT(4, cycles=20, rtol=0.0)
+    sol, adj, gradients = nets.solved(kicked, theta, u0, 1.0 / layers, solver, backend=nets.mesh(8))
+    u_final, pull = jax.vjp(lambda s, u: nets.scan(kicked, {**theta, "s": s}, u, 1.0 / layers), theta["s"], u0)
+    d_s, lam0 = pull(0.5 * u_final)
+    assert nets.distance((sol.u_final, adj.lam_initial, gradients["s"]), (u_final, lam0, d_s)) < 1e-12
+    assert gradients["key"].dtype == jax.dtypes.float0
+
+
 @pytest.mark.parametrize("layers, devices", [(64, 8), pytest.param(203, 4, marks=pytest.mark.slow)])
 def test_two_cycles_and_two_more_are_four(layers, devices):
     theta, u0, backend = nets.rough(layers), nets.state(), nets.mesh(devices)
@@ -133,21 +162,17 @@ OPTIMIZERS = {
         1e-10,
     ),
 }
-TRAINING_QUICK = {(203, "predict, then sweep", "SGD", 4), (203, "cycles, then gradient", "clipped, with weight decay", 4)}
-TRAINING = [
-    pytest.param(*case, marks=() if case in TRAINING_QUICK else pytest.mark.slow)
-    for case in [
-        (n, s, o, p)
-        for s in SCHEDULES
-        for n, o, p in [
-            (64, "SGD", 2),
-            (64, "SGD", 8),
-            (203, "SGD", 4),
-            (203, "Adam", 8),
-            (203, "clipped, with weight decay", 4),
-        ]
-    ]
+RUNS = [
+    (64, "SGD", 2),
+    (64, "SGD", 8),
+    (203, "SGD", 4),
+    (203, "Adam", 8),
+    (203, "clipped, with weight decay", 4),
 ]
+TRAINING = nets.slow_but(
+    [("predict, then sweep", 203, "SGD", 4), ("cycles, then gradient", 203, "clipped, with weight decay", 4)],
+    [(schedule, *run) for schedule in SCHEDULES for run in RUNS],
+)
 
 
 @functools.lru_cache
@@ -155,8 +180,8 @@ def trained_on_one_device(layers, schedule, optimizer):
     return trained(layers, 1, SCHEDULES[schedule], OPTIMIZERS[optimizer][0], 20)[2]
 
 
-@pytest.mark.parametrize("layers, schedule, optimizer, devices", TRAINING)
-def test_twenty_iterations_of_training_are_those_of_one_device(layers, schedule, optimizer, devices):
+@pytest.mark.parametrize("schedule, layers, optimizer, devices", TRAINING)
+def test_twenty_iterations_of_training_are_those_of_one_device(schedule, layers, optimizer, devices):
     rule, tolerance = OPTIMIZERS[optimizer]
     found = trained(layers, devices, SCHEDULES[schedule], rule, 20)[2]
     expected = trained_on_one_device(layers, schedule, optimizer)
@@ -182,6 +207,26 @@ def test_every_device_holds_its_share_of_the_c_points():
     sol = jm.solve(nets.tanh_step, nets.rough(203), nets.state(), h=0.01, backend=nets.mesh(4))
     # 203 layers in intervals of 4 are 51 intervals: 13 a device.
     assert [shard.data.shape[0] for shard in sol.c_points.ends.addressable_shards] == [13] * 4
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+@pytest.mark.parametrize("by", [-9, -1, 0, 1, 3, 16, 17])
+def test_shift_without_a_fill_moves_entries_cyclically(devices, by):
+    backend, x = nets.mesh(devices), jnp.arange(16.0)
+    moved = backend.lift(lambda x: backend.shift(x, by, None), ("sharded",), "sharded")(x)
+    np.testing.assert_array_equal(moved, np.roll(x, by))
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+@pytest.mark.parametrize("by", [-1, 1])
+def test_shift_by_one_puts_the_fill_where_an_entry_left(devices, by):
+    backend, x = nets.mesh(devices), jnp.arange(16.0)
+    moved = backend.lift(lambda x, f: backend.shift(x, by, f), ("sharded", "replicated"), "sharded")(
+        x, jnp.asarray(-1.0)
+    )
+    expected = np.roll(x, by)
+    expected[0 if by == 1 else -1] = -1.0
+    np.testing.assert_array_equal(moved, expected)
 
 
 def test_the_layers_may_share_a_mesh_with_a_batch_axis():

@@ -53,8 +53,7 @@ CASES = {
         False,
     ),
 }
-QUICK = ("FCF, F-cycle", "skipped, V", "two levels, averaged midpoint")
-MATRIX = [pytest.param(case, marks=() if case in QUICK else pytest.mark.slow) for case in CASES]
+MATRIX = nets.slow_but(("FCF, F-cycle", "skipped, V", "two levels, averaged midpoint"), CASES)
 
 
 @lru_cache

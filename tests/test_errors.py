@@ -1,4 +1,4 @@
-"""Bad input: every message names the field, the value, what was expected and the remedy, before anything is compiled."""
+"""Bad input: messages that name the field, the value, what was expected and the remedy, before anything is compiled."""
 
 import contextlib
 import dataclasses
@@ -13,29 +13,19 @@ import pytest
 import jaxmgrit as jm
 
 LAYERS = 24
-# What single operations outside jit compile: looking at values and converting them, before any program of the method.
-INSPECTION = {"isfinite", "invert", "bitwise_not", "_reduce_all", "_reduce_sum", "convert_element_type", "broadcast_in_dim"}
-COMPILED: list[str] = []
-
-
-def _note(event, duration, fun_name="", **_):
-    if event == "/jax/core/compile/backend_compile_duration":
-        COMPILED.append(fun_name.removeprefix("jit(").removesuffix(")"))
-
-
-jax.monitoring.register_event_duration_secs_listener(_note)
+# What single operations outside jit compile, in order to look at values before any program of the method.
+INSPECTION = set("isfinite invert bitwise_not _reduce_all _reduce_sum convert_element_type broadcast_in_dim".split())
 
 
 @contextlib.contextmanager
 def refused(kind, *parts):
-    """The block raises an error of this kind whose message holds all parts, and compiles nothing first."""
-    COMPILED.clear()
-    with pytest.raises(kind) as caught:
+    """The block raises an error of this kind whose message holds all parts, and compiles no program first."""
+    with nets.compilations() as programs, pytest.raises(kind) as caught:
         yield
     message = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
     for part in parts:
         assert part in message, f"{part!r} is missing from {message!r}"
-    assert not set(COMPILED) - INSPECTION, "programs were compiled before the error"
+    assert not set(programs) - INSPECTION, "programs were compiled before the error"
 
 
 # --- options ---------------------------------------------------------------------------------------------------------
@@ -108,10 +98,21 @@ def propagate(**changed):
 
 
 NETWORKS = {
-    "unequal leading axes": (dict(theta=SHORT), ValueError, "theta['b']: 23", "theta['w']: 24", "N, the number of layers"),
+    "unequal leading axes": (
+        dict(theta=SHORT),
+        ValueError,
+        "theta['b']: 23",
+        "theta['w']: 24",
+        "N, the number of layers",
+    ),
     "no leaves": (dict(theta={}), ValueError, "theta has no leaves", "leading axis N"),
     "a leaf without axes": (dict(theta=SCALAR), ValueError, "theta['s'] has no axes", "repeat it for every layer"),
-    "a leaf that is no array": (dict(theta={**THETA, "s": [1.0]}), TypeError, "theta['s'][0]=1.0", "stack the layers' values"),
+    "a leaf that is no array": (
+        dict(theta={**THETA, "s": [1.0]}),
+        TypeError,
+        "theta['s'][0]=1.0",
+        "stack the layers' values",
+    ),
     "no layers": (dict(theta=NONE), ValueError, "theta has 0 layers", "at least 1"),
     "an integer state": (dict(u0=INTEGER), TypeError, "u0", "int64", "floating point"),
     "no state": (dict(u0=None), ValueError, "u0 has no leaves", "floating-point arrays"),
@@ -337,7 +338,14 @@ def with_part(**changed):
 
 
 INITS = {
-    "parameters that are no Params": (PROBLEM, tuple(PARAMS), BATCH, TypeError, "params is a tuple", "jm.Params(opening"),
+    "parameters that are no Params": (
+        PROBLEM,
+        tuple(PARAMS),
+        BATCH,
+        TypeError,
+        "params is a tuple",
+        "jm.Params(opening",
+    ),
     "a batch that is no pair": (PROBLEM, PARAMS, [X, Y], TypeError, "batch", "(x, y)"),
     "layers of unequal number": (PROBLEM, SHORT_LAYERS, BATCH, ValueError, "params.layers['b']: 3", "number of layers"),
     "a loss without aux": (

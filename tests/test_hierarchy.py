@@ -59,7 +59,9 @@ def test_a_coarser_level_exists_if_and_only_if_the_rule_allows_it(layers, factor
 
 
 solvers = st.builds(
-    jm.MGRIT, coarsening_factor=st.lists(st.integers(2, 5), min_size=1, max_size=3).map(tuple), min_coarse=st.integers(0, 3)
+    jm.MGRIT,
+    coarsening_factor=st.lists(st.integers(2, 5), min_size=1, max_size=3).map(tuple),
+    min_coarse=st.integers(0, 3),
 )
 
 

@@ -136,7 +136,10 @@ def test_one_level_is_sequential_propagation_in_no_cycles(solver):
     assert sol.residual_norms.shape == adj.residual_norms.shape == (0,)
     assert sol.cycles == adj.cycles == 0
     assert sol.result == adj.result == jm.Result.CONVERGED
-    assert nets.distance((sol.u_final, adj.lam_initial, gradients), (exact[0].u_final, exact[1].lam_initial, exact[2])) == 0
+    assert (
+        nets.distance((sol.u_final, adj.lam_initial, gradients), (exact[0].u_final, exact[1].lam_initial, exact[2]))
+        == 0
+    )
 
 
 @pytest.mark.parametrize(

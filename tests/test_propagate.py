@@ -177,7 +177,9 @@ def test_a_network_of_networks_has_the_gradient_of_scans_of_scans(network):
     assert nets.distance(found, expected) < 1e-12
 
 
-@pytest.mark.parametrize("forward", [lambda f, x: jax.jvp(f, (x,), (x,)), lambda f, x: jax.jacfwd(f)(x)], ids=["jvp", "jacfwd"])
+@pytest.mark.parametrize(
+    "forward", [lambda f, x: jax.jvp(f, (x,), (x,)), lambda f, x: jax.jacfwd(f)(x)], ids=["jvp", "jacfwd"]
+)
 def test_forward_mode_is_refused(network, forward):
     theta, _ = network
     with pytest.raises(TypeError, match="forward-mode"):
@@ -217,7 +219,11 @@ def noisy(theta, u, h):
 
 
 def test_integer_and_key_leaves_are_carried_and_not_differentiated():
-    theta = {"w": nets.rough(LAYERS)["w"], "kind": jnp.arange(LAYERS), "key": jax.random.split(jax.random.key(0), LAYERS)}
+    theta = {
+        "w": nets.rough(LAYERS)["w"],
+        "kind": jnp.arange(LAYERS),
+        "key": jax.random.split(jax.random.key(0), LAYERS),
+    }
 
     def run(way):
         def total(theta, u):
@@ -228,6 +234,18 @@ def test_integer_and_key_leaves_are_carried_and_not_differentiated():
     found, expected = both(run)
     assert found[0]["kind"].dtype == found[0]["key"].dtype == jax.dtypes.float0
     assert nets.distance((found[0]["w"], found[1]), (expected[0]["w"], expected[1])) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "h",
+    [np.full(LAYERS, H), jnp.full(LAYERS, H), np.float64(H), jnp.asarray(H)],
+    ids=["numpy", "jax", "number", "scalar"],
+)
+def test_step_sizes_may_be_concrete_arrays_inside_jit(network, h):
+    found, expected = both(
+        lambda way: jax.jit(jax.grad(lambda theta: objective(way, theta, network[1], h)))(network[0])
+    )
+    assert nets.distance(found, expected) < 1e-12
 
 
 def test_few_cycles_give_the_inexact_gradient_of_layer_gradients(network):
@@ -248,6 +266,22 @@ def test_single_precision_agrees_with_scan_to_single_precision(network):
     found, expected = both(lambda way: jax.jit(jax.grad(functools.partial(objective, way)))(*single, H))
     assert {x.dtype.name for x in jax.tree.leaves(found)} == {"float32"}
     assert nets.distance(found, expected) < 1e-5
+
+
+def test_half_precision_agrees_with_scan_to_half_precision(network):
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), network)
+    found, expected = both(lambda way: jax.jit(functools.partial(way, nets.tanh_step))(*half, H).astype(jnp.float32))
+    assert nets.distance(found, expected) < 2e-2
+
+
+def test_a_leaf_of_the_state_may_be_empty(network):
+    theta, u0 = network
+
+    def step(theta, u, h):
+        return nets.tanh_step(theta, u[0], h), u[1]
+
+    found, expected = both(lambda way: way(step, theta, (u0, jnp.zeros((0, 2))), H))
+    assert nets.distance(found, expected) < 1e-13
 
 
 def test_pytree_states_have_the_gradients_of_scan():
@@ -275,7 +309,9 @@ def test_arguments_may_be_numpy_arrays(network):
     assert nets.distance(found, expected) < 1e-13
 
 
-@pytest.mark.parametrize("make", [lambda: jnp.arange(3), lambda: jax.random.split(jax.random.key(0), 3)], ids=["integers", "keys"])
+@pytest.mark.parametrize(
+    "make", [lambda: jnp.arange(3), lambda: jax.random.split(jax.random.key(0), 3)], ids=["integers", "keys"]
+)
 def test_a_gradient_through_vmap_over_integers_or_keys_the_step_closes_over_is_that_of_scan(network, make):
     theta, u0 = network
 
@@ -311,7 +347,9 @@ def test_a_step_may_be_a_callable_object_that_cannot_be_hashed(network):
     assert nets.distance(found, expected) < 1e-12
 
 
-@pytest.mark.parametrize("solver", [jm.Sequential(), jm.MGRIT(3, levels=2, cycles=12)], ids=["sequential", "all cycles"])
+@pytest.mark.parametrize(
+    "solver", [jm.Sequential(), jm.MGRIT(3, levels=2, cycles=12)], ids=["sequential", "all cycles"]
+)
 def test_second_derivatives_of_solvers_without_a_tolerance_are_those_of_scan(network, solver):
     theta, u0 = network
 

@@ -1,4 +1,4 @@
-"""The case computed by the original program: objective, states, adjoints, gradient and residual histories, to rounding."""
+"""What the original program computes: objective, states, adjoints, gradient and residual histories, to rounding."""
 
 import functools
 import json
@@ -75,7 +75,13 @@ def batch():
 def flat(params):
     """Parameters or gradients in the order of the file: opening, then weights and bias of each layer, then the last."""
     layers = [x.reshape(len(params.layers["b"]), -1) for x in (params.layers["w"], params.layers["b"])]
-    parts = [params.opening["w"], params.opening["b"], np.concatenate(layers, axis=1), params.closing["w"], params.closing["b"]]
+    parts = [
+        params.opening["w"],
+        params.opening["b"],
+        np.concatenate(layers, axis=1),
+        params.closing["w"],
+        params.closing["b"],
+    ]
     return np.concatenate([np.ravel(part) for part in parts])
 
 

@@ -34,7 +34,7 @@ PAIRS = [
 
 @functools.lru_cache
 def by_scan(layers, general):
-    """Network, and what plain JAX finds: state, adjoint d J / d u^0 and d J / d theta, J = |u^N|^2 / 4 + running cost."""
+    """Network, and what plain JAX finds: states, d J / d u^0 and d J / d theta; J = |u^N|^2 / 4 + running cost."""
     theta, u0 = nets.rough(layers), nets.state()
     h = nets.steps_of_unequal_size(layers, FINAL_TIME) if general else FINAL_TIME / layers
     cost = nets.tanh_cost if general else None
@@ -56,20 +56,18 @@ def assert_equals_scan(layers, solver, adjoint, general):
     assert nets.distance(found, gradients) < 1e-11
 
 
-@pytest.mark.parametrize("layers", [1, 2, 3, 7, pytest.param(16, marks=pytest.mark.slow), 64, 203])
+@pytest.mark.parametrize("layers", nets.slow_but([1, 3, 7, 203], [1, 2, 3, 7, 16, 64, 203]))
 def test_any_number_of_layers_gives_the_state_adjoint_and_gradients_of_scan(layers):
     assert_equals_scan(layers, "default", "default", general=False)
 
 
-@pytest.mark.parametrize("solver", [s if s == "averaged midpoint" else pytest.param(s, marks=pytest.mark.slow) for s in SOLVERS])
+@pytest.mark.parametrize("solver", nets.slow_but(["averaged midpoint"], SOLVERS))
 def test_any_solver_gives_the_state_adjoint_and_gradients_of_scan(solver):
     assert_equals_scan(53, solver, solver, general=True)
 
 
 @pytest.mark.parametrize("layers", [48, 53])
-@pytest.mark.parametrize(
-    "solver, adjoint", [PAIRS[0], *(pytest.param(*pair, marks=pytest.mark.slow) for pair in PAIRS[1:])]
-)
+@pytest.mark.parametrize("solver, adjoint", nets.slow_but(PAIRS[:1], PAIRS))
 def test_state_and_adjoint_may_be_solved_by_different_solvers(layers, solver, adjoint):
     assert_equals_scan(layers, solver, adjoint, general=True)
 
@@ -97,9 +95,8 @@ def test_trajectories_hold_the_states_and_adjoints_of_every_layer(network):
 def test_gradients_are_those_of_central_differences(network):
     theta, u0, _ = network
     h = nets.steps_of_unequal_size(37, FINAL_TIME)
-    _, _, gradients = nets.solved(
-        nets.tanh_step, theta, u0, h, jm.MGRIT(3, **TO_ROUNDING), cost=nets.tanh_cost
-    )
+    _, _, gradients = nets.solved(nets.tanh_step, theta, u0, h, jm.MGRIT(3, **TO_ROUNDING), cost=nets.tanh_cost)
+
     @jax.jit
     def objective(theta):
         u = nets.scan(nets.tanh_step, theta, u0, h)
@@ -112,9 +109,7 @@ def test_gradients_are_those_of_central_differences(network):
 
 def test_the_adjoint_is_the_transpose_of_the_linearised_network(network):
     theta, u0, h = network
-    sol, adj, _ = nets.solved(
-        nets.tanh_step, theta, u0, h, jm.MGRIT(3, **TO_ROUNDING), lam_final=nets.state(seed=5)
-    )
+    sol, adj, _ = nets.solved(nets.tanh_step, theta, u0, h, jm.MGRIT(3, **TO_ROUNDING), lam_final=nets.state(seed=5))
     direction = nets.state(seed=6)
     _, moved = jax.jvp(lambda u: nets.scan(nets.tanh_step, theta, u, h), (u0,), (direction,))
     assert nets.inner(adj.lam_initial, direction) == pytest.approx(nets.inner(adj.c_points.initial, moved), rel=1e-13)
@@ -127,7 +122,9 @@ def test_two_cycles_and_two_more_from_their_c_points_are_four(layers):
     four = nets.solved(nets.tanh_step, theta, u0, h, solver(cycles=4), cost=nets.tanh_cost)
     two = jm.solve(nets.tanh_step, theta, u0, h=h, solver=solver(cycles=2))
     two_more = jm.solve(nets.tanh_step, theta, u0, h=h, solver=solver(cycles=2), guess=two.c_points)
-    np.testing.assert_array_equal(jnp.concatenate([two.residual_norms, two_more.residual_norms]), four[0].residual_norms)
+    np.testing.assert_array_equal(
+        jnp.concatenate([two.residual_norms, two_more.residual_norms]), four[0].residual_norms
+    )
     assert nets.distance(two_more.c_points, four[0].c_points) == 0.0
 
     rest = dict(h=h, solver=solver(cycles=2), running_cost=nets.tanh_cost)
@@ -206,9 +203,7 @@ def test_the_residual_norm_is_that_of_the_given_norm(network):
 def test_intervals_per_sweep_changes_nothing(count):
     theta, u0 = nets.rough(53), nets.state()
     few, whole = (
-        nets.solved(
-            nets.tanh_step, theta, u0, FINAL_TIME / 53, jm.MGRIT(4, intervals_per_sweep=n), cost=nets.tanh_cost
-        )
+        nets.solved(nets.tanh_step, theta, u0, FINAL_TIME / 53, jm.MGRIT(4, intervals_per_sweep=n), cost=nets.tanh_cost)
         for n in (count, 14)
     )
     for a, b in zip(few, whole, strict=True):
@@ -256,7 +251,7 @@ def test_single_precision_stays_single_precision():
         "float32"
     }
     assert sol.result == adj.result == jm.Result.CONVERGED
-    assert nets.distance(sol.u_final, nets.scan(nets.tanh_step, theta, u0, h.astype(np.float32))) < 1e-6
+    assert nets.distance(sol.u_final, nets.scan(nets.tanh_step, theta, u0, h)) < 1e-6
 
 
 def test_leaves_of_a_state_may_differ_in_precision():
@@ -266,7 +261,10 @@ def test_leaves_of_a_state_may_differ_in_precision():
 
     theta, u0 = jnp.linspace(0.5, 1.5, 24), {"wide": jnp.ones(2), "narrow": jnp.ones(2, jnp.float32)}
     sol = jm.solve(step, theta, u0, h=0.05, solver=jm.MGRIT(4, cycles=6))
-    assert nets.distance(sol.u_final, nets.scan(step, theta, u0, 0.05)) < 1e-6
+    u = u0
+    for n in range(24):
+        u = step(theta[n], u, 0.05)
+    assert nets.distance(sol.u_final, u) < 1e-6
 
 
 def test_a_complex_state_has_the_gradient_of_scan():

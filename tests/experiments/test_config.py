@@ -136,7 +136,7 @@ def test_wrong_files(tmp_path, text, message):
         ("--solver.cf-relaxations 1", r"solver\.cf_relaxations = 1: expected a list of 2"),
         ("--backend.devices 17", r"backend\.devices = 17: expected at most 16, the number of intervals"),
         ("--backend.kind local --backend.devices 2", r"backend\.devices = 2: expected 1 with backend\.kind = 'local'"),
-        ("--backend.kind mpi", r"backend\.kind = 'mpi': expected local or mesh, .* Use --backend\.kind mesh"),
+        ("--backend.kind mpi --backend.devices 2", r"backend\.devices = 2: expected null with backend\.kind = 'mpi'"),
         ("--iterations 10 --optimizer.warmup 10", r"optimizer\.warmup = 10: expected fewer than iterations = 10"),
         (
             "--training.method sequential --solver.cycles 1",

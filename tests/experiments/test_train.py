@@ -11,6 +11,7 @@ import jax
 import matplotlib.image
 import numpy as np
 import pytest
+from processes import launch
 
 from experiments import config, runs
 from experiments.problems import level_sets
@@ -172,6 +173,17 @@ def test_two_devices_give_the_same_metrics(tiny, run, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "2 x cpu (mesh)" in done.stdout
     one, two = runs.read_metrics(run), runs.read_metrics(tmp_path / "two")
+    for key in ("inexact_loss", "grad_norm", "residual_norm", "adjoint_residual_norm"):
+        np.testing.assert_allclose(column(two, key), column(one, key), rtol=1e-8, atol=0, err_msg=key)
+
+
+def test_two_mpi_ranks_give_the_same_metrics_and_the_first_writes(tiny, run, tmp_path):
+    launch.needs_mpi()
+    words = ["-m", "experiments.train", tiny, "--backend.kind", "mpi", "--output.folder", str(tmp_path / "ranks")]
+    said = launch.mpirun(2, *words)
+    assert "2 x cpu (mpi)" in said
+    assert said.count("exact validation accuracy") == 1
+    one, two = runs.read_metrics(run), runs.read_metrics(tmp_path / "ranks")
     for key in ("inexact_loss", "grad_norm", "residual_norm", "adjoint_residual_norm"):
         np.testing.assert_allclose(column(two, key), column(one, key), rtol=1e-8, atol=0, err_msg=key)
 
