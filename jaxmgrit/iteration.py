@@ -18,8 +18,8 @@ from jaxmgrit.solution import result_code
 
 PyTree = Any
 
-# Residuals up to so many units in the last place of the C-points' norm are rounding.
-ROUNDING = 4.0
+# Residuals up to so many units in the last place of the C-points' norm are rounding: what replacing C-points leaves.
+ROUNDING = 1.0
 
 
 class Outcome(NamedTuple):

@@ -29,8 +29,9 @@ class MGRIT:
         cycles: how many cycles; at most so many when a tolerance is given.
         rtol: stop when the recorded residual norm is at most `rtol` times the first one.
         atol: stop when the recorded residual norm is at most `atol`. With either tolerance, a residual at the level of
-            rounding (four units in the last place of the C-points' norm) counts as converged too, since no cycle can lower it:
-            a tolerance of 0 asks for just that.
+            rounding (one unit in the last place of the C-points' norm) counts as converged too, since no cycle can
+            lower
+            it: a tolerance of 0 asks for just that.
         skip_first_down: the first cycle starts on the coarsest level; its recorded residual is NaN.
         coarse_params: `injection`, `average` or a function (parameters of m layers, leading axis m) -> parameters of
         one.

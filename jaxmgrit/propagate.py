@@ -102,7 +102,10 @@ def _hoist(network: Network, u0: PyTree) -> Network:
     step, h = network.equation.step, network.equation.h
     slot = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), network.slots)
     size = h if h is not None else network.shared.h if slot.h is None else slot.h
-    closed = jax.make_jaxpr(lambda t, u: step(t, u, size))(slot.theta, u0)
+    if h is not None:
+        closed = jax.make_jaxpr(lambda t, u: step(t, u, h))(slot.theta, u0)
+    else:
+        closed = jax.make_jaxpr(step)(slot.theta, u0, size)
     if not any(isinstance(constant, jax.core.Tracer) for constant in closed.consts):
         return network
     # Like `jax.closure_convert`, which however leaves integers and keys behind.

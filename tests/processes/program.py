@@ -104,7 +104,10 @@ def results(on):
     found = {}
     rng = np.random.default_rng(0)
     for layers in (64, 203):
-        theta = {"w": jnp.asarray(rng.normal(size=(layers, 4, 4)) * 0.4), "b": jnp.asarray(rng.normal(size=(layers, 4)))}
+        theta = {
+            "w": jnp.asarray(rng.normal(size=(layers, 4, 4)) * 0.4),
+            "b": jnp.asarray(rng.normal(size=(layers, 4))),
+        }
         params = jm.Params(jnp.asarray(rng.normal(size=(2, 4))), theta, jnp.asarray(rng.normal(size=(4, 1))))
         batch = (jnp.asarray(rng.normal(size=(6, 2))), jnp.asarray(rng.normal(size=(6, 1))))
         problem = jm.Problem(

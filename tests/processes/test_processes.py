@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from processes import launch
 
 PROGRAM = str(Path(__file__).parent / "program.py")
