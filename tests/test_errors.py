@@ -413,7 +413,7 @@ def test_a_batch_of_another_size_than_the_warm_values_is_refused_as_such():
 
 def test_training_that_meets_nan_reports_the_code():
     trainer = jm.OneShot(PROBLEM, SGD, jm.Sequential(), jm.Sequential())
-    _, info = trainer.step(trainer.init(PARAMS, BATCH), (NAN_X * 0.0, Y))
+    _, info = jax.jit(trainer.step)(trainer.init(PARAMS, BATCH), (NAN_X * 0.0, Y))
     assert info.result == jm.Result.NOT_FINITE
 
 

@@ -117,7 +117,9 @@ def cycles_to_reduce_the_residual(layers, cycles=8):
     theta, u0 = nets.smooth(layers, width=3), nets.state(width=3, batch=2)
     solver = jm.MGRIT(4, cf_relaxations=(1, 1), cycles=cycles)
     zeros = jm.CPoints(u0, jnp.zeros((layers // 4, 2, 3)))
-    sol, adj, _ = nets.solved(nets.tanh_step, theta, u0, 1.0 / layers, solver, guess=(zeros, zeros))
+    options = dict(h=1.0 / layers, solver=solver, guess=zeros)
+    sol = jm.solve(nets.tanh_step, theta, u0, **options)
+    adj = jm.adjoint_solve(nets.tanh_step, theta, sol, sol.u_final, **options)
     reached = [np.append(x.residual_norms <= 1e-8 * x.residual_norms[0], True) for x in (sol, adj)]
     return [int(np.argmax(x)) for x in reached]
 

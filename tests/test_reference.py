@@ -111,7 +111,7 @@ def one_iteration(params, batch, solver, adjoint):
     """The gradient, as what one step of steepest descent takes off the parameters; and what was reported."""
     problem = jm.Problem(opening, step, loss, h=H, penalty=penalty)
     trainer = jm.OneShot(problem, optax.sgd(1.0), solver, adjoint)
-    state, info = trainer.step(trainer.init(params, batch), batch)
+    state, info = jax.jit(trainer.step)(trainer.init(params, batch), batch)
     return jax.tree.map(jnp.subtract, params, trainer.params(state)), info
 
 
