@@ -43,6 +43,11 @@ def state(width=WIDTH, batch=BATCH, seed=1):
     return jnp.asarray(np.random.default_rng(seed).normal(size=(batch, width)))
 
 
+def keyed(key):
+    """A number that depends on a key, without the cost of compiling a random generator."""
+    return (jax.random.key_data(key)[..., -1] % 7).astype(float) / 7.0
+
+
 def steps_of_unequal_size(layers, total, seed=2):
     """One step size per layer, summing to `total`."""
     h = np.random.default_rng(seed).uniform(0.5, 1.5, size=layers)

@@ -71,7 +71,7 @@ def test_a_program_for_4096_layers_is_as_small_as_one_for_64(program, cycle):
     assert_as_small(PROGRAMS[program](4096, solver), PROGRAMS[program](64, solver))
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", nets.slow_but(["gradient of propagate"], PROGRAMS))
 def test_sweeps_in_several_batches_where_the_library_chooses_them_add_a_bounded_number_of_loops(program):
     solver = jm.MGRIT(4, levels=3)
     few, many, most = (PROGRAMS[program](layers, solver) for layers in (64, 4096, 16384))
@@ -80,7 +80,7 @@ def test_sweeps_in_several_batches_where_the_library_chooses_them_add_a_bounded_
 
 
 @pytest.mark.parametrize("cycle", ["V", "F"])
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", nets.slow_but(["solve and adjoint"], PROGRAMS))
 def test_a_program_grows_at_most_linearly_with_the_levels(program, cycle):
     counts = [
         PROGRAMS[program](1024, jm.MGRIT(2, levels=levels, cycle=cycle, intervals_per_sweep=1))

@@ -124,6 +124,7 @@ def cycles_to_reduce_the_residual(layers, cycles=8):
     return [int(np.argmax(x)) for x in reached]
 
 
+@pytest.mark.slow
 def test_cycles_to_a_fixed_reduction_do_not_grow_with_depth():
     counts = np.array([cycles_to_reduce_the_residual(layers) for layers in (64, 256, 1024, 4096)])
     assert counts.max() <= 6

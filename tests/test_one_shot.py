@@ -55,7 +55,7 @@ OPTIMIZERS = {
     "layers, optimizer, solver, adjoint",
     [
         (37, "Adam", CONVERGED, CONVERGED),
-        (37, "clipped, with weight decay", CONVERGED, jm.Sequential()),
+        pytest.param(37, "clipped, with weight decay", CONVERGED, jm.Sequential(), marks=pytest.mark.slow),
         pytest.param(36, "Adam", CONVERGED, jm.MGRIT(3, cycles=30, rtol=0.0), marks=pytest.mark.slow),
         pytest.param(37, "Adam", jm.Sequential(), jm.Sequential(), marks=pytest.mark.slow),
         pytest.param(37, "Adam", jm.Sequential(), CONVERGED, marks=pytest.mark.slow),
@@ -83,6 +83,7 @@ def test_info_reports_loss_aux_objective_and_gradient_norm_before_the_update():
     assert info.result[0] == jm.Result.CONVERGED
 
 
+@pytest.mark.slow
 def test_info_reports_the_last_recorded_residuals_of_state_and_adjoint():
     problem, params, batch = nets.classification(37)
     solver, adjoint = jm.MGRIT(4, cycles=2), jm.MGRIT(3, cycles=3)
@@ -98,7 +99,7 @@ def test_info_reports_the_last_recorded_residuals_of_state_and_adjoint():
 
 
 @both_schedules
-@pytest.mark.parametrize("layers", [24, 26])
+@pytest.mark.parametrize("layers", nets.slow_but([26], [24, 26]))
 def test_the_fixed_points_are_those_of_the_exact_method(schedule, layers):
     problem, params, batch = general(layers)
     solver = SOLVERS[schedule]
@@ -220,7 +221,8 @@ def test_the_loss_of_predict_then_sweep_is_the_one_at_the_predicted_state():
     np.testing.assert_allclose(info.loss[0], problem.loss(params.closing, u, batch[1])[0], rtol=1e-13)
 
 
-@pytest.mark.parametrize("layers", [32, pytest.param(35, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("layers", [32, 35])
 def test_three_levels_with_many_coarse_cycles_predict_as_two_levels_do(layers):
     problem, params, batch = nets.classification(layers)
 
@@ -298,7 +300,7 @@ def test_integer_and_key_leaves_are_neither_trained_nor_shown_to_the_optimiser()
     fixed = {"kind": jnp.arange(26), "key": jax.random.split(jax.random.key(1), 26)}
 
     def step(theta, u, h):
-        noise = jax.random.normal(theta["key"], u.shape) * (theta["kind"] % 2).astype(u.dtype)
+        noise = nets.keyed(theta["key"]) * (theta["kind"] % 2).astype(u.dtype)
         return nets.tanh_step(theta, u, h) + 0.1 * h * noise
 
     def opening(theta, x):

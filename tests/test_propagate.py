@@ -48,6 +48,7 @@ def test_value_and_gradients_under_jit_are_those_of_scan(layers):
     assert nets.distance(found, expected) < 1e-12
 
 
+@pytest.mark.slow
 def test_value_and_gradient_without_jit_are_those_of_scan(network):
     found, expected = both(lambda way, *args: jax.value_and_grad(functools.partial(objective, way))(*args), *network, H)
     assert nets.distance(found, expected) < 1e-12
@@ -72,6 +73,7 @@ def test_gradients_for_all_arguments_with_any_solvers_are_those_of_scan(network,
     assert nets.distance(found, expected) < 1e-11
 
 
+@pytest.mark.slow
 def test_vmap_over_states_and_its_gradient_are_those_of_scan(network):
     theta, u0 = network
     several = jnp.stack([u0, -2.0 * u0])
@@ -140,6 +142,7 @@ def test_values_the_step_closes_over_are_differentiated(network):
     assert nets.distance(found, expected) < 1e-12
 
 
+@pytest.mark.slow
 def test_values_the_step_closes_over_are_differentiated_without_jit(network):
     found, expected = both(lambda way: jax.grad(functools.partial(closing_over, way))(1.1, *network))
     assert nets.distance(found, expected) < 1e-12
@@ -161,6 +164,7 @@ def test_values_the_step_closes_over_may_be_mapped(network):
     assert nets.distance(found, expected) < 1e-12
 
 
+@pytest.mark.slow
 def test_a_network_of_networks_has_the_gradient_of_scans_of_scans(network):
     theta, u0 = network
 
@@ -214,7 +218,7 @@ def test_a_network_on_which_the_cycles_diverge_is_propagated_all_the_same():
 
 
 def noisy(theta, u, h):
-    noise = jax.random.normal(theta["key"], u.shape)
+    noise = nets.keyed(theta["key"])
     return u + h * (jnp.tanh(u @ theta["w"]) + noise * (theta["kind"] % 2).astype(u.dtype))
 
 
@@ -236,12 +240,17 @@ def test_integer_and_key_leaves_are_carried_and_not_differentiated():
     assert nets.distance((found[0]["w"], found[1]), (expected[0]["w"], expected[1])) < 1e-12
 
 
-@pytest.mark.parametrize(
-    "h",
-    [np.full(LAYERS, H), jnp.full(LAYERS, H), np.float64(H), jnp.asarray(H)],
-    ids=["numpy", "jax", "number", "scalar"],
-)
-def test_step_sizes_may_be_concrete_arrays_inside_jit(network, h):
+STEP_SIZES = {
+    "numpy": np.full(LAYERS, H),
+    "jax": jnp.full(LAYERS, H),
+    "number": np.float64(H),
+    "scalar": jnp.asarray(H),
+}
+
+
+@pytest.mark.parametrize("kind", nets.slow_but(["jax"], STEP_SIZES))
+def test_step_sizes_may_be_concrete_arrays_inside_jit(network, kind):
+    h = STEP_SIZES[kind]
     found, expected = both(
         lambda way: jax.jit(jax.grad(lambda theta: objective(way, theta, network[1], h)))(network[0])
     )
@@ -261,6 +270,7 @@ def test_few_cycles_give_the_inexact_gradient_of_layer_gradients(network):
     assert nets.distance(d_u0, adj.lam_initial) < 1e-14
 
 
+@pytest.mark.slow
 def test_single_precision_agrees_with_scan_to_single_precision(network):
     single = jax.tree.map(lambda x: x.astype(jnp.float32), network)
     found, expected = both(lambda way: jax.jit(jax.grad(functools.partial(objective, way)))(*single, H))
@@ -268,6 +278,7 @@ def test_single_precision_agrees_with_scan_to_single_precision(network):
     assert nets.distance(found, expected) < 1e-5
 
 
+@pytest.mark.slow
 def test_half_precision_agrees_with_scan_to_half_precision(network):
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), network)
     found, expected = both(lambda way: jax.jit(functools.partial(way, nets.tanh_step))(*half, H).astype(jnp.float32))
@@ -309,21 +320,22 @@ def test_arguments_may_be_numpy_arrays(network):
     assert nets.distance(found, expected) < 1e-13
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: jnp.arange(3), lambda: jax.random.split(jax.random.key(0), 3)], ids=["integers", "keys"]
-)
-def test_a_gradient_through_vmap_over_integers_or_keys_the_step_closes_over_is_that_of_scan(network, make):
+CLOSED = {"integers": lambda: jnp.arange(3), "keys": lambda: jax.random.split(jax.random.key(0), 3)}
+
+
+@pytest.mark.parametrize("kind", nets.slow_but(["integers"], CLOSED))
+def test_a_gradient_through_vmap_over_integers_or_keys_the_step_closes_over_is_that_of_scan(network, kind):
     theta, u0 = network
 
     def run(way):
         def one(theta, closed):
             def step(theta, u, h):
-                kept = jax.random.bernoulli(closed, 0.5, u.shape) if closed.dtype != jnp.int64 else closed
-                return nets.tanh_step(theta, u * kept.astype(u.dtype), h)
+                size = closed.astype(u.dtype) if kind == "integers" else nets.keyed(closed)
+                return nets.tanh_step(theta, u * size, h)
 
             return jnp.sum(way(step, theta, u0, H))
 
-        return jax.grad(lambda theta: jnp.sum(jax.vmap(lambda closed: one(theta, closed))(make())))(theta)
+        return jax.grad(lambda theta: jnp.sum(jax.vmap(lambda closed: one(theta, closed))(CLOSED[kind]())))(theta)
 
     found, expected = both(run)
     assert nets.distance(found, expected) < 1e-12
@@ -348,7 +360,7 @@ def test_a_step_may_be_a_callable_object_that_cannot_be_hashed(network):
 
 
 @pytest.mark.parametrize(
-    "solver", [jm.Sequential(), jm.MGRIT(3, levels=2, cycles=12)], ids=["sequential", "all cycles"]
+    "solver", nets.slow_but([jm.Sequential()], [jm.Sequential(), jm.MGRIT(3, levels=2, cycles=12)])
 )
 def test_second_derivatives_of_solvers_without_a_tolerance_are_those_of_scan(network, solver):
     theta, u0 = network

@@ -196,17 +196,20 @@ def assert_history(found, expected, skipped):
     assert (found[~meaningful] < 1e-8 * expected[0]).all()
 
 
-@by_config
+quickly = nets.slow_but(["L2_cf4_F0", "L3_cf4_2_FCF", "L10_cf2_FCF_skip", "L10_cf2_FCF_fmg"], CONFIGS or ["absent"])
+
+
+@pytest.mark.parametrize("name", quickly)
 def test_the_residuals_of_the_state_are_the_originals(converged, name):
     assert_history(converged(name)[0], DATA[f"res_{name}_primal"], CONFIGS[name]["skip"])
 
 
-@by_config
+@pytest.mark.parametrize("name", quickly)
 def test_the_residuals_of_the_adjoint_are_the_originals(converged, name):
     assert_history(converged(name)[1], DATA[f"res_{name}_adjoint"], CONFIGS[name]["skip"])
 
 
-@by_config
+@pytest.mark.parametrize("name", nets.slow_but(["L3_cf4_2_FCF"], CONFIGS or ["absent"]))
 def test_the_residuals_of_the_adjoint_after_two_cycles_of_the_state_are_the_originals(params, batch, name):
     expected = DATA[f"res_{name}_adjoint_k2"]
     found = histories(params, batch, CONFIGS[name], 2, len(expected))[1]

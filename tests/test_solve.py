@@ -56,7 +56,7 @@ def assert_equals_scan(layers, solver, adjoint, general):
     assert nets.distance(found, gradients) < 1e-11
 
 
-@pytest.mark.parametrize("layers", nets.slow_but([1, 3, 7, 203], [1, 2, 3, 7, 16, 64, 203]))
+@pytest.mark.parametrize("layers", nets.slow_but([1, 7, 203], [1, 2, 3, 7, 16, 64, 203]))
 def test_any_number_of_layers_gives_the_state_adjoint_and_gradients_of_scan(layers):
     assert_equals_scan(layers, "default", "default", general=False)
 
@@ -66,7 +66,7 @@ def test_any_solver_gives_the_state_adjoint_and_gradients_of_scan(solver):
     assert_equals_scan(53, solver, solver, general=True)
 
 
-@pytest.mark.parametrize("layers", [48, 53])
+@pytest.mark.parametrize("layers", nets.slow_but([53], [48, 53]))
 @pytest.mark.parametrize("solver, adjoint", nets.slow_but(PAIRS[:1], PAIRS))
 def test_state_and_adjoint_may_be_solved_by_different_solvers(layers, solver, adjoint):
     assert_equals_scan(layers, solver, adjoint, general=True)
@@ -115,10 +115,10 @@ def test_the_adjoint_is_the_transpose_of_the_linearised_network(network):
     assert nets.inner(adj.lam_initial, direction) == pytest.approx(nets.inner(adj.c_points.initial, moved), rel=1e-13)
 
 
-@pytest.mark.parametrize("layers", [48, 53])
+@pytest.mark.parametrize("layers", nets.slow_but([53], [48, 53]))
 def test_two_cycles_and_two_more_from_their_c_points_are_four(layers):
     theta, u0, h = nets.rough(layers), nets.state(), FINAL_TIME / layers
-    solver = functools.partial(jm.MGRIT, (4, 2), cycle="F")
+    solver = functools.partial(jm.MGRIT, (4, 2))
     four = nets.solved(nets.tanh_step, theta, u0, h, solver(cycles=4), cost=nets.tanh_cost)
     two = jm.solve(nets.tanh_step, theta, u0, h=h, solver=solver(cycles=2))
     two_more = jm.solve(nets.tanh_step, theta, u0, h=h, solver=solver(cycles=2), guess=two.c_points)
@@ -199,6 +199,7 @@ def test_the_residual_norm_is_that_of_the_given_norm(network):
     np.testing.assert_allclose(recorded, alone, rtol=1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 3])
 def test_intervals_per_sweep_changes_nothing(count):
     theta, u0 = nets.rough(53), nets.state()
@@ -213,7 +214,7 @@ def test_intervals_per_sweep_changes_nothing(count):
 def leapfrog(theta, u, h):
     """A state of two leaves; parameters of several, nested, one of them an integer and one a key."""
     (strength, (order, key)), shift = theta["force"], theta["shift"]
-    noise = 1e-1 * jax.random.normal(key, u["q"].shape)
+    noise = nets.keyed(key)
     p = u["p"] - h * (strength * u["q"] * (order % 3).astype(u["q"].dtype) + shift[None] + noise)
     return {"p": p, "q": u["q"] + h * p}
 
@@ -226,7 +227,7 @@ def leapfrog_network(layers):
     return theta, {"p": jnp.asarray(rng.normal(size=(2, 3))), "q": jnp.asarray(rng.normal(size=(2, 3)))}
 
 
-@pytest.mark.parametrize("combine", [jm.injection, jm.average])
+@pytest.mark.parametrize("combine", nets.slow_but([jm.average], [jm.injection, jm.average]))
 def test_states_and_parameters_are_pytrees_and_integers_and_keys_are_carried(combine):
     theta, u0 = leapfrog_network(23)
     solver = jm.MGRIT(3, coarse_params=combine, **TO_ROUNDING)
@@ -282,7 +283,7 @@ def square_roots(theta, u, h):
     return u + h * jnp.sqrt(theta["s"]) * jnp.sqrt(u)
 
 
-@pytest.mark.parametrize("layers", [24, 22])
+@pytest.mark.parametrize("layers", nets.slow_but([22], [24, 22]))
 def test_padding_puts_no_nan_into_gradients_of_steps_that_zero_is_poison_to(layers):
     theta, u0, h = {"s": jnp.linspace(1.0, 2.0, layers)}, jnp.asarray([[1.0, 2.0]]), 1.0 / layers
     _, adj, gradients = nets.solved(square_roots, theta, u0, h, jm.MGRIT(4, **TO_ROUNDING))
