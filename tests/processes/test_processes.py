@@ -23,7 +23,7 @@ def local(tmp_path_factory):
     return np.load(out)
 
 
-def compare(out: Path, local) -> None:
+def assert_same(out: Path, local) -> None:
     """Equal to rounding; Adam divides small numbers and L-BFGS accumulates, so they may differ a little more."""
     found = np.load(out)
     assert set(found.files) == set(local.files)
@@ -39,11 +39,11 @@ def test_mpi_ranks_give_the_results_of_one_device(ranks, local, tmp_path):
     launch.needs_mpi()
     out = tmp_path / "out.npz"
     launch.mpirun(ranks, PROGRAM, str(out), "--backend", "mpi")
-    compare(out, local)
+    assert_same(out, local)
 
 
 @pytest.mark.parametrize(("processes", "devices"), [(2, 1), (4, 1), (2, 2)])
 def test_distributed_processes_give_the_results_of_one_device(processes, devices, local, tmp_path):
     out = tmp_path / "out.npz"
     launch.distributed(processes, PROGRAM, str(out), "--backend", "mesh", "--devices", str(devices))
-    compare(out, local)
+    assert_same(out, local)
