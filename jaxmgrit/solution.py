@@ -141,6 +141,6 @@ class AdjointSolution(_Checked):
 
 def result_code(finite: Any, converged: Any, diverged: Any) -> jax.Array:
     """The code, as an int32 scalar; what is not finite outranks the rest."""
-    code = jnp.where(converged, Result.CONVERGED.value, Result.CYCLES_USED_UP.value)
-    code = jnp.where(diverged & ~converged, Result.DIVERGED.value, code)
+    code = jnp.where(diverged, Result.DIVERGED.value, Result.CYCLES_USED_UP.value)
+    code = jnp.where(converged, Result.CONVERGED.value, code)
     return jnp.where(finite, code, Result.NOT_FINITE.value).astype(jnp.int32)

@@ -1,5 +1,6 @@
 """Layers spread over devices: everything the library computes is what one device computes, and really is spread."""
 
+import dataclasses
 import functools
 
 import jax
@@ -189,6 +190,37 @@ def test_twenty_iterations_of_training_are_those_of_one_device(schedule, layers,
     assert nets.distance(found[0], expected[0]) < tolerance
     for name, a, b in zip(expected[1]._fields, found[1], expected[1], strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=10 * tolerance * np.abs(b).max(), err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_training_carries_integer_and_key_leaves_over_devices(schedule):
+    layers = 67
+    fixed = {"kind": jnp.arange(layers), "key": jax.random.split(jax.random.key(1), layers)}
+    solver = jm.MGRIT(4, cycles=1)
+    traces = []
+
+    def step(theta, u, h):
+        traces.append(None)
+        kick = h * nets.keyed(theta["key"]) * (theta["kind"] % 2).astype(u.dtype)
+        return nets.tanh_step(theta, u, h) + kick
+
+    problem, params, batch = nets.classification(layers)
+    problem = dataclasses.replace(problem, step=step)
+    params = params._replace(layers={**params.layers, **fixed})
+    found = []
+    for devices in (1, 8):
+        trainer = jm.OneShot(problem, optax.sgd(0.1), solver, solver, SCHEDULES[schedule], nets.mesh(devices))
+        state, update = trainer.init(params, batch), jax.jit(trainer.step)
+        state, _ = update(state, batch)
+        traces.clear()
+        for _ in range(2):
+            state, _ = update(state, batch)
+        assert not traces
+        found.append(trainer.params(state))
+        assert (found[-1].layers["kind"] == fixed["kind"]).all()
+        assert (found[-1].layers["key"] == fixed["key"]).all()
+    assert nets.distance(*({"w": p.layers["w"], "opening": p.opening} for p in found)) < 1e-12
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -79,6 +79,12 @@ def test_sweeps_in_several_batches_where_the_library_chooses_them_add_a_bounded_
     assert many[0] <= 1.25 * few[0]
 
 
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_program_for_many_cycles_is_as_small_as_one_for_few(program):
+    few, many = (PROGRAMS[program](64, jm.MGRIT(4, levels=3, cycles=cycles)) for cycles in (2, 16))
+    assert_as_small(many, few)
+
+
 @pytest.mark.parametrize("cycle", ["V", "F"])
 @pytest.mark.parametrize("program", nets.slow_but(["solve and adjoint"], PROGRAMS))
 def test_a_program_grows_at_most_linearly_with_the_levels(program, cycle):
