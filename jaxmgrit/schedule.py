@@ -228,10 +228,13 @@ class Swept(NamedTuple):
 
 def _coarse_problem(grids: Grids, solver: MGRIT, guess: PyTree, rhs: PyTree, initial: PyTree) -> PyTree:
     """Solve the coarse problem for the finest level's C-points: exactly with two levels, else by cycles."""
-    ends = guess
-    for _ in range(1 if len(grids) == 2 else solver.cycles):
-        ends = coarse_solve(grids, 1, solver, ends, rhs, initial)
-    return ends
+    if len(grids) == 2:
+        return coarse_solve(grids, 1, solver, guess, rhs, initial)
+
+    def one(ends: PyTree, _: None) -> tuple[PyTree, None]:
+        return coarse_solve(grids, 1, solver, ends, rhs, initial), None
+
+    return jax.lax.scan(one, guess, None, length=solver.cycles)[0]
 
 
 @cached

@@ -262,6 +262,7 @@ def test_shift_by_one_puts_the_fill_where_an_entry_left(devices, by):
     np.testing.assert_array_equal(moved, expected)
 
 
+@pytest.mark.slow
 def test_the_layers_may_share_a_mesh_with_a_batch_axis():
     theta, u0 = nets.rough(64), nets.state(batch=4)
     auto = jax.sharding.AxisType.Auto

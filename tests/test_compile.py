@@ -79,13 +79,13 @@ def test_sweeps_in_several_batches_where_the_library_chooses_them_add_a_bounded_
     assert many[0] <= 1.25 * few[0]
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", nets.slow_but(["predict, then sweep"], PROGRAMS))
 def test_a_program_for_many_cycles_is_as_small_as_one_for_few(program):
     few, many = (PROGRAMS[program](64, jm.MGRIT(4, levels=3, cycles=cycles)) for cycles in (2, 16))
     assert_as_small(many, few)
 
 
-@pytest.mark.parametrize("cycle", ["V", "F"])
+@pytest.mark.parametrize("cycle", nets.slow_but(["F"], ["V", "F"]))
 @pytest.mark.parametrize("program", nets.slow_but(["solve and adjoint"], PROGRAMS))
 def test_a_program_grows_at_most_linearly_with_the_levels(program, cycle):
     counts = [
@@ -97,6 +97,7 @@ def test_a_program_grows_at_most_linearly_with_the_levels(program, cycle):
         assert max(growth) <= 1.01 * growth[0], f"sizes with 3, 5, 7, 9 levels: {size}"
 
 
+@pytest.mark.slow
 def test_calls_outside_jit_compile_once_per_step_function():
     u0 = nets.state()
 

@@ -53,7 +53,7 @@ CASES = {
         False,
     ),
 }
-MATRIX = nets.slow_but(("FCF, F-cycle", "two levels, averaged midpoint"), CASES)
+MATRIX = nets.slow_but(("FCF, F-cycle",), CASES)
 
 
 @lru_cache

@@ -65,7 +65,7 @@ solvers = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=20)
 @given(
     layers=st.integers(1, 300),
     solver=solvers | st.just(jm.Sequential()),
@@ -90,7 +90,7 @@ def test_every_step_has_one_slot_and_every_device_an_equal_share(layers, solver,
         assert (steps[-1] == level.slots - 1) if front else (steps[0] == 0)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=20)
 @given(layers=st.integers(1, 300), solver=solvers, devices=st.sampled_from([1, 2, 4, 8]), front=st.booleans())
 def test_complete_intervals_are_the_steps_of_the_next_level(layers, solver, devices, front):
     try:

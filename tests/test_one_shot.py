@@ -71,6 +71,7 @@ def test_many_cycles_are_conventional_training_step_for_step(layers, optimizer, 
     np.testing.assert_allclose(infos.objective, objectives, rtol=1e-11)
 
 
+@pytest.mark.slow
 def test_info_reports_loss_aux_objective_and_gradient_norm_before_the_update():
     problem, params, batch = general(37)
     _, info = train(jm.OneShot(problem, ADAM, CONVERGED, CONVERGED), params, batch, 1)
@@ -129,8 +130,8 @@ def test_few_cycles_end_within_a_few_per_cent_of_the_loss_of_conventional_traini
         trainer = jm.OneShot(problem, ADAM, solver, solver, SCHEDULES[schedule])
         losses[name] = float(problem.evaluate(train(trainer, params, batch, 200)[0][-1], batch)[0])
     assert losses["sequential"] < 0.5 * float(problem.evaluate(params, batch)[0])
-    assert losses["2 + 2 cycles"] == pytest.approx(losses["sequential"], rel=0.03), losses
-    assert losses["predict, then sweep"] == pytest.approx(losses["sequential"], rel=0.05), losses
+    assert losses["2 + 2 cycles"] == pytest.approx(losses["sequential"], rel=0.01), losses
+    assert losses["predict, then sweep"] == pytest.approx(losses["sequential"], rel=0.01), losses
 
 
 # --- predict, then sweep, by hand ------------------------------------------------------------------------------------
@@ -195,7 +196,7 @@ def predict_then_sweep_by_hand(problem, params, batch, m, combine, coarse, rate,
     "layers, options",
     [
         (18, dict(coarse_params=jm.injection, coarse_step=jm.same_step)),
-        (20, AVERAGED_MIDPOINT),
+        pytest.param(20, AVERAGED_MIDPOINT, marks=pytest.mark.slow),
     ],
     ids=["injection, N = 18", "averaged midpoint, N = 20"],
 )

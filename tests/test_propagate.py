@@ -295,6 +295,7 @@ def test_a_leaf_of_the_state_may_be_empty(network):
     assert nets.distance(found, expected) < 1e-13
 
 
+@pytest.mark.slow
 def test_pytree_states_have_the_gradients_of_scan():
     def step(theta, u, h):
         p = u["p"] - h * theta["k"] * jnp.sin(u["q"])
