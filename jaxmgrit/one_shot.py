@@ -11,15 +11,13 @@ import optax
 
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.backend.local import Local
-from jaxmgrit.checks import alike, check_backend, check_finite, check_layers, check_state, describe
-from jaxmgrit.hierarchy import lay_out
-from jaxmgrit.network import make_network
+from jaxmgrit.checks import check_backend
 from jaxmgrit.options import MGRIT, Solver, check_solver, match_segments
-from jaxmgrit.problem import Params, Problem, check_objective
-from jaxmgrit.pytree import merge, split, where
-from jaxmgrit.schedule import CyclesThenGradient, Head, PredictThenSweep, Schedule, Setting
-from jaxmgrit.solution import Result
+from jaxmgrit.problem import Params, Problem
+from jaxmgrit.pytree import merge, split
+from jaxmgrit.schedule import CyclesThenGradient, PredictThenSweep, Schedule, Setting
 from jaxmgrit.spread import init_optimizer, update_optimizer
+from jaxmgrit.training import Training, copies
 
 PyTree = Any
 
@@ -123,10 +121,10 @@ class OneShot:
             )
 
     @property
-    def _setting(self) -> Setting:
+    def _training(self) -> Training:
         one_cycle = MGRIT(cycles=1)
         solver, adjoint = match_segments(self.solver or one_cycle, self.adjoint or one_cycle)
-        return Setting(solver, adjoint, self.backend)
+        return Training(self.problem, self.schedule, Setting(solver, adjoint, self.backend))
 
     def init(self, params: Params, batch: tuple[Any, Any]) -> TrainState:
         """The state before the first iteration: copies of the parameters, cold warm values.
@@ -139,59 +137,16 @@ class OneShot:
             TypeError, ValueError: parameters, batch and problem that do not fit together, or values that are not
             finite.
         """
-        problem, setting = self.problem, self._setting
-        if not isinstance(params, Params):
-            raise TypeError(f"params is a {type(params).__name__}; give jm.Params(opening, layers, closing).")
-        if not isinstance(batch, tuple) or len(batch) != 2:
-            raise TypeError("batch must be a tuple (x, y) of inputs and targets.")
-        check_finite(params, "params")
-        check_finite(batch, "batch")
-        layers = check_layers(params.layers, "params.layers")
-        u0 = check_state(problem.opening(params.opening, batch[0]), "opening(params.opening, x)")
-        make_network(
-            problem.step,
-            params.layers,
-            u0,
-            problem.h,
-            setting.solver,
-            setting.adjoint,
-            running_cost=problem.running_cost,
-        )
-        check_objective(problem, params, u0, batch[1])
-        level = self.schedule.level(layers, setting)
-        warm = self.schedule.init(layers, u0, setting)
-        # Copies, so that no two leaves share a buffer and donating the state never eats the caller's arrays.
-        params, warm = _copies((params, warm))
-        params = self._place(params._replace(layers=lay_out(params.layers, level)), cut=True)
-        optimizer = _copies(init_optimizer(self.optimizer, self._seen_by_optimizer(params, layers), setting.backend))
-        iteration = setting.backend.replicate(jnp.zeros((), jnp.int32))
-        return TrainState(params, optimizer, setting.backend.scatter(warm), iteration, layers)
-
-    def _place(self, params: Params, cut: bool = False) -> Params:
-        """Spread the layers, give the opening and closing to all devices; `cut` where the layers are whole as yet."""
-        place = self.backend.scatter if cut or not self.backend.cut else self.backend.replicate
-        replicate = self.backend.replicate
-        return Params(replicate(params.opening), place(params.layers), replicate(params.closing))
-
-    def _seen_by_optimizer(self, params: Params, layers: int) -> Params:
-        """The differentiable leaves, with the padding of the layers set to zero so that it adds nothing to any norm."""
-        differentiable = split(params)[0]
-        return differentiable._replace(layers=self._mask(differentiable.layers, layers))
-
-    def _mask(self, tree: PyTree, layers: int) -> PyTree:
-        """Zero what belongs to padding, in arrays by slot."""
-        block = self.backend.index() if self.backend.cut else 0
-
-        def one(x: Any) -> Any:
-            slot = block * x.shape[0] + jnp.arange(x.shape[0], dtype=jnp.int32)
-            return where(slot < layers, x, jnp.zeros_like(x))
-
-        return jax.tree.map(one, tree)
+        training = self._training
+        start = training.start(params, batch)
+        seen = training.trainable(start.params, start.layers)
+        optimizer = copies(init_optimizer(self.optimizer, seen, self.backend))
+        iteration = self.backend.replicate(jnp.zeros((), jnp.int32))
+        return TrainState(start.params, optimizer, start.warm, iteration, start.layers)
 
     def params(self, state: TrainState) -> Params:
         """The parameters, layers with leading axis N; copies, which donating the state does not eat."""
-        whole = state.params._replace(layers=_cut(self.backend.gather(state.params.layers), state.layers))
-        return _copies(whole)
+        return self._training.whole(state.params, state.layers)
 
     def step(self, state: TrainState, batch: tuple[Any, Any]) -> tuple[TrainState, Info]:
         """One iteration: inexact loss and gradient, one optimiser update.
@@ -205,93 +160,21 @@ class OneShot:
         Returns:
             The next state, and `Info` about this one.
         """
-        problem, setting, layers = self.problem, self._setting, state.layers
-        x, y = batch
+        training, layers = self._training, state.layers
+        here = training.evaluate(state.params, state.warm, batch, layers)
+        seen = training.trainable(state.params, layers)
+        updates, optimizer = update_optimizer(self.optimizer, here.gradients, state.optimizer, seen, self.backend)
+        updates = updates._replace(layers=training.mask(updates.layers, layers))
         differentiable, others = split(state.params)
-
-        def opening(p: PyTree) -> PyTree:
-            return check_state(problem.opening(merge(p, others.opening), x))
-
-        def head(u_final: PyTree) -> Head:
-            def loss(p: PyTree, u: PyTree) -> Any:
-                return problem.loss(merge(p, others.closing), u, y)
-
-            (value, aux), derivatives = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
-                differentiable.closing, u_final
-            )
-            return Head(value, aux, *derivatives)
-
-        u0, pull_opening = jax.vjp(opening, differentiable.opening)
-        network = make_network(
-            problem.step,
-            state.params.layers,
-            u0,
-            problem.h,
-            setting.solver,
-            setting.adjoint,
-            running_cost=problem.running_cost,
-            layers=layers,
-        )
-        _check_warm(state.warm, u0)
-        found = self.schedule.gradient(network, u0, head, state.warm, setting)
-        gradients = Params(pull_opening(found.lam_initial)[0], found.layers, found.head.d_closing)
-        objective = found.head.loss + found.running_cost.astype(found.head.loss.dtype)
-        if problem.penalty is not None:
-            value, extra = self._penalty(differentiable, others, layers)
-            objective, gradients = objective + value, jax.tree.map(jnp.add, gradients, extra)
-        gradients = gradients._replace(layers=self._mask(gradients.layers, layers))
-
-        seen = self._seen_by_optimizer(state.params, layers)
-        updates, optimizer = update_optimizer(self.optimizer, gradients, state.optimizer, seen, setting.backend)
-        updates = updates._replace(layers=self._mask(updates.layers, layers))
-        params = self._place(merge(optax.apply_updates(differentiable, updates), others))
-        code = jnp.where(jnp.isfinite(objective), found.result, Result.NOT_FINITE.value)
+        params = training.place(merge(optax.apply_updates(differentiable, updates), others))
+        found = here.found
         info = Info(
             found.head.loss,
             found.head.aux,
-            objective,
-            _norm(gradients, setting.backend),
+            here.objective,
+            training.norm(here.gradients),
             found.residual_norm,
             found.adjoint_residual_norm,
-            code,
+            here.result,
         )
-        warm = found.warm if self.backend.cut else self.backend.scatter(found.warm)
-        return TrainState(params, optimizer, warm, self.backend.replicate(state.iteration + 1), layers), info
-
-    def _penalty(self, differentiable: Params, others: Params, layers: int) -> tuple[jax.Array, Params]:
-        assert self.problem.penalty is not None
-        penalty, backend = self.problem.penalty, self.backend
-
-        def value(p: Params) -> Any:
-            whole: Params = merge(p, others)
-            return penalty(whole._replace(layers=_cut(whole.layers, layers)))
-
-        whole = differentiable._replace(layers=backend.gather(differentiable.layers))
-        others = others._replace(layers=backend.gather(others.layers))
-        found, gradient = jax.value_and_grad(value)(whole)
-        return found, gradient._replace(layers=backend.scatter(gradient.layers))
-
-
-def _check_warm(warm: PyTree, u0: PyTree) -> None:
-    """Raise a ValueError unless warm values (by interval) are those of states like u0."""
-    for values in warm:
-        own = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), values)
-        if values is not None and not alike(own, u0):
-            raise ValueError(
-                f"the batch gives states {describe(u0)}, but the warm values belong to states {describe(own)}: "
-                "they are those of the samples given to init. Step with the same batch, or call trainer.init anew."
-            )
-
-
-def _norm(gradients: Params, backend: Backend) -> jax.Array:
-    """Euclidean norm over all parameters."""
-    layers = backend.total(optax.tree.norm(gradients.layers, squared=True))
-    return jnp.sqrt(layers + optax.tree.norm((gradients.opening, gradients.closing), squared=True))
-
-
-def _copies(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
-
-
-def _cut(tree: PyTree, layers: int) -> PyTree:
-    return jax.tree.map(lambda x: x[:layers], tree)
+        return TrainState(params, optimizer, found.warm, self.backend.replicate(state.iteration + 1), layers), info

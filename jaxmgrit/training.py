@@ -1,0 +1,182 @@
+"""What every trainer does: parameters laid out over the devices, the objective, and its inexact gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxmgrit.backend.base import Backend
+from jaxmgrit.checks import alike, check_finite, check_layers, check_state, describe
+from jaxmgrit.hierarchy import lay_out
+from jaxmgrit.network import Network, make_network
+from jaxmgrit.problem import Params, Problem, check_objective
+from jaxmgrit.pytree import merge, split, where
+from jaxmgrit.schedule import Found, Head, Schedule, Setting
+from jaxmgrit.solution import Result
+
+PyTree = Any
+
+
+class Start(NamedTuple):
+    """Parameters and warm values before the first iteration, placed on the devices; and N."""
+
+    params: Params
+    warm: PyTree
+    layers: int
+
+
+class Evaluated(NamedTuple):
+    """The objective at given parameters, its gradient, the result code, and what the schedule found on the way."""
+
+    objective: jax.Array
+    gradients: Params
+    result: jax.Array
+    found: Found
+
+
+@dataclass(frozen=True)
+class Training:
+    """A problem, how its states and adjoints are found, and where its layers live.
+
+    Parameters are kept in the schedule's partition of the layers: leading axis slots, some of them padding. Gradients
+    are those of the differentiable leaves, and zero in the padding.
+    """
+
+    problem: Problem
+    schedule: Schedule
+    setting: Setting
+
+    @property
+    def backend(self) -> Backend:
+        """Where the layers live."""
+        return self.setting.backend
+
+    def start(self, params: Params, batch: tuple[Any, Any]) -> Start:
+        """Check parameters and batch, and make copies that may be donated.
+
+        Raises:
+            TypeError, ValueError: parameters, batch and problem that do not fit together, or values that are not
+            finite.
+        """
+        problem = self.problem
+        if not isinstance(params, Params):
+            raise TypeError(f"params is a {type(params).__name__}; give jm.Params(opening, layers, closing).")
+        if not isinstance(batch, tuple) or len(batch) != 2:
+            raise TypeError("batch must be a tuple (x, y) of inputs and targets.")
+        check_finite(params, "params")
+        check_finite(batch, "batch")
+        layers = check_layers(params.layers, "params.layers")
+        u0 = check_state(problem.opening(params.opening, batch[0]), "opening(params.opening, x)")
+        self.network(params.layers, u0)
+        check_objective(problem, params, u0, batch[1])
+        level = self.schedule.level(layers, self.setting)
+        warm = self.schedule.init(layers, u0, self.setting)
+        # Copies, so that no two leaves share a buffer and donating the state never eats the caller's arrays.
+        params, warm = copies((params, warm))
+        params = self.place(params._replace(layers=lay_out(params.layers, level)), cut=True)
+        return Start(params, self.backend.scatter(warm), layers)
+
+    def network(self, theta: PyTree, u0: PyTree, layers: int | None = None) -> Network:
+        """The hidden layers; `layers` is N where theta is laid out already."""
+        problem, (solver, adjoint, _) = self.problem, self.setting
+        return make_network(
+            problem.step, theta, u0, problem.h, solver, adjoint, running_cost=problem.running_cost, layers=layers
+        )
+
+    def evaluate(self, params: Params, warm: PyTree, batch: tuple[Any, Any], layers: int) -> Evaluated:
+        """The objective and its gradient at laid-out parameters, from warm values; `found.warm` are the next ones."""
+        problem = self.problem
+        x, y = batch
+        differentiable, others = split(params)
+
+        def opening(p: PyTree) -> PyTree:
+            return check_state(problem.opening(merge(p, others.opening), x))
+
+        def head(u_final: PyTree) -> Head:
+            def loss(p: PyTree, u: PyTree) -> Any:
+                return problem.loss(merge(p, others.closing), u, y)
+
+            (value, aux), derivatives = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
+                differentiable.closing, u_final
+            )
+            return Head(value, aux, *derivatives)
+
+        u0, pull_opening = jax.vjp(opening, differentiable.opening)
+        _check_warm(warm, u0)
+        found = self.schedule.gradient(self.network(params.layers, u0, layers), u0, head, warm, self.setting)
+        gradients = Params(pull_opening(found.lam_initial)[0], found.layers, found.head.d_closing)
+        objective = found.head.loss + found.running_cost.astype(found.head.loss.dtype)
+        if problem.penalty is not None:
+            value, extra = self._penalty(differentiable, others, layers)
+            objective, gradients = objective + value, jax.tree.map(jnp.add, gradients, extra)
+        gradients = gradients._replace(layers=self.mask(gradients.layers, layers))
+        found = found if self.backend.cut else found._replace(warm=self.backend.scatter(found.warm))
+        code = jnp.where(jnp.isfinite(objective), found.result, Result.NOT_FINITE.value)
+        return Evaluated(objective, gradients, code, found)
+
+    def _penalty(self, differentiable: Params, others: Params, layers: int) -> tuple[jax.Array, Params]:
+        assert self.problem.penalty is not None
+        penalty, backend = self.problem.penalty, self.backend
+
+        def value(p: Params) -> Any:
+            whole: Params = merge(p, others)
+            return penalty(whole._replace(layers=_cut(whole.layers, layers)))
+
+        whole = differentiable._replace(layers=backend.gather(differentiable.layers))
+        others = others._replace(layers=backend.gather(others.layers))
+        found, gradient = jax.value_and_grad(value)(whole)
+        return found, gradient._replace(layers=backend.scatter(gradient.layers))
+
+    def place(self, params: Params, cut: bool = False) -> Params:
+        """Spread the layers, give the opening and closing to all devices; `cut` where the layers are whole as yet."""
+        place = self.backend.scatter if cut or not self.backend.cut else self.backend.replicate
+        replicate = self.backend.replicate
+        return Params(replicate(params.opening), place(params.layers), replicate(params.closing))
+
+    def mask(self, tree: PyTree, layers: int) -> PyTree:
+        """Zero what belongs to padding, in arrays by slot."""
+        block = self.backend.index() if self.backend.cut else 0
+
+        def one(x: Any) -> Any:
+            slot = block * x.shape[0] + jnp.arange(x.shape[0], dtype=jnp.int32)
+            return where(slot < layers, x, jnp.zeros_like(x))
+
+        return jax.tree.map(one, tree)
+
+    def trainable(self, params: Params, layers: int) -> Params:
+        """The differentiable leaves, with the padding of the layers set to zero so that it adds nothing to any norm."""
+        differentiable = split(params)[0]
+        return differentiable._replace(layers=self.mask(differentiable.layers, layers))
+
+    def whole(self, params: Params, layers: int) -> Params:
+        """Parameters as the user knows them, layers with leading axis N; copies."""
+        return copies(params._replace(layers=_cut(self.backend.gather(params.layers), layers)))
+
+    def norm(self, gradients: Params) -> jax.Array:
+        """Euclidean norm over all parameters."""
+        layers = self.backend.total(optax.tree.norm(gradients.layers, squared=True))
+        return jnp.sqrt(layers + optax.tree.norm((gradients.opening, gradients.closing), squared=True))
+
+
+def _check_warm(warm: PyTree, u0: PyTree) -> None:
+    """Raise a ValueError unless warm values (by interval) are those of states like u0."""
+    for values in warm:
+        own = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), values)
+        if values is not None and not alike(own, u0):
+            raise ValueError(
+                f"the batch gives states {describe(u0)}, but the warm values belong to states {describe(own)}: "
+                "they are those of the samples given to init. Step with the same batch, or call trainer.init anew."
+            )
+
+
+def copies(tree: PyTree) -> PyTree:
+    """Copies of all leaves."""
+    return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
+
+
+def _cut(tree: PyTree, layers: int) -> PyTree:
+    return jax.tree.map(lambda x: x[:layers], tree)
