@@ -11,6 +11,7 @@ from jaxmgrit.options import MGRIT, Sequential
 from jaxmgrit.problem import Params, Problem
 from jaxmgrit.propagate import propagate
 from jaxmgrit.schedule import CyclesThenGradient, PredictThenSweep
+from jaxmgrit.snapshot import Snapshot
 from jaxmgrit.solution import AdjointSolution, CPoints, Result, Solution, SolveError, check
 from jaxmgrit.solve import solve, trajectory
 
@@ -29,6 +30,7 @@ __all__ = [
     "Problem",
     "Result",
     "Sequential",
+    "Snapshot",
     "Solution",
     "SolveError",
     "TrainState",

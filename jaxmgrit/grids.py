@@ -54,6 +54,14 @@ def coarsen(block: Slot, mask: Any, solver: MGRIT) -> Slot:
     return Slot(theta, h)
 
 
+def _padded_by_interval(theta: PyTree, mask: Any) -> PyTree:
+    """Let the padding of an incomplete interval repeat its last layer, so that its coarse layer is made of it alone."""
+    if mask is None:
+        return theta
+    last = jnp.maximum(jnp.sum(mask, axis=1, dtype=jnp.int32) - 1, 0)
+    return where(mask, theta, jax.tree.map(lambda x: x[jnp.arange(x.shape[0]), last][:, None], theta))
+
+
 def _backend_of(level: Level, backend: Backend) -> Backend:
     return backend if level.devices > 1 or backend.size == 1 else Local()
 
@@ -80,6 +88,8 @@ def state_grids(
         if depth + 1 < len(levels):
             assert isinstance(solver, MGRIT)
             below = Grid(levels[depth + 1], _backend_of(levels[depth + 1], backend), None, advance)
+            if level.ragged:
+                block = block._replace(theta=_padded_by_interval(block.theta, grids[-1].mask))
             block = restrict(grids[-1], below, coarsen(block, grids[-1].mask, solver))
     return tuple(grids)
 

@@ -16,6 +16,7 @@ from jaxmgrit.options import MGRIT, Solver, check_solver, match_segments
 from jaxmgrit.problem import Params, Problem
 from jaxmgrit.pytree import merge, split
 from jaxmgrit.schedule import CyclesThenGradient, PredictThenSweep, Schedule, Setting
+from jaxmgrit.snapshot import Snapshot, export, restore
 from jaxmgrit.spread import init_optimizer, update_optimizer
 from jaxmgrit.training import Training, copies
 
@@ -147,6 +148,26 @@ class OneShot:
     def params(self, state: TrainState) -> Params:
         """The parameters, layers with leading axis N; copies, which donating the state does not eat."""
         return self._training.whole(state.params, state.layers)
+
+    def export(self, state: TrainState) -> Snapshot:
+        """The state as NumPy arrays that belong to no layout, to be saved or restored; the same on every process.
+
+        Under several processes all must call it. `restore` on the same layout gives a state that trains on bit for
+        bit as this one does; on another number of devices, or another backend, it does up to rounding.
+        """
+        return export(self._training, self.optimizer, state)
+
+    def restore(self, state: TrainState, snapshot: Snapshot) -> TrainState:
+        """Undo `export`.
+
+        Args:
+            state: any state of this trainer, such as one from `init`; it tells structure and dtypes, and stays intact.
+            snapshot: of a trainer that differs in nothing but the backend (and in options that keep no values).
+
+        Raises:
+            ValueError: the snapshot's structure, shapes or dtypes are not those of this trainer's states.
+        """
+        return TrainState(*restore(self._training, self.optimizer, state, snapshot), state.layers)
 
     def step(self, state: TrainState, batch: tuple[Any, Any]) -> tuple[TrainState, Info]:
         """One iteration: inexact loss and gradient, one optimiser update.

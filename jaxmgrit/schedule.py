@@ -86,6 +86,12 @@ class CyclesThenGradient:
         lam = jax.tree.map(jnp.zeros_like, repeat(u0, reversed_[0].intervals)) if len(reversed_) > 1 else None
         return ends, lam
 
+    def warm_levels(self, layers: int, setting: Setting) -> tuple[Level, Level]:
+        """The partitions the warm values belong to, one for each entry of `warm`."""
+        solver, adjoint, backend = setting
+        state = build_levels(layers, solver, backend.size)[0]
+        return state, build_levels(layers, adjoint, backend.size, front=True)[0]
+
     def gradient(self, network: Network, u0: PyTree, head: LossHead, warm: PyTree, setting: Setting) -> Found:
         """One iteration's state solve, loss, adjoint solve and gradient."""
         solver, adjoint, backend = setting
@@ -174,6 +180,10 @@ class PredictThenSweep:
 
         guess = repeat(u0, count) if len(levels[0]) > 2 else None
         return zeros(), zeros(), guess, zeros() if len(levels[1]) > 2 else None
+
+    def warm_levels(self, layers: int, setting: Setting) -> tuple[Level, ...]:
+        """The partitions the warm values belong to, one for each entry of `warm`."""
+        return (self.level(layers, setting),) * 4
 
     def gradient(self, network: Network, u0: PyTree, head: LossHead, warm: PyTree, setting: Setting) -> Found:
         """Predict the state, loss, predict the adjoint, one fused sweep."""

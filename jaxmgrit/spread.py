@@ -7,7 +7,7 @@ then works on the block; one that mixes entries (a global norm, inner products) 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -46,16 +46,31 @@ def place_optimizer(optimizer: optax.GradientTransformation, state: PyTree, para
     """Spread what the optimiser keeps per layer as the layers are, and give the rest to all devices."""
     if backend.cut:
         return state
-    layers = jax.tree.map(lambda x: x.shape[0], params.layers)
+    slots = jax.tree.leaves(params.layers)[0].shape[0]
+    return map_optimizer(optimizer, state, params, slots, backend.scatter, backend.replicate)
+
+
+def map_optimizer(
+    optimizer: optax.GradientTransformation,
+    state: PyTree,
+    params: Params,
+    slots: int,
+    by_layer: Callable[[Any, int], Any],
+    other: Callable[[Any], Any],
+) -> PyTree:
+    """Map over an optimiser's state: `by_layer(leaf, axis)` where a leaf's axis runs over the slots, else `other`."""
+    layers = jax.tree.map(lambda _: slots, params.layers)
     sizes = Params(*(jax.tree.map(lambda _: None, part) for part in params))._replace(layers=layers)
 
-    def place(leaf: Any, slots: int | None = None) -> Any:
+    def one(leaf: Any, slots: int | None = None) -> Any:
+        if leaf is None:  # in the place of a parameter the optimiser does not see
+            return None
         if slots is None or slots not in leaf.shape:
-            return backend.replicate(leaf)
-        return backend.scatter(leaf, leaf.shape.index(slots))
+            return other(leaf)
+        return by_layer(leaf, leaf.shape.index(slots))
 
     return optax.tree_utils.tree_map_params(
-        optimizer, place, state, sizes, transform_non_params=backend.replicate, is_leaf=lambda x: x is None
+        optimizer, one, state, sizes, transform_non_params=one, is_leaf=lambda x: x is None
     )
 
 
