@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ from jaxmgrit.checks import check_backend
 from jaxmgrit.options import MGRIT, Solver, check_solver, match_segments
 from jaxmgrit.problem import Params, Problem
 from jaxmgrit.pytree import merge, split
+from jaxmgrit.samples import put, take
 from jaxmgrit.schedule import CyclesThenGradient, PredictThenSweep, Schedule, Setting
 from jaxmgrit.snapshot import Snapshot, export, restore
 from jaxmgrit.spread import init_optimizer, update_optimizer
@@ -77,8 +78,9 @@ class OneShot:
         schedule: `CyclesThenGradient()` (the default, as published) or `PredictThenSweep()`.
         backend: where the layers live, `Local()` by default.
 
-    Warm values belong to the samples they were computed for: with changing batches keep one `warm` per batch, or start
-    cold by `init` (whose optimiser state you replace by the current one).
+    Warm values belong to the samples they were computed for. With mini-batches, give all samples to `init` and each
+    step the `samples` it is about, whose values it takes and puts back; or, where a sample does not come again as it
+    was (random augmentation, more data than memory), start every step `cold`.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, jaxmgrit as jm
@@ -169,20 +171,37 @@ class OneShot:
         """
         return TrainState(*restore(self._training, self.optimizer, state, snapshot), state.layers)
 
-    def step(self, state: TrainState, batch: tuple[Any, Any]) -> tuple[TrainState, Info]:
+    def cold(self, state: TrainState, batch: tuple[Any, Any]) -> TrainState:
+        """The state with cold warm values for a batch, as `init` makes them; everything else is kept.
+
+        Pure: `jax.jit(lambda state, batch: trainer.step(trainer.cold(state, batch), batch), donate_argnums=0)` trains
+        on batches that change. With few cycles, `MGRIT(skip_first_down=True)` gives such a start a first coarse solve.
+
+        Args:
+            state: from `init`, `cold` or `step`, for a batch of any size.
+            batch: (x, y) of the next step.
+        """
+        return replace(state, warm=self._training.cold(state.params, batch, state.layers))
+
+    def step(
+        self, state: TrainState, batch: tuple[Any, Any], samples: jax.Array | None = None
+    ) -> tuple[TrainState, Info]:
         """One iteration: inexact loss and gradient, one optimiser update.
 
         Pure; jit it once outside the loop: `jax.jit(trainer.step, donate_argnums=0)`.
 
         Args:
             state: from `init` or the last `step`.
-            batch: (x, y), the same as in `init`.
+            batch: (x, y), the same as in `init`, or those of its samples that `samples` names.
+            samples: which samples of the batch given to `init` these are, distinct integers of shape (batch,); the
+                leading axis of every leaf of a state must be that of the samples. None: all of them, in order.
 
         Returns:
-            The next state, and `Info` about this one.
+            The next state, and `Info` about this one; `Result.NOT_FINITE` if there is no such sample.
         """
         training, layers = self._training, state.layers
-        here = training.evaluate(state.params, state.warm, batch, layers)
+        warm = state.warm if samples is None else take(state.warm, samples)
+        here = training.evaluate(state.params, warm, batch, layers)
         seen = training.trainable(state.params, layers)
         updates, optimizer = update_optimizer(self.optimizer, here.gradients, state.optimizer, seen, self.backend)
         updates = updates._replace(layers=training.mask(updates.layers, layers))
@@ -198,4 +217,5 @@ class OneShot:
             found.adjoint_residual_norm,
             here.result,
         )
-        return TrainState(params, optimizer, found.warm, self.backend.replicate(state.iteration + 1), layers), info
+        warm = found.warm if samples is None else training.place_warm(put(state.warm, samples, found.warm))
+        return TrainState(params, optimizer, warm, self.backend.replicate(state.iteration + 1), layers), info

@@ -80,6 +80,11 @@ class Training:
         params = self.place(params._replace(layers=lay_out(params.layers, level)), cut=True)
         return Start(params, self.backend.scatter(warm), layers)
 
+    def cold(self, params: Params, batch: tuple[Any, Any], layers: int) -> PyTree:
+        """Warm values before the first iteration on a batch, at laid-out parameters."""
+        u0 = check_state(self.problem.opening(params.opening, batch[0]), "opening(params.opening, x)")
+        return self.backend.scatter(self.schedule.init(layers, u0, self.setting))
+
     def network(self, theta: PyTree, u0: PyTree, layers: int | None = None) -> Network:
         """The hidden layers; `layers` is N where theta is laid out already."""
         problem, (solver, adjoint, _) = self.problem, self.setting
@@ -114,7 +119,7 @@ class Training:
             value, extra = self._penalty(differentiable, others, layers)
             objective, gradients = objective + value, jax.tree.map(jnp.add, gradients, extra)
         gradients = gradients._replace(layers=self.mask(gradients.layers, layers))
-        found = found if self.backend.cut else found._replace(warm=self.backend.scatter(found.warm))
+        found = found._replace(warm=self.place_warm(found.warm))
         code = jnp.where(jnp.isfinite(objective), found.result, Result.NOT_FINITE.value)
         return Evaluated(objective, gradients, code, found)
 
@@ -136,6 +141,10 @@ class Training:
         place = self.backend.scatter if cut or not self.backend.cut else self.backend.replicate
         replicate = self.backend.replicate
         return Params(replicate(params.opening), place(params.layers), replicate(params.closing))
+
+    def place_warm(self, warm: PyTree) -> PyTree:
+        """Spread warm values, as an iteration leaves them, over the devices."""
+        return warm if self.backend.cut else self.backend.scatter(warm)
 
     def mask(self, tree: PyTree, layers: int) -> PyTree:
         """Zero what belongs to padding, in arrays by slot."""
@@ -169,7 +178,8 @@ def _check_warm(warm: PyTree, u0: PyTree) -> None:
         if values is not None and not alike(own, u0):
             raise ValueError(
                 f"the batch gives states {describe(u0)}, but the warm values belong to states {describe(own)}: "
-                "they are those of the samples given to init. Step with the same batch, or call trainer.init anew."
+                "they are those of the samples given to init. Step with the same batch, name its `samples`, or start "
+                "`trainer.cold`."
             )
 
 
