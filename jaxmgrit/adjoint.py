@@ -13,7 +13,7 @@ from jaxmgrit.backend.local import LOCAL
 from jaxmgrit.checks import check_like, check_state, check_type
 from jaxmgrit.equation import Equation
 from jaxmgrit.gradient import Gradients, sequential_gradient, vjp_sweep
-from jaxmgrit.grids import Linearisation, adjoint_grids, sweep_batch
+from jaxmgrit.grids import Linearisation, adjoint_grids, state_grids, sweep_batch
 from jaxmgrit.hierarchy import Level, build_levels, relayout
 from jaxmgrit.iteration import Outcome, run, sequential_outcome
 from jaxmgrit.linearise import linearise
@@ -45,7 +45,8 @@ def _grids(
     linearisation = linearise(grid, ends, u0, levels[0])
     slots = relayout(slots, state, levels[0], backend)
     batch = sweep_batch(solver, u0, backend.platform, levels[0].share)
-    return adjoint_grids(equation, slots, shared, levels, solver, backend, batch, linearisation), linearisation
+    forward = state_grids(equation, slots, shared, levels, solver, backend, batch)
+    return adjoint_grids(equation, forward, shared, linearisation), linearisation
 
 
 GRADIENT_SPECS = Gradients(SHARDED, REPLICATED, REPLICATED)

@@ -167,21 +167,13 @@ def record(vjp: Callable[[Slot, PyTree], Vjp], block: AdjointBlock, offset: int)
 
 
 def adjoint_grids(
-    equation: Equation,
-    slots: Slot,
-    shared: Shared,
-    levels: tuple[Level, ...],
-    solver: Solver,
-    backend: Backend,
-    batch: int,
-    linearisation: Linearisation,
+    equation: Equation, forward: tuple[Grid, ...], shared: Shared, linearisation: Linearisation
 ) -> tuple[Grid, ...]:
-    """The adjoint's grids on this device: the state's, transposed and run backwards.
+    """The adjoint's grids on this device: the state's in the adjoint's partition, transposed and run backwards.
 
     The step of level l from the end of a slot to its start is the transpose of that slot's step, linearised at the
     fine state at its start.
     """
-    forward = state_grids(equation, slots, shared, levels, solver, backend, batch)
     grids: list[Grid] = []
     lin = linearisation
     starts = lin.starts
@@ -196,14 +188,14 @@ def adjoint_grids(
                     _pull_state,
                     partial(_expand, equation, shared, lin.offset),
                     backward=True,
-                    batch=batch,
+                    batch=grid.batch,
                 )
             )
             continue
         block = (grid.blocks, restrict(grids[-1], grid, starts))
         starts = jax.tree.map(lambda x: x[:, 0], block[1])
         advance = partial(_transpose, equation, shared, grid.level.stride)
-        grids.append(Grid(grid.level, grid.backend, block, advance, backward=True, batch=batch))
+        grids.append(Grid(grid.level, grid.backend, block, advance, backward=True, batch=grid.batch))
     return tuple(grids)
 
 

@@ -282,7 +282,7 @@ def _sweep_program(
         batch = sweep_batch(solver, u0, backend.platform, level.share)
         forward = state_grids(equation, slots, shared, levels, solver, backend, batch)
         lin = Linearisation(forward[0].starts(ends, u0))
-        grids = adjoint_grids(equation, slots, shared, levels, solver, backend, batch, lin)
+        grids = adjoint_grids(equation, forward, shared, lin)
         lam_ends = _coarse_problem(grids, solver, lam_guess, sigma, lam_final)
         starts = grids[0].starts(lam_ends, lam_final)
         arrived, lam_arrived, found = vjp_sweep(equation, grids[0], shared, 0, starts, False)
