@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxmgrit.backend.base import REPLICATED, SHARDED, Backend
+from jaxmgrit.backend.base import REPLICATED, SHARDED, SHARDED_STATES, STATE, Backend
 from jaxmgrit.backend.local import LOCAL
-from jaxmgrit.checks import check_like, check_state, check_type
+from jaxmgrit.checks import check_backend, check_like, check_state, check_type
 from jaxmgrit.equation import Equation
 from jaxmgrit.gradient import Gradients, sequential_gradient, vjp_sweep
 from jaxmgrit.grids import Linearisation, adjoint_grids, state_grids, sweep_batch
@@ -102,13 +103,13 @@ def _adjoint_program(
         return outcome, _collect(found, levels[0], state, backend)
 
     specs = (OUTCOME_SPECS, GRADIENT_SPECS if gradients else None)
-    return backend.lift(body, (STATE_SPECS, REPLICATED, SHARDED), specs)
+    return backend.lift(body, (STATE_SPECS, STATE, SHARDED_STATES), specs)
 
 
 def _collect(found: Gradients, source: Level, target: Level, backend: Backend) -> Gradients:
-    """Gradients in the state's partition, and what is summed over all layers."""
+    """Gradients in the state's partition, and what is summed over all layers; all summed over the whole batch."""
     slots = relayout(found.slots, source, target, backend)
-    return Gradients(slots, *backend.all_sum((found.shared, found.cost)))
+    return backend.data_sum(Gradients(slots, *backend.all_sum((found.shared, found.cost))))
 
 
 def adjoint_solve(
@@ -132,8 +133,8 @@ def adjoint_solve(
         step: as in `solve`.
         theta: as in `solve`.
         sol: the state, from `solve`; one solved by `Sequential()` or with another coarsening factor will do too, but
-            the
-            states of all N layers are then kept while the adjoint is solved, unless its segments are those of `solver`.
+            the states of all N layers are then kept while the adjoint is solved, unless its segments are those of
+            `solver`.
         lam_final: lam^N = d loss / d u^N, like the state.
         h: as in `solve`.
         solver: `MGRIT(...)` (the default) or `Sequential()`.
@@ -150,11 +151,15 @@ def adjoint_solve(
     Source: Guenther et al. 2020 (arXiv 1812.04352), section 3.3.
     """
     check_solution(sol)
-    network = make_network(step, theta, sol.c_points.initial, h, solver, running_cost=running_cost)
+    check_backend(backend)
+    network = make_network(
+        step, theta, sol.c_points.initial, h, solver, running_cost=running_cost, parts=backend.data_size
+    )
     check_partition(sol.level, network.layers, backend, "sol")
     lam_final = check_state(lam_final, "lam_final")
     check_like(lam_final, sol.u_final, "lam_final", "It is the loss's derivative with respect to the final state.")
-    return adjoint_network(network, sol, lam_final, solver, guess, backend)[0]
+    adj, _ = adjoint_network(network, sol, backend.split_batch(lam_final), solver, guess, backend)
+    return replace(adj, lam_initial=backend.join_batch(adj.lam_initial))
 
 
 def layer_gradients(
@@ -188,7 +193,8 @@ def layer_gradients(
     """
     check_solution(sol)
     check_type(adj, AdjointSolution, "adj", "give what jm.adjoint_solve returned.")
-    network = make_network(step, theta, sol.c_points.initial, h, running_cost=running_cost)
+    check_backend(backend)
+    network = make_network(step, theta, sol.c_points.initial, h, running_cost=running_cost, parts=backend.data_size)
     check_partition(sol.level, network.layers, backend, "sol")
     check_partition(adj.level, network.layers, backend, "adj")
 
@@ -205,7 +211,7 @@ def _gradient_program(equation: Equation, state: Level, level: Level, backend: B
         _, _, found = vjp_sweep(equation, grid, data[2], lin.offset, lam, False)
         return _collect(found, level, state, backend)
 
-    return backend.lift(body, (STATE_SPECS, REPLICATED, SHARDED), GRADIENT_SPECS)
+    return backend.lift(body, (STATE_SPECS, STATE, SHARDED_STATES), GRADIENT_SPECS)
 
 
 def like_theta(d_theta: PyTree, theta: PyTree, layers: int, backend: Backend) -> PyTree:
@@ -233,17 +239,19 @@ def adjoint_trajectory(
     """
     check_solution(sol)
     check_type(adj, AdjointSolution, "adj", "give what jm.adjoint_solve returned.")
-    network = make_network(step, theta, sol.c_points.initial, h, running_cost=running_cost)
+    check_backend(backend)
+    network = make_network(step, theta, sol.c_points.initial, h, running_cost=running_cost, parts=backend.data_size)
     check_partition(sol.level, network.layers, backend, "sol")
     check_partition(adj.level, network.layers, backend, "adj")
 
     program = _adjoint_points_program(network.equation, sol.level, adj.level, backend)
     before = program(state_data(network, sol, backend), adj.c_points.initial, adj.c_points.ends)
-    return jax.tree.map(
+    adjoints = jax.tree.map(
         lambda rest, last: jnp.concatenate([rest[: network.layers], last[None]]),
         backend.gather(before),
         adj.c_points.initial,
     )
+    return backend.join_batch(adjoints, axis=1)
 
 
 @cached
@@ -252,4 +260,4 @@ def _adjoint_points_program(equation: Equation, state: Level, level: Level, back
         (grid,), _ = _grids(equation, state, (level,), SEQUENTIAL, backend, data)
         return relayout(points(grid, ends, None, lam_final), level, state, backend)
 
-    return backend.lift(body, (STATE_SPECS, REPLICATED, SHARDED), SHARDED)
+    return backend.lift(body, (STATE_SPECS, STATE, SHARDED_STATES), SHARDED_STATES)

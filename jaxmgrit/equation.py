@@ -49,6 +49,7 @@ class Equation:
         step: (theta, u, h, *constants) -> u_next.
         running_cost: (theta, u, h) -> scalar, or None.
         coarse_step: (step, theta, u, h, m) -> u_next, used on all levels but the finest.
+        parts: of the batch; the running cost of one is a mean over its samples and counts 1/parts.
         h: a step size that is a Python number, the same for all layers; None if it is in the slots or shared.
     """
 
@@ -56,6 +57,7 @@ class Equation:
     running_cost: Callable[..., Any] | None = None
     coarse_step: Callable[..., PyTree] = same_step
     h: float | None = None
+    parts: int = 1
 
     def advance(self, slot: Slot, u: PyTree, shared: Shared, stride: int = 1, fine: bool = True) -> PyTree:
         """One step of a level whose steps replace `stride` layers."""
@@ -101,7 +103,8 @@ class Equation:
     def cost(self, slot: Slot, u: PyTree, shared: Shared) -> Any:
         """The running cost of one layer."""
         assert self.running_cost is not None
-        return self.running_cost(slot.theta, u, self._step_size(slot, shared, 1))
+        cost = self.running_cost(slot.theta, u, self._step_size(slot, shared, 1))
+        return cost if self.parts == 1 else cost / self.parts
 
     def _step_size(self, slot: Slot, shared: Shared, stride: int) -> Any:
         if slot.h is not None:

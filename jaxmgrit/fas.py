@@ -23,12 +23,12 @@ Norm = Callable[[PyTree], Any]
 
 
 def c_norm(grid: Grid, values: PyTree, norm: Norm) -> jax.Array:
-    """Sqrt of the sum over all C-points of norm(value)^2."""
+    """Sqrt of the sum over all C-points (and parts of the batch) of norm(value)^2."""
     norms = jax.vmap(norm)(values)
     squares = norms * norms
     mask = grid.level.complete_mask(grid.backend.index())
     squares = squares if mask is None else jnp.where(mask, squares, jnp.zeros_like(squares))
-    return jnp.sqrt(grid.backend.all_sum(jnp.sum(squares)))
+    return jnp.sqrt(grid.backend.data_sum(grid.backend.all_sum(jnp.sum(squares))))
 
 
 def residual_norm(grid: Grid, arrived: PyTree, ends: PyTree, norm: Norm) -> jax.Array:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmgrit.backend.base import broadcast
+from jaxmgrit.backend.base import Backend, broadcast
 from jaxmgrit.cycle import Grids, cycle, skip_first_down
 from jaxmgrit.fas import Norm, c_norm
 from jaxmgrit.options import MGRIT, Solver
@@ -53,7 +53,7 @@ def run(grids: Grids, solver: Solver, guess: PyTree, initial: PyTree) -> Outcome
     last = norms[jnp.maximum(cycles - 1, 0)]
     scale = c_norm(grids[0], ends, norm)
     skipped_all = solver.skip_first_down & (cycles == 1)
-    finite = all_finite(final) & (jnp.isfinite(last) | skipped_all | converged)
+    finite = _finite(final, grids[0].backend) & (jnp.isfinite(last) | skipped_all | converged)
     code = result_code(finite, converged, last > jnp.maximum(10 * first, float(jnp.finfo(dtype).eps) ** 0.5 * scale))
     return Outcome(ends, final, norms, cycles, code)
 
@@ -69,8 +69,13 @@ def _unless(converged: jax.Array, ends: PyTree, rescue: Callable[[], PyTree]) ->
 def sequential_outcome(grid: Grid, ends: PyTree, initial: PyTree) -> Outcome:
     """What a sequential run leaves."""
     final = _at_last_interval(grid, lambda local: jax.tree.map(lambda x: x[local], ends))
-    code = result_code(all_finite(final), True, False)
+    code = result_code(_finite(final, grid.backend), True, False)
     return Outcome(ends, final, jnp.zeros((0,), real_dtype(initial)), jnp.zeros((), jnp.int32), code)
+
+
+def _finite(state: PyTree, backend: Backend) -> jax.Array:
+    """Whether every entry of a state is finite, in all parts of the batch."""
+    return backend.data_sum((~all_finite(state)).astype(jnp.int32)) == 0
 
 
 def _has_steps(grid: Grid) -> Any:

@@ -46,10 +46,12 @@ def make_network(
     *solvers: Solver,
     running_cost: Callable[..., Any] | None = None,
     layers: int | None = None,
+    parts: int = 1,
 ) -> Network:
     """Check step, parameters, state, step size and solvers against each other; nothing is computed.
 
     The number of layers is the leading axis of theta, unless `layers` says that theta is laid out and sharded already.
+    `parts` is the number of parts of the batch.
 
     Raises:
         TypeError, ValueError: what does not fit, what was expected and what to do.
@@ -63,7 +65,9 @@ def make_network(
     spread = layers is not None
     layers = check_layers(theta) if layers is None else layers
     number, scalar, per_layer = check_step_size(h, layers, u0)
-    network = Network(Equation(step, running_cost, h=number), layers, Slot(theta, per_layer), Shared(scalar), spread)
+    network = Network(
+        Equation(step, running_cost, h=number, parts=parts), layers, Slot(theta, per_layer), Shared(scalar), spread
+    )
     slot = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), network.slots)
     state = jax.eval_shape(lambda: u0)
     check_step(evaluated(network.equation.advance, "step", slot, state, network.shared), state, "step")

@@ -198,7 +198,15 @@ class OneShot:
 
         Returns:
             The next state, and `Info` about this one; `Result.NOT_FINITE` if there is no such sample.
+
+        Raises:
+            ValueError: `samples` under `MPI(data=...)`, where a rank has the warm values of its part of them only.
         """
+        if samples is not None and self.backend.cut and self.backend.data_size > 1:
+            raise ValueError(
+                "samples: with the batch split over MPI ranks, warm values are kept for a fixed batch only; start each "
+                "step cold (trainer.cold), use MPI(data=1), or a Mesh with a data axis."
+            )
         training, layers = self._training, state.layers
         warm = state.warm if samples is None else take(state.warm, samples)
         here = training.evaluate(state.params, warm, batch, layers)

@@ -126,29 +126,39 @@ def _hoist(network: Network, u0: PyTree) -> Network:
 
 def _solve(problem: _Static, differentiable: PyTree, others: PyTree, u0: PyTree) -> Solution:
     network = problem.network(differentiable, others)
-    return solve_network(network, u0, problem.solver, None, problem.backend)
+    return solve_network(network, problem.backend.split_batch(u0), problem.solver, None, problem.backend)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _propagate(problem: _Static, differentiable: PyTree, others: PyTree, u0: PyTree) -> Any:
-    sol = _solve(problem, differentiable, others, u0)
-    return sol.u_final, sol.result
+    return _value(problem, _solve(problem, differentiable, others, u0))
+
+
+def _value(problem: _Static, sol: Solution) -> Any:
+    return problem.backend.join_batch(sol.u_final), sol.result
 
 
 def _forward(problem: _Static, differentiable: PyTree, others: PyTree, u0: PyTree) -> Any:
     sol = _solve(problem, differentiable, others, u0)
-    return (sol.u_final, sol.result), (differentiable, others, sol)
+    return _value(problem, sol), (differentiable, others, sol)
 
 
 def _backward(problem: _Static, kept: Any, cotangents: Any) -> Any:
     differentiable, others, sol = kept
-    network = problem.network(differentiable, others)
+    network, backend = problem.network(differentiable, others), problem.backend
     adj, found = adjoint_network(
-        network, sol, cotangents[0], problem.adjoint, None, problem.backend, gradients=True, step_sizes=True
+        network,
+        sol,
+        backend.split_batch(cotangents[0]),
+        problem.adjoint,
+        None,
+        backend,
+        gradients=True,
+        step_sizes=True,
     )
     assert found is not None
-    d_slots: Slot = jax.tree.map(lambda x: x[: problem.layers], problem.backend.gather(found.slots))
-    return (d_slots, found.shared), None, adj.lam_initial
+    d_slots: Slot = jax.tree.map(lambda x: x[: problem.layers], backend.gather(found.slots))
+    return (d_slots, found.shared), None, backend.join_batch(adj.lam_initial)
 
 
 _propagate.defvjp(_forward, _backward)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmgrit.adjoint import GRADIENT_SPECS, adjoint_network
-from jaxmgrit.backend.base import REPLICATED, SHARDED, Backend, broadcast
+from jaxmgrit.backend.base import REPLICATED, SHARDED, SHARDED_STATES, STATE, Backend, broadcast
 from jaxmgrit.cycle import Grids, coarse_solve
 from jaxmgrit.equation import Equation
 from jaxmgrit.fas import residual_norm
@@ -127,12 +127,10 @@ class PredictThenSweep:
     """The coarse problem predicts state and adjoint at the new parameters; one fused sweep corrects and differentiates.
 
     The FAS right-hand sides of the last sweep are kept for state and adjoint (tau, sigma). An iteration solves the
-    coarse
-    problems with them (two levels: by one coarse recurrence each; more: by `cycles` cycles on the coarse levels), then
-    runs one sweep over all intervals that gives the parameters' gradients and the mismatches tau and sigma are updated
-    by. It costs little more than a sequential gradient on one device, and all of the sweep is parallel. Its fixed
-    points
-    are those of the exact method.
+    coarse problems with them (two levels: by one coarse recurrence each; more: by `cycles` cycles on the coarse
+    levels), then runs one sweep over all intervals that gives the parameters' gradients and the mismatches tau and
+    sigma are updated by. It costs little more than a sequential gradient on one device, and all of the sweep is
+    parallel. Its fixed points are those of the exact method.
 
     Choose it for one-shot training at large N, with layers that start smooth in depth, `coarse_params=average`,
     `coarse_step=midpoint` and `optax.chain(anticipate(alpha), ...)`. Of the solvers it takes the hierarchy, the coarse
@@ -202,7 +200,7 @@ class PredictThenSweep:
         sweep = _sweep_program(equations[1], adjoint_levels, adjoint, backend, state_norm)
         swept = sweep(slots, u0, network.shared, ends, tau, top.lam_final, sigma, lam_guess)
 
-        finite = all_finite((u_final, swept.lam_initial))
+        finite = backend.data_total((~all_finite((u_final, swept.lam_initial))).astype(jnp.int32)) == 0
         result = jnp.where(finite, Result.CYCLES_USED_UP.value, Result.NOT_FINITE.value).astype(jnp.int32)
         warm = (swept.tau, swept.sigma, None if guess is None else ends, swept.lam_ends)
         found = swept.gradients
@@ -260,7 +258,7 @@ def _predict_program(
         device, local = divmod(level.last_interval, level.share)
         return ends, broadcast(backend, jax.tree.map(lambda x: x[local], ends), device)
 
-    return backend.lift(body, (SHARDED, REPLICATED, REPLICATED, SHARDED, SHARDED), (SHARDED, REPLICATED))
+    return backend.lift(body, (SHARDED, STATE, REPLICATED, SHARDED_STATES, SHARDED_STATES), (SHARDED_STATES, STATE))
 
 
 @cached
@@ -291,17 +289,19 @@ def _sweep_program(
             for a, b, norm in ((arrived, ends, state_norm), (lam_arrived, lam_ends, solver.norm))
         ]
         total = backend.all_sum((found.shared, found.cost))
+        lam_initial = broadcast(backend, jax.tree.map(lambda x: x[0], lam_arrived), 0)
         return Swept(
             add(tau, subtract(arrived, ends)),
             add(sigma, subtract(lam_arrived, lam_ends)),
             None if lam_guess is None else lam_ends,
-            broadcast(backend, jax.tree.map(lambda x: x[0], lam_arrived), 0),
-            Gradients(found.slots, *total),
+            lam_initial,
+            backend.data_sum(Gradients(found.slots, *total)),
             *norms,
         )
 
-    in_specs = (SHARDED, REPLICATED, REPLICATED, SHARDED, SHARDED, REPLICATED, SHARDED, SHARDED)
-    out_specs = Swept(SHARDED, SHARDED, SHARDED, REPLICATED, GRADIENT_SPECS, REPLICATED, REPLICATED)
+    states = SHARDED_STATES
+    in_specs = (SHARDED, STATE, REPLICATED, states, states, STATE, states, states)
+    out_specs = Swept(states, states, states, STATE, GRADIENT_SPECS, REPLICATED, REPLICATED)
     return backend.lift(body, in_specs, out_specs)
 
 

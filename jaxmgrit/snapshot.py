@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -76,7 +75,10 @@ def export(training: Training, optimizer: optax.GradientTransformation, state: S
         return np.moveaxis(layer(jnp.moveaxis(x, axis, 0)), 0, axis)
 
     def warm(values: PyTree, level: Level) -> PyTree:
-        return jax.tree.map(lambda x: fit(_on_host(backend.gather(x)), _filled(level), level.front), values)
+        def whole(x: Any) -> np.ndarray:
+            return fit(_on_host(backend.join_batch(backend.gather(x), axis=1)), _filled(level), level.front)
+
+        return jax.tree.map(whole, values)
 
     host = functools.partial(jax.tree.map, _on_host)
     levels = training.schedule.warm_levels(count, training.setting)
@@ -108,8 +110,8 @@ def restore(
     def replicated(x: Any, like: Any) -> Any:
         return backend.replicate(_array(x, like))
 
-    def laid_out(level: Level, size: int) -> Callable[[Any, Any], Any]:
-        return lambda x, like: backend.scatter(_array(fit(x, size, level.front), like))
+    def laid_out(x: Any, like: Any) -> Any:
+        return backend.scatter(_array(fit(x, level.slots, level.front), like))
 
     def kept(x: Any, like: Any, axis: int) -> Any:
         if axis < 0:
@@ -119,11 +121,15 @@ def restore(
         return padded if gathered else backend.scatter(padded, axis)
 
     def warm(values: PyTree, like: PyTree, level: Level) -> PyTree:
-        return jax.tree.map(laid_out(level, level.intervals), values, like)
+        def own(x: Any, like: Any) -> Any:
+            whole = _array(fit(x, level.intervals, level.front), like)
+            return backend.scatter_states(backend.split_batch(whole, axis=1))
+
+        return jax.tree.map(own, values, like)
 
     params = Params(
         jax.tree.map(replicated, snapshot.params.opening, state.params.opening),
-        jax.tree.map(laid_out(level, level.slots), snapshot.params.layers, state.params.layers),
+        jax.tree.map(laid_out, snapshot.params.layers, state.params.layers),
         jax.tree.map(replicated, snapshot.params.closing, state.params.closing),
     )
     return (

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxmgrit.backend.base import REPLICATED, SHARDED, Backend
+from jaxmgrit.backend.base import REPLICATED, SHARDED, SHARDED_STATES, STATE, Backend
 from jaxmgrit.backend.local import LOCAL
 from jaxmgrit.checks import check_backend, check_like, check_state, check_type
 from jaxmgrit.equation import Equation
@@ -59,12 +60,13 @@ def solve(
     """
     check_backend(backend)
     u0 = check_state(u0)
-    network = make_network(step, theta, u0, h, solver)
-    return solve_network(network, u0, solver, guess, backend)
+    u0 = backend.split_batch(u0)
+    sol = solve_network(make_network(step, theta, u0, h, solver), u0, solver, guess, backend)
+    return replace(sol, u_final=backend.join_batch(sol.u_final))
 
 
 def solve_network(network: Network, u0: PyTree, solver: Solver, guess: CPoints | None, backend: Backend) -> Solution:
-    """`solve` for a checked network."""
+    """`solve` for a checked network and states of the backend, see `Backend.split_batch`."""
     levels = build_levels(network.layers, solver, backend.size)
     equation = network.with_coarse_step(solver)
     check_guess(guess, u0, levels[0], backend)
@@ -94,8 +96,8 @@ def _solve_program(
     return backend.lift(body, STATE_SPECS, OUTCOME_SPECS)
 
 
-STATE_SPECS = (SHARDED, REPLICATED, REPLICATED, SHARDED)
-OUTCOME_SPECS = Outcome(SHARDED, REPLICATED, REPLICATED, REPLICATED, REPLICATED)
+STATE_SPECS = (SHARDED, STATE, REPLICATED, SHARDED_STATES)
+OUTCOME_SPECS = Outcome(SHARDED_STATES, STATE, REPLICATED, REPLICATED, REPLICATED)
 
 
 def check_guess(guess: CPoints | None, initial: PyTree, level: Level, backend: Backend) -> None:
@@ -137,9 +139,10 @@ def trajectory(
 
     program = _points_program(network.equation, sol.level, backend)
     after = backend.gather(program(*state_data(network, sol, backend)))
-    return jax.tree.map(
+    states = jax.tree.map(
         lambda first, rest: jnp.concatenate([first[None], rest[: network.layers]]), sol.c_points.initial, after
     )
+    return backend.join_batch(states, axis=1)
 
 
 @cached
@@ -147,7 +150,7 @@ def _points_program(equation: Equation, level: Level, backend: Backend) -> Calla
     def body(slots: PyTree, u0: PyTree, shared: PyTree, ends: PyTree) -> PyTree:
         return points(finest_grid(equation, slots, shared, level, u0, backend), ends, None, u0)
 
-    return backend.lift(body, STATE_SPECS, SHARDED)
+    return backend.lift(body, STATE_SPECS, SHARDED_STATES)
 
 
 def finest_grid(equation: Equation, slots: PyTree, shared: PyTree, level: Level, u0: PyTree, backend: Backend) -> Grid:

@@ -69,33 +69,47 @@ class Training:
             raise TypeError("batch must be a tuple (x, y) of inputs and targets.")
         check_finite(params, "params")
         check_finite(batch, "batch")
+        batch = self.backend.split_batch(batch)
         layers = check_layers(params.layers, "params.layers")
         u0 = check_state(problem.opening(params.opening, batch[0]), "opening(params.opening, x)")
         self.network(params.layers, u0)
         check_objective(problem, params, u0, batch[1])
         level = self.schedule.level(layers, self.setting)
-        warm = self.schedule.init(layers, u0, self.setting)
+        # Made where they belong, so that no device ever holds those of all layers.
+        warm = jax.jit(lambda u0: self._cold(u0, layers))(u0)
         # Copies, so that no two leaves share a buffer and donating the state never eats the caller's arrays.
         params, warm = copies((params, warm))
         params = self.place(params._replace(layers=lay_out(params.layers, level)), cut=True)
-        return Start(params, self.backend.scatter(warm), layers)
+        return Start(params, warm, layers)
 
     def cold(self, params: Params, batch: tuple[Any, Any], layers: int) -> PyTree:
         """Warm values before the first iteration on a batch, at laid-out parameters."""
-        u0 = check_state(self.problem.opening(params.opening, batch[0]), "opening(params.opening, x)")
-        return self.backend.scatter(self.schedule.init(layers, u0, self.setting))
+        x, _ = self.backend.split_batch(batch)
+        return self._cold(check_state(self.problem.opening(params.opening, x), "opening(params.opening, x)"), layers)
+
+    def _cold(self, u0: PyTree, layers: int) -> PyTree:
+        return self.backend.scatter_states(self.schedule.init(layers, u0, self.setting))
 
     def network(self, theta: PyTree, u0: PyTree, layers: int | None = None) -> Network:
         """The hidden layers; `layers` is N where theta is laid out already."""
         problem, (solver, adjoint, _) = self.problem, self.setting
         return make_network(
-            problem.step, theta, u0, problem.h, solver, adjoint, running_cost=problem.running_cost, layers=layers
+            problem.step,
+            theta,
+            u0,
+            problem.h,
+            solver,
+            adjoint,
+            running_cost=problem.running_cost,
+            layers=layers,
+            parts=self.backend.data_size,
         )
 
     def evaluate(self, params: Params, warm: PyTree, batch: tuple[Any, Any], layers: int) -> Evaluated:
         """The objective and its gradient at laid-out parameters, from warm values; `found.warm` are the next ones."""
-        problem = self.problem
-        x, y = batch
+        problem, backend = self.problem, self.backend
+        x, y = backend.split_batch(batch)
+        parts = backend.data_size if backend.cut else 1  # of the batch; the loss is computed from one of them here
         differentiable, others = split(params)
 
         def opening(p: PyTree) -> PyTree:
@@ -103,17 +117,20 @@ class Training:
 
         def head(u_final: PyTree) -> Head:
             def loss(p: PyTree, u: PyTree) -> Any:
-                return problem.loss(merge(p, others.closing), u, y)
+                value, aux = problem.loss(merge(p, others.closing), u, y)
+                return value / parts, aux
 
-            (value, aux), derivatives = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
+            (value, aux), (d_closing, lam_final) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
                 differentiable.closing, u_final
             )
-            return Head(value, aux, *derivatives)
+            value, d_closing = backend.data_total((value, d_closing))
+            return Head(value, self._mean_over_parts(aux), d_closing, lam_final)
 
         u0, pull_opening = jax.vjp(opening, differentiable.opening)
         _check_warm(warm, u0)
         found = self.schedule.gradient(self.network(params.layers, u0, layers), u0, head, warm, self.setting)
-        gradients = Params(pull_opening(found.lam_initial)[0], found.layers, found.head.d_closing)
+        d_opening = backend.data_total(pull_opening(found.lam_initial)[0])
+        gradients = Params(d_opening, found.layers, found.head.d_closing)
         objective = found.head.loss + found.running_cost.astype(found.head.loss.dtype)
         if problem.penalty is not None:
             value, extra = self._penalty(differentiable, others, layers)
@@ -122,6 +139,14 @@ class Training:
         found = found._replace(warm=self.place_warm(found.warm))
         code = jnp.where(jnp.isfinite(objective), found.result, Result.NOT_FINITE.value)
         return Evaluated(objective, gradients, code, found)
+
+    def _mean_over_parts(self, aux: PyTree) -> PyTree:
+        """The floating-point leaves of what each part of the batch has, averaged; the others as they are."""
+        if not self.backend.cut or self.backend.data_size == 1:
+            return aux
+        averaged, others = split(aux)
+        total = self.backend.data_total(averaged)
+        return merge(jax.tree.map(lambda x: x / self.backend.data_size, total), others)
 
     def _penalty(self, differentiable: Params, others: Params, layers: int) -> tuple[jax.Array, Params]:
         assert self.problem.penalty is not None
@@ -144,7 +169,7 @@ class Training:
 
     def place_warm(self, warm: PyTree) -> PyTree:
         """Spread warm values, as an iteration leaves them, over the devices."""
-        return warm if self.backend.cut else self.backend.scatter(warm)
+        return warm if self.backend.cut else self.backend.scatter_states(warm)
 
     def mask(self, tree: PyTree, layers: int) -> PyTree:
         """Zero what belongs to padding, in arrays by slot."""

@@ -10,20 +10,29 @@ import jax.numpy as jnp
 
 PyTree = Any
 
+# What arrays handed to a lifted function are. The last two differ from the first two only where a data axis splits the
+# batch: states have the samples as leading axis, behind that of the layers if there is one.
 SHARDED: Any = "sharded"
 REPLICATED: Any = "replicated"
+SHARDED_STATES: Any = "sharded states"
+STATE: Any = "state"
 
 
 class Backend(Protocol):
     """How data over the layers is spread. "Sharded" arrays have a leading axis that is cut into `size` equal blocks.
 
     Inside a function handed to `lift`, a sharded array is this device's block and a replicated one is whole. Every
-    operation acts on all leaves of a pytree.
+    operation acts on all leaves of a pytree. A data axis, where there is one, splits the batch into `data_size` equal
+    parts; the operations over the layers then are those among the devices that have the same part.
     """
 
     @property
     def size(self) -> int:
         """Number of devices the layers are spread over."""
+
+    @property
+    def data_size(self) -> int:
+        """Number of parts the batch is split into, 1 without a data axis."""
 
     @property
     def platform(self) -> str:
@@ -45,18 +54,37 @@ class Backend(Protocol):
     def all_sum(self, x: PyTree) -> PyTree:
         """Sum over the devices of one array each, on every device."""
 
+    def data_sum(self, x: PyTree) -> PyTree:
+        """Sum over the parts of the batch of one array each, on every device."""
+
     def lift(self, f: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-        """Run f on every device; specs are (prefix pytrees of) SHARDED and REPLICATED."""
+        """Run f on every device; specs are (prefix pytrees of) SHARDED, REPLICATED, SHARDED_STATES and STATE."""
 
     @property
     def cut(self) -> bool:
-        """Whether sharded arrays outside `lift` are this process's block only, rather than whole."""
+        """Whether sharded arrays and states outside `lift` are this process's block only, rather than whole."""
 
     def total(self, x: PyTree) -> PyTree:
         """Outside `lift`, the sum over all layers of what was computed from a sharded array's entries."""
 
+    def data_total(self, x: PyTree) -> PyTree:
+        """Outside `lift`, the sum over the whole batch of what was computed from states."""
+
+    def split_batch(self, x: PyTree, axis: int = 0) -> PyTree:
+        """Turn whole batches or states, the samples along an axis and the same on every process, into this backend's.
+
+        Raises:
+            ValueError: the parts would not be equal.
+        """
+
+    def join_batch(self, x: PyTree, axis: int = 0) -> PyTree:
+        """Undo `split_batch`."""
+
     def scatter(self, x: PyTree, axis: int = 0) -> PyTree:
         """Turn whole arrays, the same on every process, into arrays sharded along an axis."""
+
+    def scatter_states(self, x: PyTree) -> PyTree:
+        """Turn states of this backend, leading axis all intervals, into sharded states."""
 
     def replicate(self, x: PyTree) -> PyTree:
         """Give whole arrays, the same on every process, to all devices."""
@@ -65,14 +93,25 @@ class Backend(Protocol):
         """Undo `scatter`: whole arrays."""
 
 
+def check_parts(x: PyTree, axis: int, parts: int) -> None:
+    """Raise a ValueError unless an axis of every leaf can be cut into so many equal parts."""
+    for leaf in jax.tree.leaves(x) if parts > 1 else ():
+        if leaf.ndim <= axis or leaf.shape[axis] % parts:
+            have = f"{leaf.shape[axis]} samples" if leaf.ndim > axis else "none in an array with too few axes"
+            raise ValueError(
+                f"the data axis splits the batch into {parts} equal parts, but there are {have} (shape {leaf.shape}); "
+                "with a data axis the leading axis of x, y and every leaf of the state is the samples', and the number "
+                f"of samples must be a multiple of {parts}: leave some out, or use another size of the data axis."
+            )
+
+
 def shift_blocks(
     x: PyTree, by: int, fill: PyTree | None, index: Any, size: int, permute: Callable[[Any, int], Any]
 ) -> PyTree:
     """`Backend.shift` on blocks, given `permute(block, hop)`, which moves a block cyclically `hop` devices up.
 
     Without a fill, an entry moves `by = hop * n + rest` places: the first n - rest entries of a block land `hop`
-    devices
-    up and the others one further.
+    devices up and the others one further.
     """
     if fill is None:
 

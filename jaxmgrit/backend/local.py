@@ -21,6 +21,11 @@ class Local:
         return 1
 
     @property
+    def data_size(self) -> int:
+        """The batch is whole."""
+        return 1
+
+    @property
     def platform(self) -> str:
         """The platform of JAX's default device."""
         return jax.default_backend()
@@ -41,6 +46,10 @@ class Local:
         """The array itself."""
         return x
 
+    def data_sum(self, x: PyTree) -> PyTree:
+        """The array itself."""
+        return x
+
     @property
     def cut(self) -> bool:
         """No: outside `lift` arrays are whole."""
@@ -50,11 +59,27 @@ class Local:
         """The value itself: it was computed from whole arrays."""
         return x
 
+    def data_total(self, x: PyTree) -> PyTree:
+        """The value itself: it was computed from whole states."""
+        return x
+
+    def split_batch(self, x: PyTree, axis: int = 0) -> PyTree:
+        """The arrays themselves."""
+        return x
+
+    def join_batch(self, x: PyTree, axis: int = 0) -> PyTree:
+        """The arrays themselves."""
+        return x
+
     def lift(self, f: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
         """`jax.jit` of the function."""
         return jax.jit(f)
 
     def scatter(self, x: PyTree, axis: int = 0) -> PyTree:
+        """The arrays themselves."""
+        return x
+
+    def scatter_states(self, x: PyTree) -> PyTree:
         """The arrays themselves."""
         return x
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxmgrit.backend.base import SHARDED, PyTree, shift_blocks
+from jaxmgrit.backend.base import REPLICATED, SHARDED, SHARDED_STATES, STATE, PyTree, check_parts, shift_blocks
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,11 @@ class Mesh:
     Args:
         mesh: a `jax.sharding.Mesh`, for instance
             `jax.make_mesh((4,), ("layers",), axis_types=(jax.sharding.AxisType.Auto,))`. Its other axes, if any, stay
-            with XLA's automatic partitioning (a batch sharded over a data axis, say).
+            with XLA's automatic partitioning.
         axis: the name of the axis the layers are spread over.
+        data_axis: the name of the axis the batch is spread over, or None. The samples are then the leading axis of x, y
+            and every leaf of the state; loss and running cost must be means over the samples, `MGRIT(norm=...)` the
+            square root of a sum over them.
 
     Raises:
         ValueError: the mesh has no axis of that name.
@@ -28,18 +31,31 @@ class Mesh:
 
     mesh: jax.sharding.Mesh
     axis: str = "layers"
+    data_axis: str | None = None
 
     def __post_init__(self) -> None:
-        if self.axis not in self.mesh.axis_names:
+        for name in ("axis", "data_axis"):
+            given = getattr(self, name)
+            if given not in self.mesh.axis_names and not (name == "data_axis" and given is None):
+                raise ValueError(
+                    f"Mesh: {name}={given!r} is not an axis of the mesh, which has {tuple(self.mesh.axis_names)}; "
+                    "name one of these, or make the mesh with jax.make_mesh((devices,), ('layers',))."
+                )
+        if self.axis == self.data_axis:
             raise ValueError(
-                f"Mesh: axis={self.axis!r} is not an axis of the mesh, which has {tuple(self.mesh.axis_names)}; "
-                "name one of these, or make the mesh with jax.make_mesh((devices,), ('layers',))."
+                f"Mesh: axis and data_axis are both {self.axis!r}; give the batch an axis of its own: "
+                "jax.make_mesh((2, 4), ('data', 'layers'))."
             )
 
     @property
     def size(self) -> int:
         """Number of devices along the axis."""
         return self.mesh.shape[self.axis]
+
+    @property
+    def data_size(self) -> int:
+        """Number of devices along the data axis."""
+        return 1 if self.data_axis is None else self.mesh.shape[self.data_axis]
 
     @property
     def platform(self) -> str:
@@ -68,6 +84,10 @@ class Mesh:
         """See `Backend.all_sum`."""
         return jax.tree.map(lambda y: jax.lax.psum(y, self.axis), x)
 
+    def data_sum(self, x: PyTree) -> PyTree:
+        """See `Backend.data_sum`."""
+        return x if self.data_axis is None else jax.tree.map(lambda y: jax.lax.psum(y, self.data_axis), x)
+
     @property
     def cut(self) -> bool:
         """No: outside `lift` arrays are whole."""
@@ -77,11 +97,32 @@ class Mesh:
         """The value itself: it was computed from whole arrays."""
         return x
 
+    def data_total(self, x: PyTree) -> PyTree:
+        """The value itself: it was computed from whole states."""
+        return x
+
+    def split_batch(self, x: PyTree, axis: int = 0) -> PyTree:
+        """Shard the samples over the data axis."""
+        if self.data_axis is None:
+            return x
+        check_parts(x, axis, self.data_size)
+        spec = PartitionSpec(*[None] * axis, self.data_axis)
+        return jax.tree.map(lambda y: self._place(y, spec), x)
+
+    def join_batch(self, x: PyTree, axis: int = 0) -> PyTree:
+        """The arrays themselves: they are whole."""
+        return x
+
+    def _spec(self, kind: Any) -> PartitionSpec:
+        layers, data = (self.axis,), () if self.data_axis is None else (self.data_axis,)
+        axes = {SHARDED: layers, REPLICATED: (), SHARDED_STATES: layers + data, STATE: data}
+        return PartitionSpec(*axes[kind])
+
     def lift(self, f: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-        """`jax.shard_map` over the axis."""
+        """`jax.shard_map` over the axes."""
 
         def specs(tree: Any) -> Any:
-            return jax.tree.map(lambda s: PartitionSpec(self.axis) if s == SHARDED else PartitionSpec(), tree)
+            return jax.tree.map(self._spec, tree)
 
         # We own the adjoint; replication is by construction, so JAX need not (and must not) insert sums for it.
         return jax.jit(
@@ -90,7 +131,7 @@ class Mesh:
                 mesh=self.mesh,
                 in_specs=specs(in_specs),
                 out_specs=specs(out_specs),
-                axis_names={self.axis},
+                axis_names={self.axis} if self.data_axis is None else {self.axis, self.data_axis},
                 check_vma=False,
             )
         )
@@ -103,6 +144,10 @@ class Mesh:
             return self._place(y, PartitionSpec(*[None] * axis, self.axis) if even else PartitionSpec())
 
         return jax.tree.map(one, x)
+
+    def scatter_states(self, x: PyTree) -> PyTree:
+        """Shard the intervals, and the samples over the data axis."""
+        return jax.tree.map(lambda y: self._place(y, self._spec(SHARDED_STATES)), x)
 
     def replicate(self, x: PyTree) -> PyTree:
         """Give whole arrays to all devices."""

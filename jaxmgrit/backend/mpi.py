@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxmgrit.backend.base import PyTree, shift_blocks
+from jaxmgrit.backend.base import PyTree, check_parts, shift_blocks
 
 INSTALL = "pip install mpich mpi4py && pip install --no-cache-dir mpi4jax"
 
@@ -20,20 +23,26 @@ class MPI:
     """Intervals of layers spread over the ranks of a communicator; every rank runs the same program.
 
     Choose it where MPI is what the site has; `Mesh` over `jax.distributed` needs no MPI. Arrays handed to `solve`
-    and the
-    like are whole and the same on every rank; C-points and the layers of a `TrainState` are the rank's own block. A
-    general `Problem.penalty`, and optimisers that mix entries of different layers (global norms, L-BFGS), gather the
-    layers' parameters on every rank; states never.
+    and the like are whole and the same on every rank; C-points and the layers of a `TrainState` are the rank's own
+    block. A general `Problem.penalty`, and optimisers that mix entries of different layers (global norms, L-BFGS),
+    gather the layers' parameters on every rank; states never.
 
     Args:
         comm: an mpi4py communicator; None: all ranks.
+        data: into how many parts the batch is split. The ranks then make a Cartesian grid of `data` times the ranks
+            the layers are spread over, neighbours in rank being neighbours in the layers. The samples are the leading
+            axis of x, y and every leaf of the state; loss and running cost must be means over the samples,
+            `MGRIT(norm=...)` the square root of a sum over them, and of the loss's aux floating-point leaves are
+            averaged over the parts, others those of the rank's own.
 
     Raises:
         ImportError: mpi4py or mpi4jax is missing; the message says how to install them.
         RuntimeError: mpi4jax was built for another MPI, or a rank sees several local devices.
+        ValueError: `data` does not divide the number of ranks.
     """
 
     comm: Any = None
+    data: int = 1
 
     def __post_init__(self) -> None:
         mpi, _ = _modules()
@@ -41,23 +50,45 @@ class MPI:
             object.__setattr__(self, "comm", mpi.COMM_WORLD)
         if jax.local_device_count() > 1:
             raise RuntimeError(
-                f"MPI: rank {self.comm.Get_rank()} sees {jax.local_device_count()} local devices, but MPI "
-                "means one device "
-                "per rank: show each rank its own (CUDA_VISIBLE_DEVICES, or no "
-                "xla_force_host_platform_device_count), or "
-                "use jm.Mesh for several devices in one process."
+                f"MPI: rank {self.comm.Get_rank()} sees {jax.local_device_count()} local devices, but MPI means one "
+                "device per rank: show each rank its own (CUDA_VISIBLE_DEVICES, or no "
+                "xla_force_host_platform_device_count), or use jm.Mesh for several devices in one process."
             )
+        ranks = int(self.comm.Get_size())
+        if not isinstance(self.data, int) or self.data < 1 or ranks % self.data:
+            raise ValueError(
+                f"MPI: data={self.data!r} does not divide the {ranks} rank(s); every part of the batch needs as many "
+                "ranks for the layers: start a multiple of data, or choose another data."
+            )
+        object.__setattr__(self, "_grid", _cartesian(self.comm.py2f(), self.data))
 
     def __hash__(self) -> int:
-        return hash((type(self), self.comm.py2f()))
+        return hash((type(self), self.comm.py2f(), self.data))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, MPI) and self.comm.py2f() == other.comm.py2f()
+        return isinstance(other, MPI) and (self.comm.py2f(), self.data) == (other.comm.py2f(), other.data)
+
+    @property
+    def _layers(self) -> Any:
+        """The ranks that have the same part of the batch."""
+        grid: tuple[Any, Any] = self._grid  # type: ignore[attr-defined]
+        return grid[0]
+
+    @property
+    def _samples(self) -> Any:
+        """The ranks that have the same layers."""
+        grid: tuple[Any, Any] = self._grid  # type: ignore[attr-defined]
+        return grid[1]
 
     @property
     def size(self) -> int:
-        """Number of ranks."""
-        return int(self.comm.Get_size())
+        """Number of ranks the layers are spread over."""
+        return int(self._layers.Get_size())
+
+    @property
+    def data_size(self) -> int:
+        """Number of parts of the batch."""
+        return self.data
 
     @property
     def platform(self) -> str:
@@ -70,15 +101,15 @@ class MPI:
         return True
 
     def index(self) -> int:
-        """This rank."""
-        return int(self.comm.Get_rank())
+        """This rank's position among those that share the layers."""
+        return int(self._layers.Get_rank())
 
     def _permute(self, block: jax.Array, hop: int) -> jax.Array:
         if hop % self.size == 0 or block.size == 0:
             return block
         rank, size = self.index(), self.size
         moved: jax.Array = _modules()[1].sendrecv(
-            block, block, source=(rank - hop) % size, dest=(rank + hop) % size, comm=self.comm
+            block, block, source=(rank - hop) % size, dest=(rank + hop) % size, comm=self._layers
         )
         return moved
 
@@ -88,17 +119,34 @@ class MPI:
 
     def all_gather(self, x: PyTree) -> PyTree:
         """See `Backend.all_gather`."""
-        gather = _modules()[1].allgather
-        return jax.tree.map(lambda y: gather(y, comm=self.comm).reshape(-1, *y.shape[1:]), x)
+        return _gather(x, self._layers)
 
     def all_sum(self, x: PyTree) -> PyTree:
         """See `Backend.all_sum`; summed in the order of the ranks, so that all get the same bits."""
-        gather = _modules()[1].allgather
-        return jax.tree.map(lambda y: jnp.sum(gather(y, comm=self.comm), axis=0), x)
+        return _sum(x, self._layers)
+
+    def data_sum(self, x: PyTree) -> PyTree:
+        """See `Backend.data_sum`; summed in the order of the ranks."""
+        return x if self.data == 1 else _sum(x, self._samples)
 
     def total(self, x: PyTree) -> PyTree:
         """`all_sum`: each rank has computed from its own block."""
         return self.all_sum(x)
+
+    def data_total(self, x: PyTree) -> PyTree:
+        """`data_sum`: each rank has computed from its own part of the batch."""
+        return self.data_sum(x)
+
+    def split_batch(self, x: PyTree, axis: int = 0) -> PyTree:
+        """This rank's part of whole arrays."""
+        check_parts(x, axis, self.data)
+        return x if self.data == 1 else _block(x, axis, int(self._samples.Get_rank()), self.data)
+
+    def join_batch(self, x: PyTree, axis: int = 0) -> PyTree:
+        """Whole arrays, on every rank."""
+        if self.data == 1:
+            return x
+        return jax.tree.map(lambda y: jnp.moveaxis(_gather(jnp.moveaxis(y, axis, 0), self._samples), 0, axis), x)
 
     def lift(self, f: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
         """`jax.jit` of the function: every rank runs it."""
@@ -106,12 +154,11 @@ class MPI:
 
     def scatter(self, x: PyTree, axis: int = 0) -> PyTree:
         """This rank's block of whole arrays."""
+        return _block(x, axis, self.index(), self.size)
 
-        def own(y: Any) -> Any:
-            share = y.shape[axis] // self.size
-            return jax.lax.slice_in_dim(y, self.index() * share, (self.index() + 1) * share, axis=axis)
-
-        return jax.tree.map(own, x)
+    def scatter_states(self, x: PyTree) -> PyTree:
+        """This rank's block of the intervals."""
+        return self.scatter(x)
 
     def replicate(self, x: PyTree) -> PyTree:
         """The arrays themselves: every rank has them."""
@@ -122,13 +169,58 @@ class MPI:
         return self.all_gather(x)
 
 
+def _gather(x: PyTree, comm: Any) -> PyTree:
+    gather = _modules()[1].allgather
+    return jax.tree.map(lambda y: gather(y, comm=comm).reshape(-1, *y.shape[1:]), x)
+
+
+def _sum(x: PyTree, comm: Any) -> PyTree:
+    gather = _modules()[1].allgather
+    return jax.tree.map(lambda y: jnp.sum(gather(y, comm=comm), axis=0), x)
+
+
+def _block(x: PyTree, axis: int, index: int, count: int) -> PyTree:
+    def own(y: Any) -> Any:
+        share = y.shape[axis] // count
+        return jax.lax.slice_in_dim(jnp.asarray(y), index * share, (index + 1) * share, axis=axis)
+
+    return jax.tree.map(own, x)
+
+
+@lru_cache
+def _cartesian(handle: int, data: int) -> tuple[Any, Any]:
+    """The communicators of a rank's row and column; made once, since making them is collective."""
+    mpi, _ = _modules()
+    comm = mpi.Comm.f2py(handle)
+    if data == 1:
+        return comm, mpi.COMM_SELF
+    grid = comm.Create_cart([data, comm.Get_size() // data])
+    return grid.Sub([False, True]), grid.Sub([True, False])
+
+
+@lru_cache
 def _modules() -> tuple[ModuleType, ModuleType]:
     try:
         from mpi4py import MPI as mpi
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:
         raise ImportError(f"MPI: mpi4py cannot be imported ({error}); install MPI support with: {INSTALL}") from error
     try:
         import mpi4jax
     except ImportError as error:
         raise ImportError(f"MPI: mpi4jax cannot be imported ({error}); install MPI support with: {INSTALL}") from error
+    if len(found := _loaded_libraries()) > 1:
+        raise RuntimeError(
+            f"MPI: mpi4py and mpi4jax use different MPI libraries ({', '.join(found)}), so mpi4jax would talk to an "
+            "MPI that was never started. Rebuild it against the one of mpi4py: "
+            "pip install --force-reinstall --no-deps --no-cache-dir mpi4jax"
+        )
     return mpi, mpi4jax
+
+
+def _loaded_libraries() -> list[str]:
+    """The MPI libraries this process has loaded, where the system tells (Linux)."""
+    maps = Path("/proc/self/maps")
+    if sys.platform != "linux" or not maps.exists():
+        return []
+    files = {Path(line.split(maxsplit=5)[5]) for line in maps.read_text().splitlines() if len(line.split()) > 5}
+    return sorted({str(f.resolve()) for f in files if f.name.startswith(("libmpi.so", "libmpich.so"))})
