@@ -127,7 +127,9 @@ def test_warm_values_are_spread_over_both_axes_and_layers_over_one():
 def test_a_batch_that_cannot_be_split_equally_is_refused():
     problem, params, batch = nets.classification(16, batch=9)
     trainer = jm.OneShot(problem, optax.sgd(0.1), backend=grid(2, 2))
-    with pytest.raises(ValueError, match=r"splits the batch into 2 equal parts, but there are 9 samples .*multiple of 2"):
+    with pytest.raises(
+        ValueError, match=r"splits the batch into 2 equal parts, but there are 9 samples .*multiple of 2"
+    ):
         trainer.init(params, batch)
     with pytest.raises(ValueError, match="splits the batch into 2 equal parts, but there are 3 samples"):
         jm.solve(nets.tanh_step, nets.rough(16), nets.state(batch=3), h=0.1, backend=grid(2, 2))

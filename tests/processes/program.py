@@ -1,6 +1,6 @@
 """What every process of a multi-process test runs: solves and one-shot training on a backend, results to a file.
 
-python program.py OUT --backend local|mesh|mpi [--devices D] [--coordinator HOST:PORT --processes P --process I]
+python program.py OUT --backend local|mesh|mpi [--devices D] [--data P] [--coordinator HOST:PORT --processes P --process I]
 """
 
 import argparse
@@ -11,6 +11,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("out")
 parser.add_argument("--backend", choices=["local", "mesh", "mpi"], required=True)
 parser.add_argument("--devices", type=int, default=1, help="local devices of this process")
+parser.add_argument("--data", type=int, default=1, help="parts of the batch")
 parser.add_argument("--coordinator")
 parser.add_argument("--processes", type=int)
 parser.add_argument("--process", type=int)
@@ -34,13 +35,14 @@ def backend():
     if args.backend == "local":
         return jm.Local(), True
     if args.backend == "mpi":
-        comm = jm.MPI()
-        return comm, comm.index() == 0
+        ranks = jm.MPI(data=args.data)
+        return ranks, ranks.comm.Get_rank() == 0
     if args.coordinator:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(args.coordinator, args.processes, args.process)
-    mesh = jax.make_mesh((len(jax.devices()),), ("layers",), axis_types=(jax.sharding.AxisType.Auto,))
-    return jm.Mesh(mesh), jax.process_index() == 0
+    shape = (args.data, len(jax.devices()) // args.data)
+    mesh = jax.make_mesh(shape, ("data", "layers"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    return jm.Mesh(mesh, data_axis="data"), jax.process_index() == 0
 
 
 def whole(x):
@@ -54,8 +56,8 @@ def step(theta, u, h):
 
 
 def running_cost(theta, u, h):
-    """A cost along the layers that depends on all of its arguments."""
-    return h * (0.01 * jnp.sum(u**2) + jnp.sum(theta["w"] ** 2))
+    """A cost along the layers that depends on all of its arguments: a mean over the samples, and one of its own."""
+    return h * (0.1 * jnp.mean(jnp.sum(u**2, axis=1)) + jnp.sum(theta["w"] ** 2))
 
 
 def penalty(params):

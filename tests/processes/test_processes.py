@@ -34,16 +34,18 @@ def assert_same(out: Path, local) -> None:
         )
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_mpi_ranks_give_the_results_of_one_device(ranks, local, tmp_path):
+# The last of each: the batch in 2 parts, times 2 devices for the layers.
+@pytest.mark.parametrize(("ranks", "data"), [(1, 1), (2, 1), (4, 1), (4, 2)])
+def test_mpi_ranks_give_the_results_of_one_device(ranks, data, local, tmp_path):
     launch.needs_mpi()
     out = tmp_path / "out.npz"
-    launch.mpirun(ranks, PROGRAM, str(out), "--backend", "mpi")
+    launch.mpirun(ranks, PROGRAM, str(out), "--backend", "mpi", "--data", str(data))
     assert_same(out, local)
 
 
-@pytest.mark.parametrize(("processes", "devices"), [(2, 1), (4, 1), (2, 2)])
-def test_distributed_processes_give_the_results_of_one_device(processes, devices, local, tmp_path):
+@pytest.mark.parametrize(("processes", "devices", "data"), [(2, 1, 1), (4, 1, 1), (2, 2, 1), (2, 2, 2)])
+def test_distributed_processes_give_the_results_of_one_device(processes, devices, data, local, tmp_path):
     out = tmp_path / "out.npz"
-    launch.distributed(processes, PROGRAM, str(out), "--backend", "mesh", "--devices", str(devices))
+    options = ["--backend", "mesh", "--devices", str(devices), "--data", str(data)]
+    launch.distributed(processes, PROGRAM, str(out), *options)
     assert_same(out, local)
