@@ -1,6 +1,7 @@
 """What every process of a multi-process test runs: solves and one-shot training on a backend, results to a file.
 
-python program.py OUT --backend local|mesh|mpi [--devices D] [--data P] [--coordinator HOST:PORT --processes P --process I]
+python program.py OUT --backend local|mesh|mpi [--devices D] [--data P]
+    [--coordinator HOST:PORT --processes P --process I]
 """
 
 import argparse
