@@ -1,17 +1,18 @@
 """From a config to the objects of jaxmgrit and optax it names."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import AxisType
 
 import jaxmgrit as jm
 from experiments import networks
+from experiments.batches import Batch, Batches
 from experiments.errors import ConfigError
-from experiments.problems import Data, DataSet
+from experiments.problems import Data
 from experiments.schema import Backend, Config, Optimizer, Solver
 
 COARSE_PARAMS = {"injection": jm.injection, "average": jm.average}
@@ -95,8 +96,8 @@ def problem(config: Config) -> jm.Problem:
     """The residual network's training problem."""
     h = config.network.final_time / config.network.layers
     return jm.Problem(
-        networks.opening,
-        networks.residual_step(config.network.activation),
+        networks.opening(config.network),
+        networks.residual_step(config.network),
         networks.classification,
         h=h,
         penalty=networks.penalty(config.penalty, h),
@@ -105,7 +106,7 @@ def problem(config: Config) -> jm.Problem:
 
 def initial_params(config: Config, data: Data) -> jm.Params:
     """The seeded initial parameters for these data."""
-    return networks.initialise(config.network, data.train.x.shape[1], data.classes, config.seed, config.dtype)
+    return networks.initialise(config.network, data.train.x.shape[1:], data.classes, config.seed, config.dtype)
 
 
 def trainer(config: Config) -> jm.OneShot:
@@ -129,18 +130,23 @@ def trainer(config: Config) -> jm.OneShot:
         raise ConfigError(str(error)) from None
 
 
-def initial_state(config: Config, data: Data, trainer: jm.OneShot) -> jm.TrainState:
+def initial_state(config: Config, data: Data, trainer: jm.OneShot, batches: Batches) -> jm.TrainState:
     """The trainer's state before the first iteration.
 
     Raises:
         ConfigError: Options that the library refuses for this network; its message says which and why.
     """
     try:
-        return trainer.init(initial_params(config, data), arrays(data.train, config.dtype))
+        return trainer.init(initial_params(config, data), batches.first())
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error)) from None
 
 
-def arrays(data: DataSet, dtype: str) -> tuple[jax.Array, jax.Array]:
-    """A data set as the batch (x, y) of JAX arrays."""
-    return jnp.asarray(data.x, dtype), jnp.asarray(data.y)
+def update(trainer: jm.OneShot, batches: Batches) -> Callable[[jm.TrainState, Batch], tuple[jm.TrainState, jm.Info]]:
+    """One iteration, compiled; it uses up the state it is given."""
+
+    def step(state: jm.TrainState, batch: Batch) -> tuple[jm.TrainState, jm.Info]:
+        state = state if batches.warm else trainer.cold(state, batch.points)
+        return trainer.step(state, batch.points, batch.samples)
+
+    return jax.jit(step, donate_argnums=0)

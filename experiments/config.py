@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from experiments import checks, command_line
 from experiments.errors import ConfigError
-from experiments.keys import SCHEMA, Rule, expected, fields, flag, resolve, show, words
+from experiments.keys import SCHEMA, Rule, expected, fields, flag, resolve, show, variant, words
 from experiments.schema import Config
 
 
@@ -123,15 +123,23 @@ def _message(detail: Any, values: dict[str, Any]) -> str:
     rule: Rule = SCHEMA
     keys: list[str] = []
     value: Any = values
+    beyond = None
     for part in detail["loc"]:
+        if chosen := variant(rule, part):
+            rule = chosen
+            continue
         properties = resolve(rule).get("properties", {})
         if part not in properties:
+            beyond = part
             break
         keys.append(part)
         rule, value = properties[part], value.get(part, ...) if isinstance(value, dict) else ...
+    if detail["type"].startswith("union_tag"):
+        name = rule["discriminator"]["propertyName"]
+        keys, rule, value = [*keys, name], resolve(rule)["properties"][name], value.get(name, ...)
     key = ".".join(keys)
     if detail["type"] in ("extra_forbidden", "invalid_key"):
-        return _unknown(key, str(detail["loc"][len(keys)]), list(resolve(rule)["properties"]))
+        return _unknown(key, str(beyond), list(resolve(rule)["properties"]))
     if value is ...:
         return f"{key}: missing; expected {expected(rule)}. Add it to the file."
     plain = "properties" not in resolve(rule) and "default" in rule
@@ -142,6 +150,7 @@ def _message(detail: Any, values: dict[str, Any]) -> str:
 def _unknown(section: str, name: str, known: list[str]) -> str:
     """What to say of an unknown key: where it may belong, or what it may be a misspelling of."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    close = close or [field for field in fields() if field.rpartition(".")[2] == name]
+    given = f"{section}.{name}".lstrip(".")
+    close = close or [field for field in fields() if field.rpartition(".")[2] == name and field != given]
     hint = f"Did you mean {' or '.join(close)}?" if close else "Leave it out."
-    return f"{section + '.' if section else ''}{show(name)[1:-1]}: unknown key. {hint} Known here: {', '.join(known)}."
+    return f"{show(given)[1:-1]}: unknown key. {hint} Known here: {', '.join(known)}."

@@ -1,35 +1,54 @@
 """The network evaluated exactly: layer after layer, as a user will run it."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import jaxmgrit as jm
-from experiments.networks import affine
+from experiments.networks import logits
+from experiments.problems import DataSet
 
-BATCH = 16_384  # points evaluated at a time
+NUMBERS = 2**22  # of the states that are computed at a time
 
 
-def evaluator(problem: jm.Problem, data: tuple[jax.Array, jax.Array]) -> Callable[[jm.Params], tuple[float, float]]:
-    """A function from parameters to the exact loss and accuracy on `data` = (x, y), compiled once."""
+def evaluator(
+    problem: jm.Problem, data: DataSet, dtype: str, most: int | None = None
+) -> Callable[[jm.Params], tuple[float, float]]:
+    """A function from parameters to the exact loss and accuracy on a data set, or on `most` points spread over it."""
+    if most is not None and most < len(data.y):
+        some = np.linspace(0, len(data.y) - 1, most).astype(int)
+        data = DataSet(data.x[some], data.y[some])
     evaluate = jax.jit(problem.evaluate)
 
     def figures(params: jm.Params) -> tuple[float, float]:
-        loss, aux = evaluate(params, data)
-        return float(loss), float(aux["accuracy"])
+        total = np.zeros(2)
+        for part in _parts(problem, params, data.x.astype(dtype, copy=False)):
+            loss, aux = evaluate(params, (jnp.asarray(data.x[part], dtype), jnp.asarray(data.y[part])))
+            total += (part.stop - part.start) * np.array([loss, aux["accuracy"]], float)
+        loss, accuracy = total / len(data.y)
+        return float(loss), float(accuracy)
 
     return figures
 
 
-def predict(problem: jm.Problem, params: jm.Params, x: np.ndarray) -> np.ndarray:
+def predict(problem: jm.Problem, params: jm.Params, x: np.ndarray, dtype: str) -> np.ndarray:
     """The exactly evaluated network's class of each point: (points,) integers."""
 
     @jax.jit
     def classes(params: jm.Params, x: jax.Array) -> jax.Array:
         u0 = problem.opening(params.opening, x)
         u_final = jm.solve(problem.step, params.layers, u0, h=problem.h, solver=jm.Sequential()).u_final
-        return jnp.argmax(affine(params.closing, u_final), axis=1)
+        return jnp.argmax(logits(params.closing, u_final), axis=1)
 
-    return np.concatenate([classes(params, x[i : i + BATCH]) for i in range(0, len(x), BATCH)])
+    return np.concatenate([classes(params, jnp.asarray(x[part], dtype)) for part in _parts(problem, params, x)])
+
+
+def _parts(problem: jm.Problem, params: jm.Params, x: np.ndarray) -> Iterator[slice]:
+    """Slices of the points whose states are computed at a time, of at most two lengths."""
+    one = jax.eval_shape(problem.opening, params.opening, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
+    count = math.ceil(len(x) / max(1, NUMBERS // one.size))
+    ends = np.linspace(0, len(x), count + 1).astype(int).tolist()
+    return (slice(*ends[i : i + 2]) for i in range(count))

@@ -11,9 +11,39 @@ SCHEMA: Rule = Config.model_json_schema()
 
 
 def resolve(rule: Rule) -> Rule:
-    """The schema of a section itself, where `rule` refers to it."""
+    """The schema of a section itself, where `rule` refers to it; all variants in one, where there are several."""
+    if "oneOf" in rule:
+        return {"description": rule["description"], "properties": _merged(rule)}
     target: Rule = SCHEMA["$defs"][rule["$ref"].rsplit("/", 1)[1]] if "$ref" in rule else rule
     return target
+
+
+def variant(rule: Rule, tag: Any) -> Rule | None:
+    """The schema of one variant of a section, None if there is none of this name."""
+    target: Rule | None = rule.get("discriminator", {}).get("mapping", {}).get(tag)
+    return target and {"$ref": target}
+
+
+def _merged(union: Rule) -> dict[str, Rule]:
+    """Every key that a variant of a section has, with what any of them takes."""
+    found: dict[str, dict[str, Rule]] = {}
+    for tag, reference in union["discriminator"]["mapping"].items():
+        for name, rule in resolve({"$ref": reference})["properties"].items():
+            found.setdefault(name, {})[tag] = rule
+    merged: dict[str, Rule] = {}
+    for name, rules in found.items():
+        described = [f"{tag}: {_described(rule)}" for tag, rule in rules.items() if "description" in rule]
+        choices: list[Rule] = []
+        for rule in rules.values():
+            choices += [choice for choice in rule.get("anyOf", [rule]) if choice not in choices]
+        merged[name] = {"anyOf": choices, "description": "; ".join(described)}
+    tags = list(union["discriminator"]["mapping"])
+    merged[union["discriminator"]["propertyName"]] = {"enum": tags, "description": "what to train"}
+    return merged
+
+
+def _described(rule: Rule) -> str:
+    return rule["description"] + (f" (default {words(rule['default'])})" if "default" in rule else "")
 
 
 def fields(rule: Rule | None = None, prefix: str = "") -> dict[str, Rule]:

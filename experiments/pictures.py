@@ -1,4 +1,4 @@
-"""Pictures of a run: loss and accuracy, residual norms, and what is particular to the problem."""
+"""Pictures of a run: loss and accuracy, residual norms, and what the network makes of its points."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -6,53 +6,38 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from experiments.problems import level_sets
+from experiments import class_pictures
+from experiments.problems import Data
 
 Rows = Sequence[Mapping[str, Any]]
 Predict = Callable[[np.ndarray], np.ndarray]
 
 INEXACT, TRAIN, VALIDATION, ADJOINT = "#9ab8d6", "#1f5a96", "#d1622b", "#d1622b"
-CLASS_COLOURS = ListedColormap(["#26456e", "#5b93c5", "#e9e3d3", "#eb9a5c", "#a3341f"])
 
 
-def draw(folder: Path, rows: Rows, predict: Predict) -> None:
-    """Draw all pictures of a level-set run into its folder.
+def draw(folder: Path, rows: Rows, data: Data, predict: Predict) -> None:
+    """Draw all pictures of a run into its folder.
 
     Args:
-        folder: Where `class_map.png`, `training.png` and, for a multigrid run, `residuals.png` go.
+        folder: Where `training.png`, `confusion.png` and, for a multigrid run, `residuals.png` go; `class_map.png`
+            where the points are the pixels of a picture, `misclassified.png` where they are images themselves.
         rows: The metrics.
-        predict: From points (points, 2) to classes (points,) by the exactly evaluated network.
+        data: What was trained on.
+        predict: From inputs (points, ...) to classes (points,) by the exactly evaluated network.
     """
-    class_map(predict).savefig(folder / "class_map.png", dpi=150)
-    training(rows).savefig(folder / "training.png", dpi=150)
+    figures = {"training": training(rows)}
     if (_column(rows, "residual_norm") > 0).any():  # sequential training has none
-        residuals(rows).savefig(folder / "residuals.png", dpi=150)
-
-
-def class_map(predict: Predict, points_per_side: int = 256) -> Figure:
-    """The predicted classes over [-3, 3]^2 beside the true ones, and where they differ."""
-    points = level_sets.grid(points_per_side)
-    shape = (points_per_side, points_per_side)
-    true, predicted = level_sets.label(points).reshape(shape), predict(points).reshape(shape)
-    wrong = predicted != true
-    figure = Figure(figsize=(11.5, 4.1), layout="constrained")
-    left, middle, right = figure.subplots(1, 3, sharex=True, sharey=True)
-    box = {"origin": "lower", "extent": (-3, 3, -3, 3), "interpolation": "nearest"}
-    scale = {"cmap": CLASS_COLOURS, "vmin": -0.5, "vmax": level_sets.CLASSES - 0.5}
-    image = left.imshow(true, **box, **scale)
-    left.set_title("true classes")
-    middle.imshow(predicted, **box, **scale)
-    middle.set_title("predicted classes (exact evaluation)")
-    right.imshow(wrong, **box, cmap=ListedColormap(["#f4f4f4", "#b3261e"]), vmin=0, vmax=1)
-    right.set_title(f"wrong: {wrong.mean():.2%} of the grid points")
-    left.set_ylabel("$x_2$")
-    for axes in (left, middle, right):
-        axes.set_xlabel("$x_1$")
-    figure.colorbar(image, ax=left, location="left", ticks=range(level_sets.CLASSES), shrink=0.6, label="class")
-    return figure
+        figures["residuals"] = residuals(rows)
+    predicted = predict(data.validation.x)
+    figures["confusion"] = class_pictures.confusion(data.validation.y, predicted, data.names)
+    if data.picture is not None:
+        figures["class_map"] = class_pictures.class_map(data.picture, predict(data.picture.x), data.names)
+    if data.validation.x.ndim == 4:
+        figures["misclassified"] = class_pictures.misclassified(data.validation, predicted, data.names)
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png", dpi=150)
 
 
 def training(rows: Rows) -> Figure:

@@ -55,19 +55,22 @@ def _cell(value: Any, title: str, form: str) -> str:
 
 def header(config: Config, data: Data, devices: int, folder: Path) -> list[str]:
     """What is about to run, one line per topic."""
-    network, optimizer = config.network, config.optimizer
+    network, optimizer, training = config.network, config.optimizer, config.training
+    points = "all points at once" if training.batch_size is None else f"mini-batches of {training.batch_size}"
+    start = f", {training.start} starts" if training.method == "one_shot" else ""
     method = ["sequential, exact states and gradients"]
     if config.training.method == "one_shot":
         method = [f"one-shot, {config.training.schedule.replace('_', ' ')}"]
         method += [f"  {name}: {_hierarchy(config, name)}" for name in ("solver", "adjoint")]
     return [
         f"data:     {data.facts}",
-        f"network:  {network.layers} {network.activation} layers of width {network.width}, T = {network.final_time:g}, "
-        f"{config.dtype}",
+        f"source:   {data.source}",
+        f"network:  {network.layers} {network.kind} {network.activation} layers of width {network.width}, "
+        f"T = {network.final_time:g}, {config.dtype}",
         f"training: {method[0]}",
         *method[1:],
         f"          {config.iterations} iterations of {optimizer.name}, {optimizer.schedule} rate "
-        f"{optimizer.learning_rate:g}",
+        f"{optimizer.learning_rate:g}, {points}{start}",
         f"devices:  {devices} x {jax.devices()[0].device_kind} ({config.backend.kind})",
         f"folder:   {folder}",
     ]

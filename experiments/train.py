@@ -14,6 +14,7 @@ import jax
 
 import jaxmgrit as jm
 from experiments import build, pictures, problems
+from experiments.batches import Batches
 from experiments.config import read
 from experiments.errors import ConfigError, TrainingStopped
 from experiments.evaluation import evaluator, predict
@@ -34,11 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         build.prepare_jax(config)
         data = problems.load(config.problem, config.seed)
         trainer = build.trainer(config)
-        state = build.initial_state(config, data, trainer)
+        batches = Batches(config, data)
+        state = build.initial_state(config, data, trainer, batches)
         if build.is_first_process(config.backend):
-            run(config, data, trainer, state)
+            run(config, data, batches, trainer, state)
         else:
-            train(config, data, trainer, state, report=lambda row: None)
+            train(config, data, batches, trainer, state, report=lambda row: None)
     except ConfigError as error:
         print("config error:", *str(error).splitlines(), sep="\n  ", file=sys.stderr)
         return 2
@@ -51,16 +53,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run(config: Config, data: problems.Data, trainer: jm.OneShot, state: jm.TrainState) -> None:
+def run(config: Config, data: problems.Data, batches: Batches, trainer: jm.OneShot, state: jm.TrainState) -> None:
     """Train, show how it goes, and leave a folder: what the first process does. The others only train."""
-    with Run(config) as record, Progress(config, data, trainer.backend.size, record.folder) as progress:
+    with Run(config, data) as record, Progress(config, data, trainer.backend.size, record.folder) as progress:
 
         def report(row: Row) -> None:
             record.row(row)
             progress.show(row)
 
         try:
-            rows, params = train(config, data, trainer, state, report)
+            rows, params = train(config, data, batches, trainer, state, report)
         except TrainingStopped as error:
             record.finish({"status": "stopped", "reason": str(error)})
             raise
@@ -68,12 +70,17 @@ def run(config: Config, data: problems.Data, trainer: jm.OneShot, state: jm.Trai
     summary = {**rows[-1], "first_iteration_seconds": rows[0]["seconds"]}
     record.finish({"status": "finished", **summary})
     if config.output.pictures:
-        pictures.draw(record.folder, rows, lambda x: predict(trainer.problem, params, x.astype(config.dtype)))
+        pictures.draw(record.folder, rows, data, lambda x: predict(trainer.problem, params, x, config.dtype))
     print(*summary_lines(summary, record.folder), sep="\n")
 
 
 def train(
-    config: Config, data: problems.Data, trainer: jm.OneShot, state: jm.TrainState, report: Callable[[Row], None]
+    config: Config,
+    data: problems.Data,
+    batches: Batches,
+    trainer: jm.OneShot,
+    state: jm.TrainState,
+    report: Callable[[Row], None],
 ) -> tuple[list[Row], jm.Params]:
     """The training loop; it uses up the state.
 
@@ -86,12 +93,15 @@ def train(
     Raises:
         TrainingStopped: The solver diverged, or a loss or gradient is not finite.
     """
-    batch = build.arrays(data.train, config.dtype)
-    exact = {
-        "train": evaluator(trainer.problem, batch),
-        "validation": evaluator(trainer.problem, build.arrays(data.validation, config.dtype)),
-    }
-    update = jax.jit(trainer.step, donate_argnums=0)
+    most = config.evaluation.points
+    exact, final = (
+        {
+            name: evaluator(trainer.problem, part, config.dtype, points)
+            for name, part in (("train", data.train), ("validation", data.validation))
+        }
+        for points in (most, None)
+    )
+    update = build.update(trainer, batches)
     rows: list[Row] = []
     seconds = 0.0
     for iteration in range(config.iterations + 1):
@@ -99,11 +109,12 @@ def train(
         evaluation: Row = {}
         if last or iteration % config.evaluation.every == 0:
             params = trainer.params(state)
-            for name, evaluate in exact.items():
+            for name, evaluate in (final if last else exact).items():
                 loss, accuracy = evaluate(params)
                 evaluation |= {f"exact_{name}_loss": loss, f"exact_{name}_accuracy": accuracy}
         start = time.perf_counter()
-        state, info = update(state, batch)  # the last time only to see what training sees of the final parameters
+        # The last time only to see what training sees of the final parameters.
+        state, info = update(state, batches.at(iteration))
         info = jax.device_get(info)
         seconds += 0.0 if last else time.perf_counter() - start
         rows.append({"iteration": iteration, **_figures(info), **evaluation, "seconds": seconds})

@@ -1,13 +1,22 @@
 """The problems of the experiments: each module loads its data as `Data`; `load` finds it by the config's section."""
 
-from experiments.problems import level_sets
-from experiments.problems.data import Data, DataSet
-from experiments.schema import LevelSets
+from collections.abc import Callable
+from typing import Any
 
-__all__ = ["Data", "DataSet", "load"]
+from experiments.problems import indian_pines, level_sets, mnist
+from experiments.problems.data import Data, DataSet, Picture
+from experiments.schema import IndianPines, LevelSets, Mnist
+
+__all__ = ["Data", "DataSet", "Picture", "load"]
+
+LOADERS: dict[type, Callable[[Any, int], Data]] = {
+    LevelSets: level_sets.load,
+    IndianPines: indian_pines.load,
+    Mnist: mnist.load,
+}
 
 
-def load(section: LevelSets, seed: int) -> Data:
+def load(section: LevelSets | IndianPines | Mnist, seed: int) -> Data:
     """Load the data of a config's `problem` section.
 
     Args:
@@ -15,6 +24,6 @@ def load(section: LevelSets, seed: int) -> Data:
         seed: Of the choice of training and validation points.
 
     Raises:
-        experiments.config.ConfigError: The data cannot be had as asked.
+        experiments.errors.ConfigError: The data cannot be had as asked.
     """
-    return level_sets.load(section, seed)
+    return LOADERS[type(section)](section, seed)

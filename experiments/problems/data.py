@@ -1,20 +1,39 @@
 """What a problem's data are, whatever the problem."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+
+from experiments.errors import ConfigError
 
 
 class DataSet(NamedTuple):
     """Inputs and labels.
 
     Attributes:
-        x: Inputs, (points, ...), float64.
+        x: Inputs, (points, features) or (points, height, width, channels), floating-point.
         y: Labels, (points,), integers from 0.
     """
 
     x: np.ndarray
     y: np.ndarray
+
+
+class Picture(NamedTuple):
+    """A picture each of whose pixels is a point that can be classified, or none.
+
+    Attributes:
+        x: Inputs of the pixels, (points, features).
+        y: Their true labels, (points,).
+        pixels: Where they are: flat indices into the picture, (points,).
+        shape: Rows and columns of the picture.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    pixels: np.ndarray
+    shape: tuple[int, int]
 
 
 class Data(NamedTuple):
@@ -23,11 +42,60 @@ class Data(NamedTuple):
     Attributes:
         train: What is trained on.
         validation: What is only evaluated, disjoint from `train`.
-        classes: How many classes there are.
+        names: The classes' names.
         facts: One line about what was loaded, for the user.
+        source: One line about where it was found.
+        picture: The picture that the points are pixels of, None if there is none.
+        augment: From training inputs and a random generator to inputs that are as good; None: they are used as they
+            are.
     """
 
     train: DataSet
     validation: DataSet
-    classes: int
+    names: tuple[str, ...]
     facts: str
+    source: str
+    picture: Picture | None = None
+    augment: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are."""
+        return len(self.names)
+
+
+def stratified(labels: np.ndarray, sizes: tuple[int, ...], random: np.random.Generator) -> list[np.ndarray]:
+    """Disjoint random sets of points, in each of which the classes have their share of the whole.
+
+    Args:
+        labels: (points,), integers from 0.
+        sizes: How many points each set gets; together at most `points`.
+        random: Of the choice and of the order of the points in their sets.
+
+    Returns:
+        The sets, as indices into `labels`.
+    """
+    order = random.permutation(len(labels))
+    counts = np.bincount(labels)
+    position = np.empty(len(labels))
+    for k, count in enumerate(counts):
+        position[order[labels[order] == k]] = (np.arange(count) + 0.5) / count
+    # Points in the order of their rank within their class, relative to its size: any stretch is in proportion.
+    ranked = order[np.argsort(position[order], kind="stable")]
+    return [random.permutation(part) for part in np.split(ranked, np.cumsum(sizes))[: len(sizes)]]
+
+
+def check_classes(names: tuple[str, ...], labels: np.ndarray, what: str, remedy: str) -> None:
+    """Raise a ConfigError if a class has no point in a set.
+
+    Args:
+        names: The classes' names.
+        labels: The set's, from 0.
+        what: The set, beginning with the key that decides about it.
+        remedy: What to do.
+    """
+    absent = [name for name, count in zip(names, np.bincount(labels, minlength=len(names)), strict=True) if count == 0]
+    if absent:
+        raise ConfigError(
+            f"{what}: expected points of every class, but there are none of {', '.join(absent)}. {remedy}"
+        )

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 
 from experiments.errors import ConfigError
-from experiments.problems.data import Data, DataSet
+from experiments.problems.data import Data, DataSet, Picture
 from experiments.schema import LevelSets
 
 CLASSES = 5
@@ -84,4 +84,7 @@ def load(section: LevelSets, seed: int) -> Data:
         f"{CLASSES} x {section.train_per_class} training points ({repeats} repeats) and {CLASSES} x "
         f"{section.validation_per_class} others for validation, of a {section.grid_points} x {section.grid_points} grid"
     )
-    return Data(train_set, validation_set, CLASSES, facts)
+    everywhere = grid(REFERENCE_GRID)
+    shape = (REFERENCE_GRID, REFERENCE_GRID)
+    picture = Picture(everywhere, label(everywhere), np.arange(len(everywhere)), shape)
+    return Data(train_set, validation_set, tuple(map(str, range(CLASSES))), facts, "generated", picture)

@@ -100,7 +100,8 @@ def test_saved_parameters_give_the_reported_figures_in_plain_numpy(run):
 
 
 def test_pictures_are_there_and_not_blank(run):
-    assert sorted(file.name for file in run.glob("*.png")) == ["class_map.png", "residuals.png", "training.png"]
+    names = ["class_map.png", "confusion.png", "residuals.png", "training.png"]
+    assert sorted(file.name for file in run.glob("*.png")) == names
     for file in run.glob("*.png"):
         picture = matplotlib.image.imread(file)
         assert min(picture.shape[:2]) > 400

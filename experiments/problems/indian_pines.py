@@ -1,0 +1,185 @@
+"""Indian Pines: land cover of pixels from their spectra (Baumgardner, Biehl, Landgrebe 2015, doi:10.4231/R7RX991C).
+
+An image of 145 x 145 pixels by the AVIRIS instrument, 10249 of them labelled by 16 classes. The corrected image has 200
+bands, those of water absorption being removed; the full one has 220. Both are taken.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from experiments.errors import ConfigError
+from experiments.problems import sources
+from experiments.problems.data import Data, DataSet, Picture, check_classes, stratified
+from experiments.problems.sources import Place
+from experiments.schema import IndianPines
+
+NAMES = (
+    "Alfalfa",
+    "Corn-notill",
+    "Corn-mintill",
+    "Corn",
+    "Grass-pasture",
+    "Grass-trees",
+    "Grass-pasture-mowed",
+    "Hay-windrowed",
+    "Oats",
+    "Soybean-notill",
+    "Soybean-mintill",
+    "Soybean-clean",
+    "Wheat",
+    "Woods",
+    "Buildings-Grass-Trees-Drives",
+    "Stone-Steel-Towers",
+)
+COUNTS = (46, 1428, 830, 237, 483, 730, 28, 478, 20, 972, 2455, 593, 205, 1265, 386, 93)
+SIDE, BANDS = 145, (200, 220)
+CHECKSUM = "03f180faa493976fd8bf15d8fc9bee46"  # md5 of the corrected image as little-endian uint16, row by row
+IMAGES = ("Indian_pines_corrected.npy", "Indian_pines_corrected.mat", "Indian_pines.mat")
+TRUTHS = ("Indian_pines_gt.npy", "Indian_pines_gt.mat")
+URLS = {
+    "Indian_pines_corrected.mat": "https://www.ehu.eus/ccwintco/uploads/6/67/Indian_pines_corrected.mat",
+    "Indian_pines_gt.mat": "https://www.ehu.eus/ccwintco/uploads/c/c4/Indian_pines_gt.mat",
+}
+
+
+def load(section: IndianPines, seed: int) -> Data:
+    """Load the labelled pixels, split them, and scale each band by the training pixels' mean and standard deviation.
+
+    Args:
+        section: Where to look, and which split.
+        seed: Of the stratified split; the published one has no choice.
+
+    Raises:
+        ConfigError: Data that cannot be found, read or split as asked.
+    """
+    place, (image_file, truth_file) = _files(section)
+    image, truth = read_image(image_file), read_truth(truth_file)
+    # The published split counts the labelled pixels column by column.
+    spectra, labels = image.transpose(1, 0, 2)[truth.T > 0].astype(np.float64), truth.T[truth.T > 0] - 1
+    train, validation, split = _split(section, labels, seed)
+    mean, deviation = spectra[train].mean(axis=0), spectra[train].std(axis=0)
+    scaled = (spectra - mean) / np.where(deviation > 0, deviation, 1.0)
+    column, row = np.nonzero(truth.T)
+    return Data(
+        DataSet(scaled[train], labels[train]),
+        DataSet(scaled[validation], labels[validation]),
+        NAMES,
+        f"{len(train)} training and {len(validation)} validation pixels of {len(labels)} ({split} split), "
+        f"{image.shape[2]} bands, each less the training pixels' mean, over their standard deviation",
+        f"{image_file} and {truth_file.name} ({place.title})",
+        Picture(scaled, labels, row * SIDE + column, (SIDE, SIDE)),
+    )
+
+
+def _files(section: IndianPines) -> tuple[Place, list[Path]]:
+    """The image's and the ground truth's files, downloaded if need be and asked for."""
+    own = sources.download_folder("indian_pines")
+    if section.folder is not None:
+        own = Place("problem.folder", Path(section.folder).expanduser())
+    places = [
+        sources.data_folder("indian_pines"),
+        own,
+        sources.package_folder("tensorly", "datasets", "data"),
+    ]
+    found = sources.find([own] if section.folder is not None else places, [IMAGES, TRUTHS])
+    if isinstance(found, list) and section.download:
+        assert own.folder is not None
+        checks = zip(URLS.items(), (read_image, read_truth), strict=True)
+        for (name, url), check in checks:
+            sources.download(url, own.folder / name, check)
+        found = sources.find([own], [IMAGES, TRUTHS])
+    if isinstance(found, list):
+        raise sources.missing(
+            "problem.name = 'indian_pines': the image and its ground truth were",
+            found,
+            [
+                "pip install tensorly        (ships both)",
+                "--problem.download true     (6 MB, two .mat files, whose reading needs: pip install scipy)",
+                f"--problem.folder FOLDER     with {IMAGES[0]} or {IMAGES[1]}, and {TRUTHS[0]} or .mat",
+                f"export {sources.VARIABLE}=FOLDER  with these files in FOLDER/indian_pines",
+            ],
+        )
+    return found
+
+
+def read_image(path: Path) -> np.ndarray:
+    """The image: (145, 145, bands).
+
+    Raises:
+        ConfigError: A file that holds something else.
+    """
+    image = sources.read_array(path, "indian_pines_corrected" if "corrected" in path.name.lower() else "indian_pines")
+    if image.ndim != 3 or image.shape[:2] != (SIDE, SIDE) or image.shape[2] not in BANDS:
+        raise sources.corrupt(path, f"expected shape (145, 145, 200) or (145, 145, 220), found {image.shape}")
+    if image.dtype.kind not in "uif" or not np.isfinite(image).all():
+        raise sources.corrupt(path, f"expected finite numbers, found {image.dtype} with others")
+    if image.shape[2] == BANDS[0] and (found := sources.md5(image.astype("<u2").tobytes())) != CHECKSUM:
+        raise sources.corrupt(path, f"expected checksum (md5) {CHECKSUM} of the values as uint16, found {found}")
+    return image
+
+
+def read_truth(path: Path) -> np.ndarray:
+    """The ground truth: (145, 145) integers, 0 where there is no label, else 1 to 16.
+
+    Raises:
+        ConfigError: A file that holds something else.
+    """
+    truth = sources.read_array(path, "indian_pines_gt")
+    if truth.shape != (SIDE, SIDE) or truth.dtype.kind not in "ui":
+        raise sources.corrupt(path, f"expected integers of shape (145, 145), found {truth.dtype} of {truth.shape}")
+    if truth.min() < 0 or truth.max() > len(NAMES):
+        raise sources.corrupt(path, f"expected labels from 0 to 16, found {truth.min()} to {truth.max()}")
+    counts = tuple(np.bincount(truth.ravel(), minlength=len(NAMES) + 1)[1:].tolist())
+    if counts != COUNTS:
+        raise sources.corrupt(path, f"expected pixels of the classes {COUNTS}, found {counts}")
+    return truth.astype(np.int32)
+
+
+def _split(section: IndianPines, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, str]:
+    """Training and validation pixels, and which split it is."""
+    places = [sources.data_folder("indian_pines")]
+    if section.folder is not None:
+        places.insert(0, Place("problem.folder", Path(section.folder).expanduser()))
+    found = sources.find(places, [["split.npz"]])
+    if section.split == "published" and isinstance(found, list):
+        raise sources.missing(
+            "problem.split = 'published': split.npz was",
+            found,
+            [
+                "--problem.split stratified  (a random one, own to each seed)",
+                "the split's file, put into such a folder",
+            ],
+        )
+    if section.split != "stratified" and not isinstance(found, list):
+        train, validation = read_split(found[1][0], len(labels))
+        key, name = "problem.split = 'published'", "published"
+        remedy = "Use --problem.split stratified."
+    else:
+        asked = section.train_points + section.validation_points
+        if asked > len(labels):
+            raise ConfigError(
+                f"problem.train_points = {section.train_points}: expected at most {len(labels)} pixels together with "
+                f"problem.validation_points = {section.validation_points}. Take fewer of either."
+            )
+        sizes = section.validation_points, section.train_points
+        validation, train = stratified(labels, sizes, np.random.default_rng(seed))
+        key, name = f"problem.train_points = {section.train_points}", "stratified"
+        remedy = "Take more points."
+    check_classes(NAMES, labels[train], key, remedy)
+    return train, validation, name
+
+
+def read_split(path: Path, points: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of training and validation pixels.
+
+    Raises:
+        ConfigError: A file that holds something else.
+    """
+    train, validation = (sources.read_array(path, name) for name in ("train", "validation"))
+    both = np.concatenate([train.ravel(), validation.ravel()])
+    if both.dtype.kind not in "ui" or train.ndim != 1 or validation.ndim != 1 or both.min() < 0 or both.max() >= points:
+        raise sources.corrupt(path, f"expected indices from 0 to {points - 1}, found {both.min()} to {both.max()}")
+    if len(np.unique(both)) != len(both):
+        raise sources.corrupt(path, "expected every pixel once, but some are in it twice")
+    return train, validation
