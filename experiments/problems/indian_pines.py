@@ -95,7 +95,7 @@ def _files(section: IndianPines) -> tuple[Place, list[Path]]:
             found,
             [
                 "pip install tensorly        (ships both)",
-                "--problem.download true     (6 MB, two .mat files, whose reading needs: pip install scipy)",
+                "--problem.download true     (6 MB, two .mat files)",
                 f"--problem.folder FOLDER     with {IMAGES[0]} or {IMAGES[1]}, and {TRUTHS[0]} or .mat",
                 f"export {sources.VARIABLE}=FOLDER  with these files in FOLDER/indian_pines",
             ],

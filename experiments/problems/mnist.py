@@ -43,11 +43,15 @@ def load(section: Mnist, seed: int) -> Data:
     train, where = _training_digits(section)
     test = _test_digits(section) if section.validation_points is None else None
     held = 0 if test else section.validation_points or min(HELD_OUT, len(train.y) - 1)
+    if held >= len(train.y):
+        raise ConfigError(
+            f"problem.validation_points = {held}: expected fewer than the {len(train.y)} digits of {where}. "
+            "Hold out fewer."
+        )
     wanted = section.train_points or len(train.y) - held
     if wanted + held > len(train.y):
-        key = "problem.train_points" if section.train_points else "problem.validation_points"
         raise ConfigError(
-            f"{key} = {section.train_points or held}: expected at most the {len(train.y)} digits of {where}, "
+            f"problem.train_points = {wanted}: expected at most the {len(train.y)} digits of {where}, "
             f"{held} of them held out for validation. Take fewer, or see problem.download."
         )
     chosen, kept = stratified(train.y, (wanted, held), np.random.default_rng(seed))

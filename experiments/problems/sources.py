@@ -131,32 +131,28 @@ def read_array(path: Path, name: str) -> np.ndarray:
         name: The array's, in files of several.
 
     Raises:
-        ConfigError: A corrupt file, one without the array, or a .mat file where SciPy is not installed.
+        ConfigError: A corrupt file, or one without the array.
     """
+    if path.suffix == ".mat":
+        return _load_mat(path, name)
     try:
-        found = _load_mat(path, name) if path.suffix == ".mat" else np.load(path, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return found
-        with found:
-            if name in found.files:
-                return found[name]
+        with path.open("rb") as file:  # or NumPy leaves a corrupt file open
+            found = np.load(file, allow_pickle=False)
+            if isinstance(found, np.ndarray) or name in found.files:
+                return np.asarray(found if isinstance(found, np.ndarray) else found[name])
             names = found.files
-    except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, zlib.error, TypeError) as error:
+    except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise corrupt(path, f"not a valid {path.suffix} file ({error})") from None
     raise corrupt(path, f"expected an array '{name}', found {', '.join(names) or 'none'}")
 
 
 def _load_mat(path: Path, name: str) -> np.ndarray:
-    try:
-        from scipy.io import loadmat
-        from scipy.io.matlab import MatReadError
-    except ImportError:
-        raise ConfigError(
-            f"{path}: reading it needs SciPy. pip install scipy, or use the package tensorly's .npy files."
-        ) from None
+    from scipy.io import loadmat  # slow to import, and seldom needed
+    from scipy.io.matlab import MatReadError
+
     try:
         arrays = loadmat(path)
-    except (MatReadError, NotImplementedError, IndexError) as error:
+    except (MatReadError, NotImplementedError, ValueError, TypeError, IndexError, OSError, zlib.error) as error:
         raise corrupt(path, f"not a valid .mat file ({error})") from None
     if name in arrays:
         return np.asarray(arrays[name])
