@@ -151,6 +151,18 @@ class OneShot:
         """The parameters, layers with leading axis N; copies, which donating the state does not eat."""
         return self._training.whole(state.params, state.layers)
 
+    def evaluate(self, state: TrainState, batch: tuple[Any, Any]) -> tuple[Any, Any]:
+        """The loss and its aux of the network evaluated exactly, one layer after another, where its layers live.
+
+        What a user of the trained network gets; pure. Unlike `problem.evaluate(trainer.params(state), batch)` it never
+        needs the layers of all devices on one.
+
+        Args:
+            state: from `init` or `step`.
+            batch: any (x, y); with a data axis too it is whole on every device.
+        """
+        return self._training.exact(state.params, batch, state.layers)
+
     def export(self, state: TrainState) -> Snapshot:
         """The state as NumPy arrays that belong to no layout, to be saved or restored; the same on every process.
 

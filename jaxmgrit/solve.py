@@ -84,6 +84,12 @@ def solve_network(network: Network, u0: PyTree, solver: Solver, guess: CPoints |
     )
 
 
+def propagate_exactly(network: Network, u0: PyTree, level: Level, backend: Backend) -> PyTree:
+    """u^N one layer after another, the layers staying in a given partition."""
+    program = _solve_program(network.equation, (level,), SEQUENTIAL, backend)
+    return program(network.on(level, backend), u0, network.shared, None).final
+
+
 @cached
 def _solve_program(
     equation: Equation, levels: tuple[Level, ...], solver: Solver, backend: Backend

@@ -17,6 +17,7 @@ from jaxmgrit.problem import Params, Problem, check_objective
 from jaxmgrit.pytree import merge, split, where
 from jaxmgrit.schedule import Found, Head, Schedule, Setting
 from jaxmgrit.solution import Result
+from jaxmgrit.solve import propagate_exactly
 
 PyTree = Any
 
@@ -139,6 +140,15 @@ class Training:
         found = found._replace(warm=self.place_warm(found.warm))
         code = jnp.where(jnp.isfinite(objective), found.result, Result.NOT_FINITE.value)
         return Evaluated(objective, gradients, code, found)
+
+    def exact(self, params: Params, batch: tuple[Any, Any], layers: int) -> tuple[Any, Any]:
+        """Loss and aux of the network evaluated one layer after another, at laid-out parameters."""
+        x, y = batch
+        u0 = check_state(self.problem.opening(params.opening, x), "opening(params.opening, x)")
+        level = self.schedule.level(layers, self.setting)
+        network = self.network(params.layers, u0, layers)
+        u_final = propagate_exactly(network, u0, level, self.backend.undivided())
+        return self.problem.loss(params.closing, u_final, y)
 
     def _mean_over_parts(self, aux: PyTree) -> PyTree:
         """The floating-point leaves of what each part of the batch has, averaged; the others as they are."""

@@ -141,3 +141,14 @@ def test_axes_that_are_not_those_of_the_mesh_are_refused():
         jm.Mesh(mesh, data_axis="batch")
     with pytest.raises(ValueError, match="axis and data_axis are both 'layers'"):
         jm.Mesh(mesh, data_axis="layers")
+
+
+@pytest.mark.parametrize("shape", [(1, 1), pytest.param((2, 4), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("schedule", nets.slow_but(["predict, then sweep"], SCHEDULES))
+def test_the_network_is_evaluated_exactly_where_its_layers_live(schedule, shape):
+    problem, params, batch = nets.classification(53, batch=BATCH)
+    other = jax.tree.map(lambda x: x[:7], batch)  # which two parts cannot share
+    solver = jm.MGRIT(4, levels=2, cycles=1)
+    trainer = jm.OneShot(problem, optax.sgd(0.1), solver, solver, SCHEDULES[schedule], grid(*shape))
+    found = jax.jit(trainer.evaluate)(trainer.init(params, batch), other)
+    assert nets.distance(found, problem.evaluate(params, other)) < 1e-13

@@ -34,6 +34,9 @@ class Backend(Protocol):
     def data_size(self) -> int:
         """Number of parts the batch is split into, 1 without a data axis."""
 
+    def undivided(self) -> Backend:
+        """The same devices for the layers, with the batch whole on all of them."""
+
     @property
     def platform(self) -> str:
         """JAX's name of the devices' platform: "cpu", "gpu", ..."""

@@ -25,6 +25,10 @@ class Local:
         """The batch is whole."""
         return 1
 
+    def undivided(self) -> Local:
+        """Itself."""
+        return self
+
     @property
     def platform(self) -> str:
         """The platform of JAX's default device."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -56,6 +56,10 @@ class Mesh:
     def data_size(self) -> int:
         """Number of devices along the data axis."""
         return 1 if self.data_axis is None else self.mesh.shape[self.data_axis]
+
+    def undivided(self) -> Mesh:
+        """Without the data axis."""
+        return replace(self, data_axis=None)
 
     @property
     def platform(self) -> str:

@@ -90,6 +90,10 @@ class MPI:
         """Number of parts of the batch."""
         return self.data
 
+    def undivided(self) -> MPI:
+        """The ranks that have the same part of the batch."""
+        return self if self.data == 1 else MPI(self._layers)
+
     @property
     def platform(self) -> str:
         """The platform of JAX's default device."""

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 
 import jaxmgrit as jm
 
@@ -47,8 +48,10 @@ def backend():
 
 
 def whole(x):
-    """A replicated result as a NumPy array, also where other processes hold copies of it."""
-    return np.asarray(x.addressable_data(0) if isinstance(x, jax.Array) else x)
+    """A result as a NumPy array, also where other processes hold copies or parts of it; all must call it."""
+    if isinstance(x, jax.Array) and not x.is_fully_replicated and not x.is_fully_addressable:
+        return multihost_utils.process_allgather(x, tiled=True)
+    return np.asarray(x.addressable_data(0) if isinstance(x, jax.Array) and x.is_fully_replicated else x)
 
 
 def step(theta, u, h):
@@ -139,11 +142,10 @@ def results(on):
 
 
 on, writes = backend()
-found = results(on)
+found = {
+    name + jax.tree_util.keystr(path): whole(x)
+    for name, tree in results(on).items()
+    for path, x in jax.tree_util.tree_leaves_with_path(tree)
+}
 if writes:
-    named = {
-        name + jax.tree_util.keystr(path): whole(x)
-        for name, tree in found.items()
-        for path, x in jax.tree_util.tree_leaves_with_path(tree)
-    }
-    np.savez(args.out, **named)
+    np.savez(args.out, **found)
