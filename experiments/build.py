@@ -76,9 +76,9 @@ def solver(section: Solver) -> jm.MGRIT:
     )
 
 
-def optimizer(section: Optimizer, iterations: int) -> optax.GradientTransformation:
-    """The optimiser with its learning-rate schedule, behind the anticipation of the gradient."""
-    peak, warmup = section.learning_rate, section.warmup
+def optimizer(section: Optimizer, iterations: int, rate: float = 1.0) -> optax.GradientTransformation:
+    """The optimiser with its learning-rate schedule times `rate`, behind the anticipation of the gradient."""
+    peak, warmup = rate * section.learning_rate, section.warmup
     rates = optax.join_schedules(
         [
             optax.linear_schedule(peak / (warmup + 1), peak, warmup),  # from above zero, or the first iteration is idle
@@ -109,8 +109,12 @@ def initial_params(config: Config, data: Data) -> jm.Params:
     return networks.initialise(config.network, data.train.x.shape[1:], data.classes, config.seed, config.dtype)
 
 
-def trainer(config: Config) -> jm.OneShot:
+def trainer(config: Config, rate: float = 1.0) -> jm.OneShot:
     """The trainer: one-shot, or its conventional counterpart with exact states and gradients.
+
+    Args:
+        config: Of the run.
+        rate: Factor on the learning rate.
 
     Raises:
         ConfigError: An option that the library refuses; its message says which and why.
@@ -120,7 +124,7 @@ def trainer(config: Config) -> jm.OneShot:
     try:
         return jm.OneShot(
             problem(config),
-            optimizer(config.optimizer, config.iterations),
+            optimizer(config.optimizer, config.iterations, rate),
             solver=solver(config.solver) if one_shot else jm.Sequential(),
             adjoint=solver(config.adjoint) if one_shot else jm.Sequential(),
             schedule=schedule,

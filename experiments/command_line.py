@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from experiments.errors import ConfigError
 from experiments.keys import SCHEMA, Rule, expected, fields, flag, resolve, words
 
+RESUMABLE = ("experiments.train",)  # programs that take --resume RUN in place of CONFIG
 Parse = Callable[[str], Any]
 
 
@@ -62,6 +63,7 @@ def _parser(program: str) -> _Parser:
         prog=f"python -m {program}",
         usage="%(prog)s CONFIG [--key VALUE] [--section.key VALUE] ...",
         description="Run the experiment of a config file. Every key of the file can be overridden here.",
+        epilog=f"Go on with an interrupted run: python -m {program} --resume RUN" if program in RESUMABLE else None,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=38, width=110),

@@ -18,6 +18,8 @@ from experiments.errors import ConfigError
 from experiments.keys import SCHEMA, Rule, expected, fields, flag, resolve, show, variant, words
 from experiments.schema import Config
 
+FREE = ("iterations", "evaluation", "checkpoints", "backend", "output")  # what --resume may change
+
 
 def read(arguments: Sequence[str], program: str) -> Config:
     """Read `CONFIG [--section.key VALUE ...]`.
@@ -30,7 +32,56 @@ def read(arguments: Sequence[str], program: str) -> Config:
         ConfigError: For a file that cannot be read, and for unknown, misplaced, wrong or contradictory keys.
     """
     file, overrides = command_line.parse(arguments, program, _parse_word)
-    values = _load(Path(file))
+    return _checked(_load(Path(file)), overrides, file)
+
+
+def read_run(arguments: Sequence[str], program: str) -> tuple[Config, Path | None]:
+    """Read `CONFIG [--section.key VALUE ...]` or `--resume RUN [--section.key VALUE ...]`.
+
+    Returns:
+        The config, and the folder of the run to go on with, if any; then only keys under `FREE` may be given, and
+        giving any of a section's replaces the whole section.
+
+    Raises:
+        ConfigError: As in `read`; RUN is not the folder of a run, or a given key would change its training.
+    """
+    rest, folder = _resume(list(arguments))
+    if folder is None:
+        return read(rest, program), None
+    file = folder / "config.yaml"
+    if not file.is_file():
+        raise ConfigError(
+            f"--resume {folder}: expected the folder of a run, with its config.yaml. Name one under runs/."
+        )
+    overrides = command_line.parse([str(file), *rest], program, _parse_word)[1]
+    for key in overrides:
+        if key.partition(".")[0] not in FREE or key == "output.folder":
+            raise ConfigError(
+                f"{flag(key)} {words(overrides[key])}: expected not to be given with --resume, as it would be another "
+                f"training. Leave it out; what may be given: {', '.join(flag(key) for key in FREE)}."
+            )
+    values = _load(file)
+    for section in {key.partition(".")[0] for key in overrides if "." in key}:
+        values.pop(section, None)
+    return _checked(values, {**overrides, "output.folder": str(folder)}, str(file)), folder
+
+
+def _resume(words: list[str]) -> tuple[list[str], Path | None]:
+    """Take `--resume RUN` out of a command line."""
+    given = [i for i, word in enumerate(words) if word == "--resume" or word.startswith("--resume=")]
+    if not given:
+        return words, None
+    if len(given) > 1:
+        raise ConfigError("--resume: given twice. Keep one of them.")
+    before, (first, *rest) = words[: given[0]], words[given[0] :]
+    if first == "--resume" and (not rest or rest[0].startswith("--")):
+        raise ConfigError("--resume: expected the folder of a run after it, such as runs/level_sets-20260101-120000.")
+    name = rest.pop(0) if first == "--resume" else first.partition("=")[2]
+    return [*before, *rest], Path(name)
+
+
+def _checked(values: dict[str, Any], overrides: dict[str, Any], file: str) -> Config:
+    """The config of a file's values and the command line's."""
     for key, value in overrides.items():
         _put(values, key, value)
     config = _validate(values, file)

@@ -7,3 +7,17 @@ class ConfigError(ValueError):
 
 class TrainingStopped(RuntimeError):
     """A training that went wrong; the message says where, how and what to try."""
+
+
+class Interrupted(RuntimeError):
+    """A training that a signal has ended between two iterations.
+
+    Attributes:
+        signal: The signal's number.
+        iteration: Of the checkpoint that was made.
+    """
+
+    def __init__(self, signal: int, iteration: int) -> None:
+        super().__init__(signal, iteration)
+        self.signal = signal
+        self.iteration = iteration

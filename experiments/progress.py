@@ -41,6 +41,11 @@ class Progress:
         self._bar.set_postfix_str(f"loss {row['inexact_loss']:.4f}", refresh=False)
         self._bar.update(row["iteration"] - self._bar.n)
 
+    def say(self, sentence: str) -> None:
+        """Print a sentence between the rows."""
+        self._bar.write(sentence, file=sys.stdout)
+        sys.stdout.flush()
+
     def __enter__(self) -> "Progress":
         return self
 

@@ -3,14 +3,18 @@
 - config.yaml: the resolved config, which repeats the run.
 - data.json: where the data were found, and what was done with them.
 - metrics.jsonl: one JSON object per iteration; the row of iteration i is about the parameters after i updates.
+- events.jsonl: one JSON object per decision taken on the way: what was changed, and why.
+- checkpoints/: what `--resume` goes on from, see `experiments.checkpoints`.
 - parameters.npz: the final parameters, see `save_params`.
 - summary.json: how the run ended, with the last row of metrics.
 - *.png: see `experiments.pictures`.
 """
 
 import datetime
+import itertools
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,33 +30,68 @@ from experiments.schema import Config
 PARTS = ("opening", "layers", "closing")
 
 
+class Lines:
+    """A file of JSON objects, one a line, that grows at its end and can be cut back to its first lines."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a+b")
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Add one line, at once in the file; numbers that are not finite become null."""
+        self._file.write(json.dumps({key: _finite(value) for key, value in row.items()}).encode() + b"\n")
+        self._file.flush()
+
+    def cut(self, lines: int) -> None:
+        """Keep the first lines only."""
+        self._file.seek(0)
+        self._file.truncate(sum(len(line) for line in itertools.islice(self._file, lines)))
+
+    def sync(self) -> None:
+        """Wait until everything is on disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
 class Run:
-    """A new run folder, open for writing; use it as a context.
+    """A run folder, open for writing: a new one, or that of a run to go on with. Use it as a context.
+
+    Args:
+        config: The resolved config.
+        data: What is trained on.
+        resume: Go on in `config.output.folder`.
 
     Attributes:
         folder: Where everything is written.
+        metrics: One line per iteration.
+        events: One line per decision: what was changed, and why.
 
     Raises:
         ConfigError: The folder exists and is not empty, or cannot be made.
     """
 
-    def __init__(self, config: Config, data: Data) -> None:
-        self.folder = _new_folder(config)
-        config_files.write(config, self.folder / "config.yaml")
+    def __init__(self, config: Config, data: Data, resume: bool = False) -> None:
+        self.folder = Path(str(config.output.folder)) if resume else _new_folder(config)
         facts = {"source": data.source, "facts": data.facts, "classes": data.names}
-        (self.folder / "data.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        self._metrics = (self.folder / "metrics.jsonl").open("w", encoding="utf-8")
+        try:
+            config_files.write(config, self.folder / ".config.yaml")
+            (self.folder / ".config.yaml").replace(self.folder / "config.yaml")
+            (self.folder / "data.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+            self.metrics = Lines(self.folder / "metrics.jsonl")
+            self.events = Lines(self.folder / "events.jsonl")
+        except OSError as error:
+            raise ConfigError(
+                f"output.folder = {str(self.folder)!r}: cannot be written: {error.strerror}. Make room or name another."
+            ) from None
 
     def __enter__(self) -> "Run":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._metrics.close()
-
-    def row(self, row: Mapping[str, Any]) -> None:
-        """Add one row of metrics, at once on disk; numbers that are not finite become null."""
-        self._metrics.write(json.dumps({key: _finite(value) for key, value in row.items()}) + "\n")
-        self._metrics.flush()
+        self.metrics.close()
+        self.events.close()
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the summary."""

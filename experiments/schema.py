@@ -186,6 +186,21 @@ class Evaluation(Section):
     )
 
 
+class Checkpoints(Section):
+    """States of the training on disk, to go on from with --resume after whatever has happened."""
+
+    every: int = Field(default=100, ge=1, description="iterations between checkpoints")
+    keep: int = Field(default=3, ge=1, description="so many of the latest are kept")
+
+
+class Recovery(Section):
+    """What happens when a loss, gradient or state is not finite, or the loss leaves all bounds: a step back."""
+
+    attempts: Count = Field(default=3, description="steps back to the last good checkpoint before training stops")
+    rate_factor: float = Field(default=0.5, gt=0, lt=1, description="on the learning rate at every step back")
+    growth: float = Field(default=1e3, gt=1, description="of the loss over its first value (or 1) is out of bounds")
+
+
 class Output(Section):
     """What a run leaves behind."""
 
@@ -216,6 +231,8 @@ class Config(Section):
     penalty: Penalty = Penalty()
     backend: Backend = Backend()
     evaluation: Evaluation = Evaluation()
+    checkpoints: Checkpoints = Checkpoints()
+    recovery: Recovery = Recovery()
     output: Output = Output()
 
     @model_validator(mode="after")

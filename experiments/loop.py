@@ -1,0 +1,230 @@
+"""The training loop: iterations, exact evaluations, checkpoints, and a step back where training goes wrong."""
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+import jaxmgrit as jm
+from experiments import build
+from experiments.batches import Batches
+from experiments.checkpoints import Checkpoint
+from experiments.errors import Interrupted, TrainingStopped
+from experiments.evaluation import evaluator
+from experiments.interruption import Interruption
+from experiments.problems import Data
+from experiments.schema import Config
+
+PATIENCE = 20  # iterations in a row in which the solver may diverge; a few do no harm
+
+Row = dict[str, Any]
+
+
+class Listener(Protocol):
+    """What becomes of what the loop has to tell."""
+
+    def row(self, row: Row) -> None:
+        """A row of metrics."""
+
+    def event(self, event: Row) -> None:
+        """A decision, and why."""
+
+    def cut(self, rows: int) -> None:
+        """Only the first rows of the metrics still hold."""
+
+    def checkpoint(self, checkpoint: Checkpoint) -> None:
+        """A state that is worth going on from."""
+
+
+@dataclass
+class Memory:
+    """What the loop knows besides the trainer's state; it goes into checkpoints as JSON.
+
+    Attributes:
+        seconds: Spent in iterations.
+        events: Decisions taken.
+        first_loss: The inexact loss of iteration 0.
+        diverging: Iterations in a row, up to the last, in which the solver diverged.
+        rate: Factor on the learning rate.
+        setbacks: Steps back so far.
+    """
+
+    seconds: float = 0.0
+    events: int = 0
+    first_loss: float | None = None
+    diverging: int = 0
+    rate: float = 1.0
+    setbacks: int = 0
+
+
+class Loop:
+    """A training that is about to run, from its initial state or a checkpoint.
+
+    Row i of the metrics is about the parameters after i updates: what the iteration that starts from them sees
+    (inexact) and, every now and then, their exact evaluation. Only the iterations are on the clock. A checkpoint is
+    made before the iteration that starts from it and handed on after that one has found nothing wrong.
+
+    Attributes:
+        trainer: The current one; a step back changes it.
+    """
+
+    def __init__(self, config: Config, data: Data) -> None:
+        self._config = config
+        self._memory = Memory()
+        self._good: Checkpoint | None = None
+        self._batches = Batches(config, data)
+        self._adopt()
+        self._state = build.initial_state(config, data, self.trainer, self._batches)
+        self._exact, self._final = (
+            {
+                name: evaluator(self.trainer.problem, part, config.dtype, points)
+                for name, part in (("train", data.train), ("validation", data.validation))
+            }
+            for points in (config.evaluation.points, None)
+        )
+
+    def _adopt(self) -> None:
+        """Make the trainer that the memory asks for."""
+        self.trainer = build.trainer(self._config, self._memory.rate)
+        self._update = build.update(self.trainer, self._batches)
+
+    @property
+    def events(self) -> int:
+        """Decisions taken so far."""
+        return self._memory.events
+
+    def like(self, loop: dict[str, Any]) -> jm.Snapshot:
+        """A snapshot like that of a checkpoint, by what it says of the loop."""
+        return self.trainer.export(self._state)
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint of this training."""
+        self._memory = Memory(**checkpoint.loop)
+        self._adopt()
+        self._state = self.trainer.restore(self._state, checkpoint.snapshot)
+        self._good = checkpoint
+
+    def run(self, listener: Listener, interruption: Interruption) -> jm.Params:
+        """Train to the last iteration.
+
+        Returns:
+            The final parameters as NumPy arrays.
+
+        Raises:
+            TrainingStopped: Training went wrong, and steps back did not help.
+            Interrupted: A signal asked for it; the checkpoint of this moment has been handed on.
+        """
+        iteration = self._iteration()
+        while True:
+            last = iteration == self._config.iterations
+            evaluation = self._evaluate(last) if last or iteration % self._config.evaluation.every == 0 else {}
+            asked = interruption.requested(iteration)
+            checkpoint = self._checkpoint(iteration) if last or asked or self._is_due(iteration) else None
+            row = self._iterate(iteration, evaluation, last)
+            listener.row(row)
+            if trouble := self._trouble(row, checkpoint):
+                iteration = self._step_back(row, trouble, listener)
+                continue
+            if checkpoint:
+                self._good = checkpoint
+                listener.checkpoint(checkpoint)
+            if last:
+                params: jm.Params = jax.device_get(self._params)
+                return params
+            if asked:
+                raise Interrupted(asked, iteration)
+            iteration += 1
+
+    def _iteration(self) -> int:
+        return 0 if self._good is None else int(self._good.snapshot.iteration)
+
+    def _is_due(self, iteration: int) -> bool:
+        return iteration % self._config.checkpoints.every == 0
+
+    def _checkpoint(self, iteration: int) -> Checkpoint | None:
+        """What to go on from, unless that is there already."""
+        if self._good is not None and iteration == self._iteration():
+            return None
+        return Checkpoint(self.trainer.export(self._state), dataclasses.asdict(self._memory))
+
+    def _evaluate(self, last: bool) -> Row:
+        self._params = self.trainer.params(self._state)
+        found: Row = {}
+        for name, evaluate in (self._final if last else self._exact).items():
+            loss, accuracy = evaluate(self._params)
+            found |= {f"exact_{name}_loss": loss, f"exact_{name}_accuracy": accuracy}
+        return found
+
+    def _iterate(self, iteration: int, evaluation: Row, last: bool) -> Row:
+        """One update; the last time it only serves to see what training sees of the final parameters."""
+        start = time.perf_counter()
+        self._state, info = self._update(self._state, self._batches.at(iteration))
+        info = jax.device_get(info)
+        self._memory.seconds += 0.0 if last else time.perf_counter() - start
+        return {"iteration": iteration, **_figures(info), **evaluation, "seconds": self._memory.seconds}
+
+    def _trouble(self, row: Row, checkpoint: Checkpoint | None) -> str:
+        """What is wrong, if anything: not finite, a loss out of all bounds, a solver that diverges all the time."""
+        memory, result = self._memory, jm.Result(row["result"])
+        wild = [key for key in ("inexact_loss", "objective", "grad_norm") if not math.isfinite(row[key])]
+        if wild:
+            return f"{wild[0]} = {row[wild[0]]:.3g}"
+        if result == jm.Result.NOT_FINITE or (checkpoint and not _finite(checkpoint.snapshot)):
+            return "parameters, states or adjoints are not finite"
+        memory.first_loss = row["inexact_loss"] if memory.first_loss is None else memory.first_loss
+        if row["inexact_loss"] > self._config.recovery.growth * max(1.0, memory.first_loss):
+            return f"inexact_loss = {row['inexact_loss']:.3g}, after {memory.first_loss:.3g} at first"
+        memory.diverging = memory.diverging + 1 if result == jm.Result.DIVERGED else 0
+        return f"for {PATIENCE} iterations: {result.sentence}" if memory.diverging >= PATIENCE else ""
+
+    def _step_back(self, row: Row, trouble: str, listener: Listener) -> int:
+        """Go back to the last good state with a smaller learning rate; its iteration."""
+        recovery, memory = self._config.recovery, self._memory
+        if self._good is None or memory.setbacks >= recovery.attempts:
+            tried = f", after {memory.setbacks} steps back with ever smaller learning rates" if memory.setbacks else ""
+            raise TrainingStopped(
+                f"iteration {row['iteration']}{tried}: {trouble}. Lower optimizer.learning_rate or network.scale, or "
+                "raise solver.cycles; --training.method sequential tells whether the network itself overflows."
+            )
+        self._memory = dataclasses.replace(
+            Memory(**self._good.loop),
+            seconds=memory.seconds,
+            events=memory.events,
+            rate=memory.rate * recovery.rate_factor,
+            setbacks=memory.setbacks + 1,
+        )
+        self._adopt()
+        self._state = self.trainer.restore(self._state, self._good.snapshot)
+        listener.cut(self._iteration())
+        self._decided(
+            listener,
+            row["iteration"],
+            f"back to iteration {self._iteration()}, learning rate x {self._memory.rate:g}",
+            trouble,
+        )
+        return self._iteration()
+
+    def _decided(self, listener: Listener, iteration: int, action: str, reason: str) -> None:
+        self._memory.events += 1
+        listener.event({"iteration": iteration, "action": action, "reason": reason})
+
+
+def _figures(info: Any) -> Row:
+    """An iteration's info as a row of metrics."""
+    return {
+        "inexact_loss": float(info.loss),
+        "inexact_accuracy": float(info.aux["accuracy"]),
+        "objective": float(info.objective),
+        "grad_norm": float(info.grad_norm),
+        "residual_norm": float(info.residual_norm),
+        "adjoint_residual_norm": float(info.adjoint_residual_norm),
+        "result": int(info.result),
+    }
+
+
+def _finite(snapshot: jm.Snapshot) -> bool:
+    return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(snapshot) if leaf.dtype.kind in "fc")
