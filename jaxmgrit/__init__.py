@@ -8,31 +8,42 @@ from jaxmgrit.coarsen import average, injection, midpoint, same_step
 from jaxmgrit.one_shot import Info, OneShot, TrainState
 from jaxmgrit.optimizers import anticipate
 from jaxmgrit.options import MGRIT, Sequential
+from jaxmgrit.penalty import LayerwisePenalty, published_penalty
 from jaxmgrit.problem import Params, Problem
 from jaxmgrit.propagate import propagate
+from jaxmgrit.published import Outcome, PublishedInfo, PublishedLoop, PublishedState
+from jaxmgrit.quasi_newton import BFGS, LBFGS, SteepestDescent
 from jaxmgrit.schedule import CyclesThenGradient, PredictThenSweep
 from jaxmgrit.snapshot import Snapshot
 from jaxmgrit.solution import AdjointSolution, CPoints, Result, Solution, SolveError, check
 from jaxmgrit.solve import solve, trajectory
 
 __all__ = [
+    "BFGS",
+    "LBFGS",
     "MGRIT",
     "MPI",
     "AdjointSolution",
     "CPoints",
     "CyclesThenGradient",
     "Info",
+    "LayerwisePenalty",
     "Local",
     "Mesh",
     "OneShot",
+    "Outcome",
     "Params",
     "PredictThenSweep",
     "Problem",
+    "PublishedInfo",
+    "PublishedLoop",
+    "PublishedState",
     "Result",
     "Sequential",
     "Snapshot",
     "Solution",
     "SolveError",
+    "SteepestDescent",
     "TrainState",
     "adjoint_solve",
     "adjoint_trajectory",
@@ -43,6 +54,7 @@ __all__ = [
     "layer_gradients",
     "midpoint",
     "propagate",
+    "published_penalty",
     "same_step",
     "solve",
     "trajectory",

@@ -74,25 +74,25 @@ class MGRIT:
             if not self.coarsening_factor:
                 raise ValueError("MGRIT: coarsening_factor=() is empty; give an integer >= 2 or one per level.")
             for m in self.coarsening_factor:
-                _integer("MGRIT", "coarsening_factor", m, 2)
+                integer("MGRIT", "coarsening_factor", m, 2)
         else:
-            _integer("MGRIT", "coarsening_factor", self.coarsening_factor, 2)
+            integer("MGRIT", "coarsening_factor", self.coarsening_factor, 2)
         if self.levels is not None:
-            _integer("MGRIT", "levels", self.levels, 1)
-        _integer("MGRIT", "min_coarse", self.min_coarse, 0)
+            integer("MGRIT", "levels", self.levels, 1)
+        integer("MGRIT", "min_coarse", self.min_coarse, 0)
         if not isinstance(self.cf_relaxations, tuple) or len(self.cf_relaxations) != 2:
             raise ValueError(
                 f"MGRIT: cf_relaxations={self.cf_relaxations!r} is not a pair; "
                 "give (finest level, all levels below), for instance (0, 1)."
             )
         for nu in self.cf_relaxations:
-            _integer("MGRIT", "cf_relaxations", nu, 0)
+            integer("MGRIT", "cf_relaxations", nu, 0)
         if self.cycle not in ("V", "F"):
             raise ValueError(f"MGRIT: cycle={self.cycle!r} is unknown; choose 'V' or 'F'.")
-        _integer("MGRIT", "cycles", self.cycles, 1)
+        integer("MGRIT", "cycles", self.cycles, 1)
         for name in ("rtol", "atol"):
             value = getattr(self, name)
-            if value is not None and not (_is_real(value) and math.isfinite(value) and value >= 0):
+            if value is not None and not (is_real(value) and math.isfinite(value) and value >= 0):
                 raise ValueError(
                     f"MGRIT: {name}={value!r} is not a finite number >= 0; give one, or None for no tolerance."
                 )
@@ -107,7 +107,7 @@ class MGRIT:
         if self.norm is not None and not callable(self.norm):
             raise TypeError(f"MGRIT: norm={self.norm!r} is not a function state -> scalar; give one, or None.")
         if self.intervals_per_sweep is not None:
-            _integer("MGRIT", "intervals_per_sweep", self.intervals_per_sweep, 1)
+            integer("MGRIT", "intervals_per_sweep", self.intervals_per_sweep, 1)
 
     @property
     def has_tolerance(self) -> bool:
@@ -139,7 +139,7 @@ class Sequential:
 
     def __post_init__(self) -> None:
         if self.segment is not None:
-            _integer("Sequential", "segment", self.segment, 1)
+            integer("Sequential", "segment", self.segment, 1)
 
 
 Solver = MGRIT | Sequential
@@ -150,11 +150,13 @@ _FUNCTIONS = {
 }
 
 
-def _is_real(value: Any) -> bool:
+def is_real(value: Any) -> bool:
+    """Whether an option is a real number (and not a truth value)."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def _integer(owner: str, name: str, value: Any, least: int) -> None:
+def integer(owner: str, name: str, value: Any, least: int) -> None:
+    """Raise a TypeError or ValueError unless an option is an integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{owner}: {name}={value!r} is not an integer; give an integer >= {least}.")
     if value < least:

@@ -13,11 +13,13 @@ from jaxmgrit.backend.base import Backend
 from jaxmgrit.checks import alike, check_finite, check_layers, check_state, describe
 from jaxmgrit.hierarchy import lay_out
 from jaxmgrit.network import Network, make_network
+from jaxmgrit.penalty import LayerwisePenalty
 from jaxmgrit.problem import Params, Problem, check_objective
 from jaxmgrit.pytree import merge, split, where
+from jaxmgrit.running_cost import total_running_cost
 from jaxmgrit.schedule import Found, Head, Schedule, Setting
-from jaxmgrit.solution import Result
-from jaxmgrit.solve import propagate_exactly
+from jaxmgrit.solution import CPoints, Result
+from jaxmgrit.solve import propagate_exactly, solve_network
 
 PyTree = Any
 
@@ -55,6 +57,11 @@ class Training:
     def backend(self) -> Backend:
         """Where the layers live."""
         return self.setting.backend
+
+    @property
+    def _parts(self) -> int:
+        """Parts of the batch, where a loss is computed from one of them."""
+        return self.backend.data_size if self.backend.cut else 1
 
     def start(self, params: Params, batch: tuple[Any, Any]) -> Start:
         """Check parameters and batch, and make copies that may be donated.
@@ -110,7 +117,6 @@ class Training:
         """The objective and its gradient at laid-out parameters, from warm values; `found.warm` are the next ones."""
         problem, backend = self.problem, self.backend
         x, y = backend.split_batch(batch)
-        parts = backend.data_size if backend.cut else 1  # of the batch; the loss is computed from one of them here
         differentiable, others = split(params)
 
         def opening(p: PyTree) -> PyTree:
@@ -119,7 +125,7 @@ class Training:
         def head(u_final: PyTree) -> Head:
             def loss(p: PyTree, u: PyTree) -> Any:
                 value, aux = problem.loss(merge(p, others.closing), u, y)
-                return value / parts, aux
+                return value / self._parts, aux
 
             (value, aux), (d_closing, lam_final) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
                 differentiable.closing, u_final
@@ -134,7 +140,7 @@ class Training:
         gradients = Params(d_opening, found.layers, found.head.d_closing)
         objective = found.head.loss + found.running_cost.astype(found.head.loss.dtype)
         if problem.penalty is not None:
-            value, extra = self._penalty(differentiable, others, layers)
+            value, extra = self._penalty_gradient(differentiable, others, layers)
             objective, gradients = objective + value, jax.tree.map(jnp.add, gradients, extra)
         gradients = gradients._replace(layers=self.mask(gradients.layers, layers))
         found = found._replace(warm=self.place_warm(found.warm))
@@ -158,18 +164,59 @@ class Training:
         total = self.backend.data_total(averaged)
         return merge(jax.tree.map(lambda x: x / self.backend.data_size, total), others)
 
-    def _penalty(self, differentiable: Params, others: Params, layers: int) -> tuple[jax.Array, Params]:
-        assert self.problem.penalty is not None
-        penalty, backend = self.problem.penalty, self.backend
+    def objective(
+        self, params: Params, ends: PyTree, batch: tuple[Any, Any], layers: int, otherwise: PyTree
+    ) -> tuple[jax.Array, PyTree]:
+        """The objective alone, by a state solve from C-points, and the C-points it leaves.
 
-        def value(p: Params) -> Any:
+        C-points that are not finite would spoil every later solve: then `otherwise` is handed on.
+        """
+        problem, (solver, _, backend) = self.problem, self.setting
+        x, y = backend.split_batch(batch)
+        u0 = check_state(problem.opening(params.opening, x))
+        network = self.network(params.layers, u0, layers)
+        sol = solve_network(network, u0, solver, None if ends is None else CPoints(u0, ends), backend)
+        loss, _ = problem.loss(params.closing, sol.u_final, y)
+        loss = backend.data_total(loss / self._parts)
+        objective = loss + total_running_cost(network, sol, backend).astype(loss.dtype)
+        if problem.penalty is not None:
+            objective = objective + self._penalty(*split(params), layers)
+        if ends is not None:
+            ends = self.place_warm(where(sol.result != Result.NOT_FINITE.value, sol.c_points.ends, otherwise))
+        return objective, ends
+
+    def _penalty(self, differentiable: Params, others: Params, layers: int) -> Any:
+        penalty, backend = self.problem.penalty, self.backend
+        assert penalty is not None
+        params: Params = merge(differentiable, others)
+        if isinstance(penalty, LayerwisePenalty):
+            ends = penalty.ends(params.opening, params.closing) if penalty.ends is not None else 0.0
+            return ends + penalty.of_layers(params.layers, layers, backend)
+        return penalty(params._replace(layers=_cut(backend.gather(params.layers), layers)))
+
+    def _penalty_gradient(self, differentiable: Params, others: Params, layers: int) -> tuple[Any, Params]:
+        penalty, backend = self.problem.penalty, self.backend
+        assert penalty is not None
+        if isinstance(penalty, LayerwisePenalty):
+            theta = merge(differentiable.layers, others.layers)
+            value, d_layers = penalty.of_layers_with_gradient(theta, layers, backend)
+            ends = differentiable._replace(layers=None)
+            d_ends = jax.tree.map(jnp.zeros_like, ends)
+            if (f := penalty.ends) is not None:
+                more, d_ends = jax.value_and_grad(
+                    lambda p: f(merge(p.opening, others.opening), merge(p.closing, others.closing))
+                )(ends)
+                value = value + more
+            return value, d_ends._replace(layers=d_layers)
+
+        def whole_penalty(p: Params) -> Any:
             whole: Params = merge(p, others)
             return penalty(whole._replace(layers=_cut(whole.layers, layers)))
 
         whole = differentiable._replace(layers=backend.gather(differentiable.layers))
         others = others._replace(layers=backend.gather(others.layers))
-        found, gradient = jax.value_and_grad(value)(whole)
-        return found, gradient._replace(layers=backend.scatter(gradient.layers))
+        value, gradient = jax.value_and_grad(whole_penalty)(whole)
+        return value, gradient._replace(layers=backend.scatter(gradient.layers))
 
     def place(self, params: Params, cut: bool = False) -> Params:
         """Spread the layers, give the opening and closing to all devices; `cut` where the layers are whole as yet."""
