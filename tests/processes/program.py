@@ -97,8 +97,12 @@ def solves(theta, u0, layers, on):
 
 
 def trained(problem, params, batch, optimizer, on, **options):
-    """Losses, norms and final parameters of 20 one-shot iterations; nothing is traced twice."""
-    trainer = jm.OneShot(problem, optimizer, backend=on, **options)
+    """20 one-shot iterations."""
+    return history_of(jm.OneShot(problem, optimizer, backend=on, **options), params, batch)
+
+
+def history_of(trainer, params, batch):
+    """Losses, norms and final parameters of 20 iterations; nothing is traced twice."""
     state = trainer.init(params, batch)
     update = jax.jit(trainer.step, donate_argnums=0)
     history = []
@@ -135,6 +139,9 @@ def results(on):
             # Without a convex term quasi-Newton steps far from a minimum amplify rounding a millionfold.
             convex = dataclasses.replace(problem, penalty=lambda p: 0.1 * sum(map(sum_of_squares, jax.tree.leaves(p))))
             lbfgs = optax.chain(optax.scale_by_lbfgs(memory_size=4), optax.sgd(1e-2))
+            layerwise = jm.published_penalty(5.0 / layers, gamma_tik=0.2, gamma_class=0.2, gamma_ddt=1e-5)
+            published = dataclasses.replace(problem, penalty=layerwise)
+            found["lbfgs published"] = history_of(jm.PublishedLoop(published, backend=on), params, batch)
             found["sgd predict"] = trained(problem, params, batch, optax.sgd(1e-2), on, **predict)
             found["adam clipped"] = trained(problem, params, batch, clipped, on, **cycles)
             found["lbfgs"] = trained(convex, params, batch, lbfgs, on, **cycles)
