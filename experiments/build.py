@@ -44,23 +44,30 @@ def backend(section: Backend) -> Any:
         return jm.Local()
     if section.kind == "mpi":
         try:
-            return jm.MPI()
+            return jm.MPI(data=section.data)
         except (ImportError, RuntimeError) as error:
             raise ConfigError(f"backend.kind = 'mpi': {error}") from None
-    there = jax.devices()
-    wanted = section.devices or len(there)
-    if wanted > len(there):
+        except ValueError as error:
+            raise ConfigError(f"backend.data = {section.data}: {error}") from None
+    there, processes = jax.devices(), jax.process_count()
+    own = len(there) // processes
+    wanted = section.devices or own
+    if wanted > own or (processes > 1 and wanted < own):
         raise ConfigError(
-            f"backend.devices = {wanted}: expected at most {len(there)}, the {there[0].platform} devices JAX sees. "
-            "Use fewer, or on a CPU unset XLA_FLAGS so that as many as asked for are made."
+            f"backend.devices = {wanted}: expected {'at most ' if processes == 1 else ''}{own}, the "
+            f"{there[0].platform} devices JAX sees{' in each process' if processes > 1 else ''}. "
+            "Leave it out, or on a CPU unset XLA_FLAGS so that as many as asked for are made."
         )
-    mesh = jax.make_mesh((wanted,), ("layers",), axis_types=(AxisType.Auto,), devices=there[:wanted])
-    return jm.Mesh(mesh, axis="layers")
-
-
-def is_first_process(section: Backend) -> bool:
-    """Whether this process is the one that prints and writes."""
-    return section.kind != "mpi" or jm.MPI().index() == 0
+    wanted *= processes
+    if wanted % section.data:
+        raise ConfigError(
+            f"backend.data = {section.data}: expected a divisor of {wanted}, the number of devices in all, as every "
+            "part of the batch needs as many devices for the layers. Change it, or backend.devices."
+        )
+    # The layers along the last axis: neighbours among them, which talk most, are neighbours among the devices.
+    shape, auto = (section.data, wanted // section.data), AxisType.Auto
+    mesh = jax.make_mesh(shape, ("data", "layers"), axis_types=(auto, auto), devices=there[:wanted])
+    return jm.Mesh(mesh, axis="layers", data_axis="data")
 
 
 def solver(section: Solver) -> jm.MGRIT:

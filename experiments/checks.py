@@ -1,5 +1,6 @@
 """How the keys of a config must fit together, and which of them have no effect on a given training."""
 
+import re
 from collections.abc import Callable, Iterator
 
 from experiments.schema import Config, Solver
@@ -99,6 +100,11 @@ def _devices(config: Config) -> Iterator[str]:
             f"backend.devices = {backend.devices}: expected null with backend.kind = 'mpi': every rank is a device. "
             "Leave it out, and give mpirun the number of ranks."
         )
+    if backend.kind == "local" and backend.data > 1:
+        yield (
+            f"backend.data = {backend.data}: expected 1 with backend.kind = 'local'. "
+            "Use backend.kind: mesh, or leave backend.kind out."
+        )
     if backend.kind == "local" and backend.devices not in (None, 1):
         yield (
             f"backend.devices = {backend.devices}: expected 1 with backend.kind = 'local'. "
@@ -106,12 +112,45 @@ def _devices(config: Config) -> Iterator[str]:
         )
     if config.training.method == "one_shot" and backend.devices is not None:
         intervals = -(-config.network.layers // max(_first_factor(config.solver), _first_factor(config.adjoint)))
-        if backend.devices > intervals:
+        devices = backend.devices * (backend.processes or 1)
+        if devices > intervals * backend.data:
             yield (
-                f"backend.devices = {backend.devices}: expected at most {intervals}, the number of intervals of "
-                f"network.layers = {config.network.layers} with this solver.coarsening_factor. "
-                "Use fewer devices, more layers or a smaller factor."
+                f"backend.devices = {backend.devices}: expected at most {intervals * backend.data} in all, the number "
+                f"of intervals of network.layers = {config.network.layers} with this solver.coarsening_factor"
+                + (f", times backend.data = {backend.data}. " if backend.data > 1 else ". ")
+                + "Use fewer devices, more layers or a smaller factor."
             )
+
+
+def _processes(config: Config) -> Iterator[str]:
+    backend = config.backend
+    explicit = backend.coordinator not in (None, "detect", "mpi4py")
+    if backend.coordinator is not None and backend.kind != "mesh":
+        yield (
+            f"backend.coordinator = {backend.coordinator!r}: expected null with backend.kind = {backend.kind!r}. "
+            "Use backend.kind: mesh, or leave it out."
+        )
+    if explicit and not re.fullmatch(r"[^\s]+:\d{1,5}", backend.coordinator or ""):
+        yield (
+            f"backend.coordinator = {backend.coordinator!r}: expected detect, mpi4py or HOST:PORT, such as node1:12345."
+        )
+    for key in ("processes", "process"):
+        value = getattr(backend, key)
+        if explicit and value is None:
+            yield (
+                f"backend.{key} = null: expected a number with backend.coordinator = {backend.coordinator!r}. Give "
+                "every process the same coordinator and number of processes, and its own backend.process."
+            )
+        if not explicit and value is not None:
+            yield (
+                f"backend.{key} = {value}: expected null unless backend.coordinator is HOST:PORT. "
+                "Leave it out, or give the coordinator."
+            )
+    if backend.processes is not None and backend.process is not None and backend.process >= backend.processes:
+        yield (
+            f"backend.process = {backend.process}: expected less than backend.processes = {backend.processes}; the "
+            "first is 0."
+        )
 
 
 def _warmup(config: Config) -> Iterator[str]:
@@ -127,4 +166,4 @@ def _first_factor(solver: Solver) -> int:
     return factors[0] if isinstance(factors, list) else factors
 
 
-CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (_hierarchy, _predict_then_sweep, _devices, _warmup)
+CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (_hierarchy, _predict_then_sweep, _devices, _processes, _warmup)

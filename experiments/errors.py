@@ -5,6 +5,18 @@ class ConfigError(ValueError):
     """A config that cannot be run; the message names key, value, expectation and remedy."""
 
 
+class AgreedError(ConfigError):
+    """An error that every process of a run knows of.
+
+    Attributes:
+        silent: Whether another process says it.
+    """
+
+    def __init__(self, message: str, silent: bool) -> None:
+        super().__init__(message)
+        self.silent = silent
+
+
 class TrainingStopped(RuntimeError):
     """A training that went wrong; the message says where, how and what to try."""
 

@@ -15,18 +15,18 @@ NUMBERS = 2**22  # of the states that are computed at a time
 
 
 def evaluator(
-    problem: jm.Problem, data: DataSet, dtype: str, most: int | None = None
-) -> Callable[[jm.Params], tuple[float, float]]:
-    """A function from parameters to the exact loss and accuracy on a data set, or on `most` points spread over it."""
+    trainer: jm.OneShot, data: DataSet, dtype: str, most: int | None = None
+) -> Callable[[jm.TrainState], tuple[float, float]]:
+    """A function from a state to the exact loss and accuracy on a data set, or on `most` points spread over it."""
     if most is not None and most < len(data.y):
         some = np.linspace(0, len(data.y) - 1, most).astype(int)
         data = DataSet(data.x[some], data.y[some])
-    evaluate = jax.jit(problem.evaluate)
+    evaluate = jax.jit(trainer.evaluate)
 
-    def figures(params: jm.Params) -> tuple[float, float]:
+    def figures(state: jm.TrainState) -> tuple[float, float]:
         total = np.zeros(2)
-        for part in _parts(problem, params, data.x.astype(dtype, copy=False)):
-            loss, aux = evaluate(params, (jnp.asarray(data.x[part], dtype), jnp.asarray(data.y[part])))
+        for part in _parts(trainer.problem, state.params, data.x.astype(dtype, copy=False)):
+            loss, aux = evaluate(state, (jnp.asarray(data.x[part], dtype), jnp.asarray(data.y[part])))
             total += (part.stop - part.start) * np.array([loss, aux["accuracy"]], float)
         loss, accuracy = total / len(data.y)
         return float(loss), float(accuracy)

@@ -70,6 +70,7 @@ class Loop:
 
     Attributes:
         trainer: The current one; a step back changes it.
+        state: Its state.
     """
 
     def __init__(self, config: Config, data: Data) -> None:
@@ -78,10 +79,10 @@ class Loop:
         self._good: Checkpoint | None = None
         self._batches = Batches(config, data)
         self._adopt()
-        self._state = build.initial_state(config, data, self.trainer, self._batches)
+        self.state = build.initial_state(config, data, self.trainer, self._batches)
         self._exact, self._final = (
             {
-                name: evaluator(self.trainer.problem, part, config.dtype, points)
+                name: evaluator(self.trainer, part, config.dtype, points)
                 for name, part in (("train", data.train), ("validation", data.validation))
             }
             for points in (config.evaluation.points, None)
@@ -99,13 +100,13 @@ class Loop:
 
     def like(self, loop: dict[str, Any]) -> jm.Snapshot:
         """A snapshot like that of a checkpoint, by what it says of the loop."""
-        return self.trainer.export(self._state)
+        return self.trainer.export(self.state)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint of this training."""
         self._memory = Memory(**checkpoint.loop)
         self._adopt()
-        self._state = self.trainer.restore(self._state, checkpoint.snapshot)
+        self.state = self.trainer.restore(self.state, checkpoint.snapshot)
         self._good = checkpoint
 
     def run(self, listener: Listener, interruption: Interruption) -> jm.Params:
@@ -124,6 +125,7 @@ class Loop:
             evaluation = self._evaluate(last) if last or iteration % self._config.evaluation.every == 0 else {}
             asked = interruption.requested(iteration)
             checkpoint = self._checkpoint(iteration) if last or asked or self._is_due(iteration) else None
+            params = jax.device_get(self.trainer.params(self.state)) if last else None
             row = self._iterate(iteration, evaluation, last)
             listener.row(row)
             if trouble := self._trouble(row, checkpoint):
@@ -133,7 +135,7 @@ class Loop:
                 self._good = checkpoint
                 listener.checkpoint(checkpoint)
             if last:
-                params: jm.Params = jax.device_get(self._params)
+                assert params is not None
                 return params
             if asked:
                 raise Interrupted(asked, iteration)
@@ -149,20 +151,19 @@ class Loop:
         """What to go on from, unless that is there already."""
         if self._good is not None and iteration == self._iteration():
             return None
-        return Checkpoint(self.trainer.export(self._state), dataclasses.asdict(self._memory))
+        return Checkpoint(self.trainer.export(self.state), dataclasses.asdict(self._memory))
 
     def _evaluate(self, last: bool) -> Row:
-        self._params = self.trainer.params(self._state)
         found: Row = {}
         for name, evaluate in (self._final if last else self._exact).items():
-            loss, accuracy = evaluate(self._params)
+            loss, accuracy = evaluate(self.state)
             found |= {f"exact_{name}_loss": loss, f"exact_{name}_accuracy": accuracy}
         return found
 
     def _iterate(self, iteration: int, evaluation: Row, last: bool) -> Row:
         """One update; the last time it only serves to see what training sees of the final parameters."""
         start = time.perf_counter()
-        self._state, info = self._update(self._state, self._batches.at(iteration))
+        self.state, info = self._update(self.state, self._batches.at(iteration))
         info = jax.device_get(info)
         self._memory.seconds += 0.0 if last else time.perf_counter() - start
         return {"iteration": iteration, **_figures(info), **evaluation, "seconds": self._memory.seconds}
@@ -198,7 +199,7 @@ class Loop:
             setbacks=memory.setbacks + 1,
         )
         self._adopt()
-        self._state = self.trainer.restore(self._state, self._good.snapshot)
+        self.state = self.trainer.restore(self.state, self._good.snapshot)
         listener.cut(self._iteration())
         self._decided(
             listener,

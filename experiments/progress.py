@@ -1,13 +1,14 @@
 """What a run says while it goes: a header, a table row per exact evaluation, a bar on terminals, a summary."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from tqdm import tqdm
 
+import jaxmgrit as jm
 from experiments.checks import grid_sizes
 from experiments.problems import Data
 from experiments.schema import Config
@@ -76,9 +77,19 @@ def header(config: Config, data: Data, devices: int, folder: Path) -> list[str]:
         *method[1:],
         f"          {config.iterations} iterations of {optimizer.name}, {optimizer.schedule} rate "
         f"{optimizer.learning_rate:g}, {points}{start}",
-        f"devices:  {devices} x {jax.devices()[0].device_kind} ({config.backend.kind})",
+        f"devices:  {devices} x {jax.devices()[0].device_kind} ({_where(config)})",
         f"folder:   {folder}",
     ]
+
+
+def _where(config: Config) -> str:
+    """The backend in words."""
+    backend = config.backend
+    if backend.kind == "mpi" and jm.MPI().comm.Get_size() == 1:
+        return "mpi, one rank: for more, start with mpirun -n RANKS"
+    processes = f" over {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    parts = f", the batch in {backend.data} parts" if backend.data > 1 else ""
+    return f"{backend.kind}{processes}{parts}"
 
 
 def _hierarchy(config: Config, section: str) -> str:
@@ -101,4 +112,15 @@ def summary_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
         f"training loss {summary['exact_train_loss']:.5f} exact, {summary['inexact_loss']:.5f} inexact",
         f"training took {summary['seconds']:.1f} s for {summary['iteration']} iterations, "
         f"{summary['first_iteration_seconds']:.1f} s of it compiling; everything is in {folder}",
+        *_memory(summary["memory"]),
     ]
+
+
+def _memory(used: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What each of several processes held, in MiB."""
+    if len(used) == 1:
+        return []
+    kinds = ", ".join(
+        f"{kind.replace('_', ' ')} {' / '.join(f'{u[kind] / 2**20:.1f}' for u in used)}" for kind in used[0]
+    )
+    return [f"MiB on each process: {kinds}"]

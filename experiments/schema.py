@@ -173,7 +173,21 @@ class Backend(Section):
         description="one device, all layers sharded over a mesh of devices, MPI ranks; null: as devices says",
     )
     devices: Annotated[int, Field(ge=1, le=4096)] | None = Field(
-        default=None, description="devices of the mesh; on a CPU as many are made; null: those there are"
+        default=None,
+        description="devices of the mesh, in each process; on a CPU as many are made; null: those there are",
+    )
+    data: int = Field(
+        default=1, ge=1, le=4096, description="parts of the batch; the devices or ranks make a grid of data x layers"
+    )
+    coordinator: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description="connect processes by jax.distributed: detect (SLURM, Open MPI), mpi4py, or HOST:PORT of process 0",
+    )
+    processes: Annotated[int, Field(ge=1, le=65_536)] | None = Field(
+        default=None, description="how many processes, with a coordinator given as HOST:PORT"
+    )
+    process: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="which of them this is, 0 .. processes - 1, with a coordinator given as HOST:PORT"
     )
 
 
@@ -240,7 +254,8 @@ class Config(Section):
         """Fill in what follows from other keys."""
         given = {key: getattr(self.adjoint, key) for key in self.adjoint.model_fields_set}
         _set(self, "adjoint", self.solver.model_copy(update=given))
-        kind = self.backend.kind or ("local" if self.backend.devices in (None, 1) else "mesh")
+        several = self.backend.devices not in (None, 1) or self.backend.data > 1 or self.backend.coordinator
+        kind = self.backend.kind or ("mesh" if several else "local")
         _set(self, "backend", self.backend.model_copy(update={"kind": kind}))
         return self
 

@@ -6,16 +6,17 @@ nothing more could be written; 2: the config cannot be run; 130 and 143: interru
 """
 
 import contextlib
+import json
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments import build, pictures, problems
+from experiments import launch, memory, pictures, problems
 from experiments.checkpoints import Checkpoints, binding
 from experiments.config import read_run
-from experiments.errors import ConfigError, Interrupted, TrainingStopped
+from experiments.errors import AgreedError, ConfigError, Interrupted, TrainingStopped
 from experiments.evaluation import predict
 from experiments.interruption import Interruption
 from experiments.loop import Loop
@@ -27,34 +28,50 @@ from experiments.schema import Config
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    folder = None
+    job, folder = launch.ALONE, None
     try:
-        config, folder = read_run(sys.argv[1:] if arguments is None else arguments, "experiments.train")
-        build.prepare_jax(config)
-        data = problems.load(config.problem, config.seed)
-        loop = Loop(config, data)
-        resumed = resume(loop, config, data, folder) if folder else None
-        with Interruption(loop.trainer.backend) as interruption:
-            if not build.is_first_process(config.backend):
-                loop.run(Silent(), interruption)
-                return 0
-            with Run(config, data, resume=folder is not None) as record:
-                folder = record.folder
-                run(config, data, loop, interruption, record, resumed)
+        words = sys.argv[1:] if arguments is None else arguments
+        job, config, folder = launch.start(lambda: read_run(words, "experiments.train"))
+        with launch.all_or_none(job, lambda: remedy(job, folder)) as has_folder:
+            data = problems.load(config.problem, config.seed)
+            loop = Loop(config, data)
+            resumed = resume(loop, config, data, folder) if folder else None
+            with contextlib.ExitStack() as stack:
+                record = stack.enter_context(Run(config, data, folder is not None)) if job.is_first else None
+                folder = Path(job.gather(str(record.folder) if record else "")[0])
+                has_folder()
+                interruption = stack.enter_context(Interruption(loop.trainer.backend))
+                if record:
+                    run(config, data, job, loop, interruption, record, resumed)
+                else:
+                    loop.run(Silent(), interruption)
+                    job.gather(memory.used(loop.state))
     except ConfigError as error:
-        print("config error:", *str(error).splitlines(), sep="\n  ", file=sys.stderr)
+        if not (isinstance(error, AgreedError) and error.silent):
+            print("config error:", *str(error).splitlines(), sep="\n  ", file=sys.stderr)
         return 2
     except TrainingStopped as error:
         print(f"stopped: {error}", file=sys.stderr)
         return 1
     except Interrupted as error:
-        name = signal.Signals(error.signal).name
-        print(f"interrupted by {name} at iteration {error.iteration}; {go_on(folder)}", file=sys.stderr)
+        if job.is_first:
+            name = signal.Signals(error.signal).name
+            print(f"interrupted by {name} at iteration {error.iteration}; {go_on(folder)}", file=sys.stderr)
         return 128 + error.signal
     except KeyboardInterrupt:
         print(f"interrupted at once; from the last checkpoint, {go_on(folder)}", file=sys.stderr)
         return 130
     return 0
+
+
+def remedy(job: launch.Job, folder: Path | None) -> str:
+    """What to do after a process was lost."""
+    if folder is None:
+        return f"Nothing has been trained yet: start all {job.count} again."
+    return (
+        f"Go on from the last checkpoint: start all {job.count} as before (with the same --backend options), but with "
+        f"--resume {folder} in place of the config."
+    )
 
 
 class Resumed(NamedTuple):
@@ -89,6 +106,7 @@ def resume(loop: Loop, config: Config, data: problems.Data, folder: Path) -> Res
 def run(
     config: Config,
     data: problems.Data,
+    job: launch.Job,
     loop: Loop,
     interruption: Interruption,
     record: Run,
@@ -99,7 +117,8 @@ def run(
     checkpoints = (
         resumed.checkpoints if resumed else Checkpoints(folder, config.checkpoints.keep, binding(config, data))
     )
-    with Progress(config, data, loop.trainer.backend.size, folder) as progress:
+    backend = loop.trainer.backend
+    with Progress(config, data, backend.size * backend.data_size, folder) as progress:
         recorder = Recorder(record, progress, checkpoints)
         if resumed:
             for reason in resumed.refused:
@@ -113,7 +132,8 @@ def run(
                 record.finish({"status": "stopped", "reason": str(error)})
             raise
     rows = read_metrics(folder)
-    summary = {**rows[-1], "first_iteration_seconds": rows[0]["seconds"]}
+    used = [json.loads(text) for text in job.gather(memory.used(loop.state))]
+    summary = {**rows[-1], "first_iteration_seconds": rows[0]["seconds"], "memory": used}
     with recorder.writing():
         save_params(folder / "parameters.npz", params)
         record.finish({"status": "finished", **summary})

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -62,16 +63,34 @@ def distributed(processes: int, *command: str, limit: float = LIMIT) -> str:
 
 def run_all(commands: list[list[str]], limit: float = LIMIT) -> str:
     """Run commands side by side until all end well, one ends badly or time is up; then none is left."""
-    with tempfile.TemporaryFile("w+") as out:
+    codes, printed = outcome(commands, limit, patience=0.0)
+    assert all(code == 0 for code in codes), f"exit codes {codes} within {limit:.0f} s:\n{printed[-4000:]}"
+    return printed
+
+
+def outcome(
+    commands: list[list[str]],
+    limit: float = LIMIT,
+    patience: float = 60.0,
+    meanwhile: Callable[[list[subprocess.Popen], Path], None] = lambda started, out: None,
+) -> tuple[list[int | None], str]:
+    """Run commands side by side, and do something meanwhile: exit codes and what they printed.
+
+    Waits until all have ended, `patience` seconds after one has ended badly, or until time is up. Those that then still
+    run have the code None.
+    """
+    with tempfile.NamedTemporaryFile("w+") as out:
         started = [
             subprocess.Popen(c, stdout=out, stderr=subprocess.STDOUT, env=environment(), start_new_session=True)
             for c in commands
         ]
         deadline = time.monotonic() + limit
         try:
-            while any(p.poll() is None for p in started) and not any(p.poll() for p in started):
-                if time.monotonic() > deadline:
-                    break
+            meanwhile(started, Path(out.name))
+            while any(p.poll() is None for p in started) and time.monotonic() < deadline:
+                if any(p.poll() for p in started):
+                    deadline = min(deadline, time.monotonic() + patience)
+                    patience = limit
                 time.sleep(0.05)
             codes = [p.poll() for p in started]
         finally:
@@ -80,6 +99,4 @@ def run_all(commands: list[list[str]], limit: float = LIMIT) -> str:
                     os.killpg(p.pid, signal.SIGKILL)
                 p.wait()
         out.seek(0)
-        printed = out.read()
-    assert all(code == 0 for code in codes), f"exit codes {codes} within {limit:.0f} s:\n{printed[-4000:]}"
-    return printed
+        return codes, out.read()
