@@ -112,12 +112,13 @@ def _devices(config: Config) -> Iterator[str]:
         )
     if config.training.method == "one_shot" and backend.devices is not None:
         intervals = -(-config.network.layers // max(_first_factor(config.solver), _first_factor(config.adjoint)))
-        devices = backend.devices * (backend.processes or 1)
-        if devices > intervals * backend.data:
+        most = intervals * backend.data
+        if backend.devices * (backend.processes or 1) > most:
             yield (
-                f"backend.devices = {backend.devices}: expected at most {intervals * backend.data} in all, the number "
+                f"backend.devices = {backend.devices}: expected at most {most // (backend.processes or 1)}, the number "
                 f"of intervals of network.layers = {config.network.layers} with this solver.coarsening_factor"
-                + (f", times backend.data = {backend.data}. " if backend.data > 1 else ". ")
+                + (f", times backend.data = {backend.data}" if backend.data > 1 else "")
+                + (f", over backend.processes = {backend.processes}. " if backend.processes else ". ")
                 + "Use fewer devices, more layers or a smaller factor."
             )
 

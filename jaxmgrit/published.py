@@ -248,6 +248,10 @@ class PublishedLoop:
         optimizer = self._as_optimizer(state.layers)
         return PublishedState(*restore(self._training, optimizer, state, snapshot), state.layers)
 
+    def evaluate(self, state: PublishedState, batch: tuple[Any, Any]) -> tuple[Any, Any]:
+        """The loss and its aux of the network evaluated exactly, see `OneShot.evaluate`."""
+        return self._training.exact(state.params, batch, state.layers)
+
     def params(self, state: PublishedState) -> Params:
         """The parameters, layers with leading axis N; copies, which donating the state does not eat."""
         return self._training.whole(state.params, state.layers)
