@@ -26,9 +26,8 @@ def class_map(picture: Picture, predicted: np.ndarray, names: tuple[str, ...]) -
     panels = figure.subplots(1, 3, sharex=True, sharey=True)
     scale = {"cmap": ListedColormap(colours[: len(names)]), "vmin": -0.5, "vmax": len(names) - 0.5}
     errors = {"cmap": ListedColormap([RIGHT, WRONG]), "vmin": 0, "vmax": 1}
-    # A picture all of whose pixels are points is a map of the plane, from the lower left.
-    origin = "lower" if len(picture.pixels) == np.prod(picture.shape) else "upper"
-    share = f"wrong: {wrong.mean():.2%} of {'the' if origin == 'lower' else 'the labelled'} pixels"
+    plane = picture.extent is not None
+    share = f"wrong: {wrong.mean():.2%} of the {'grid points' if plane else 'labelled pixels'}"
     for axes, title, values, colouring in zip(
         panels,
         ("true classes", "predicted classes (exact evaluation)", share),
@@ -39,10 +38,13 @@ def class_map(picture: Picture, predicted: np.ndarray, names: tuple[str, ...]) -
         pixels = np.full(picture.shape, np.nan)
         pixels.flat[picture.pixels] = values
         axes.set_facecolor(BLANK)
-        image = axes.imshow(pixels, origin=origin, interpolation="nearest", **colouring)
-        axes.set(title=title, xticks=[], yticks=[])
+        origin = "lower" if plane else "upper"
+        image = axes.imshow(pixels, origin=origin, extent=picture.extent, interpolation="nearest", **colouring)
+        axes.set(title=title, **({"xlabel": "$x_1$"} if plane else {"xticks": [], "yticks": []}))
         if title == "true classes":
             of_classes = image
+    if plane:
+        panels[0].set_ylabel("$x_2$")
     bar = figure.colorbar(of_classes, ax=panels, location="bottom", ticks=range(len(names)), aspect=60, shrink=0.9)
     bar.ax.set_xticklabels(
         names, rotation=35 if len(names) > len(ORDERED) else 0, ha="right" if len(names) > 5 else "center"
@@ -73,9 +75,9 @@ def confusion(true: np.ndarray, predicted: np.ndarray, names: tuple[str, ...]) -
     labels = [f"{name}  {share:.1%}" for name, share in zip(names, shares.diagonal(), strict=True)]
     axes.set_xticks(range(classes), names, rotation=90 if max(map(len, names)) > 2 else 0)
     axes.set_yticks(range(classes), labels)
-    axes.set(xlabel="predicted class", ylabel="true class, and how much of it is right")
+    axes.set(xlabel="predicted class", ylabel="true class, and the share that is right")
     right = counts.trace()
-    axes.set_title(f"validation: {right} of {len(true)} right, {right / len(true):.2%}")
+    axes.set_title(f"validation: {right} of {len(true)} right, {right / len(true):.1%}")
     figure.colorbar(image, shrink=0.7, label="share of the true class")
     return figure
 

@@ -28,12 +28,14 @@ class Picture(NamedTuple):
         y: Their true labels, (points,).
         pixels: Where they are: flat indices into the picture, (points,).
         shape: Rows and columns of the picture.
+        extent: For a map of the plane, the first row at the bottom: left, right, bottom, top. None: a photograph.
     """
 
     x: np.ndarray
     y: np.ndarray
     pixels: np.ndarray
     shape: tuple[int, int]
+    extent: tuple[float, float, float, float] | None = None
 
 
 class Data(NamedTuple):

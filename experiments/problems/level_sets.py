@@ -86,5 +86,5 @@ def load(section: LevelSets, seed: int) -> Data:
     )
     everywhere = grid(REFERENCE_GRID)
     shape = (REFERENCE_GRID, REFERENCE_GRID)
-    picture = Picture(everywhere, label(everywhere), np.arange(len(everywhere)), shape)
+    picture = Picture(everywhere, label(everywhere), np.arange(len(everywhere)), shape, (-3, 3, -3, 3))
     return Data(train_set, validation_set, tuple(map(str, range(CLASSES))), facts, "generated", picture)

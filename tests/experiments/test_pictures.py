@@ -19,7 +19,7 @@ def test_confusion_counts_rows_by_truth_and_gives_accuracy_by_class():
     found = {(int(text.get_position()[1]), int(text.get_position()[0])): int(text.get_text()) for text in axes.texts}
     assert found == {(0, 0): 2, (0, 1): 1, (1, 1): 2, (2, 0): 1}
     assert [label.get_text() for label in axes.get_yticklabels()] == ["meadow  66.7%", "wood  100.0%", "lake  0.0%"]
-    assert axes.get_title() == "validation: 4 of 6 right, 66.67%"
+    assert axes.get_title() == "validation: 4 of 6 right, 66.7%"
 
 
 def test_class_map_leaves_pixels_without_a_label_blank():
