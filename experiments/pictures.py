@@ -46,7 +46,7 @@ def training(rows: Rows) -> Figure:
     left, right = figure.subplots(1, 2)
     for axes, quantity, scale in ((left, "loss", 1), (right, "accuracy", 100)):
         for label, key, style in (
-            ("inexact, training points", f"inexact_{quantity}", {"color": INEXACT, "lw": 1.5}),
+            ("inexact, as training sees it", f"inexact_{quantity}", {"color": INEXACT, "lw": 1.5}),
             ("exact, training points", f"exact_train_{quantity}", {"color": TRAIN, "marker": ".", "lw": 1}),
             ("exact, validation points", f"exact_validation_{quantity}", {"color": VALIDATION, "marker": ".", "lw": 1}),
         ):
