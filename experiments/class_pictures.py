@@ -40,7 +40,11 @@ def class_map(picture: Picture, predicted: np.ndarray, names: tuple[str, ...]) -
         axes.set_facecolor(BLANK)
         origin = "lower" if plane else "upper"
         image = axes.imshow(pixels, origin=origin, extent=picture.extent, interpolation="nearest", **colouring)
-        axes.set(title=title, **({"xlabel": "$x_1$"} if plane else {"xticks": [], "yticks": []}))
+        axes.set_title(title)
+        if plane:
+            axes.set_xlabel("$x_1$")
+        else:
+            axes.set(xticks=[], yticks=[])
         if title == "true classes":
             of_classes = image
     if plane:

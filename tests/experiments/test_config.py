@@ -29,13 +29,13 @@ def test_shipped_configs_are_valid_and_survive_being_written(file, tmp_path):
     assert config.read([str(tmp_path / "resolved.yaml")], "experiments.train") == shipped
 
 
-def test_the_level_set_config_is_not_exact_by_finite_termination():
-    shipped = config.read([str(ROOT / "configs" / "level_sets.yaml")], "experiments.train")
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.name)
+def test_shipped_hierarchies_are_not_exact_by_finite_termination(file):
+    shipped = config.read([str(file)], "experiments.train")
     assert shipped.training.method == "one_shot"
-    assert shipped.network.final_time == 5.0
+    assert shipped.network.final_time == (20.0 if shipped.problem.name == "indian_pines" else 5.0)
     for section in ("solver", "adjoint"):
-        solver, (layers, intervals, *_) = getattr(shipped, section), checks.grid_sizes(shipped, section)
-        assert layers >= 64
+        solver, (_, intervals, *_) = getattr(shipped, section), checks.grid_sizes(shipped, section)
         assert solver.coarsening_factor <= 8
         assert solver.cycles <= 2
         assert intervals > 2 * solver.cycles * (1 + solver.cf_relaxations[0])
