@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import optax
@@ -13,7 +13,37 @@ from experiments import networks
 from experiments.batches import Batch, Batches
 from experiments.errors import ConfigError
 from experiments.problems import Data
-from experiments.schema import Backend, Config, Optimizer, Solver
+from experiments.schema import Backend, Config, Solver
+
+State = Any  # jm.TrainState or jm.PublishedState
+
+
+class Trainer(Protocol):
+    """What `jm.OneShot` and `jm.PublishedLoop` have in common."""
+
+    @property
+    def problem(self) -> jm.Problem:
+        """What is trained."""
+
+    @property
+    def backend(self) -> Any:
+        """Where the layers live."""
+
+    def init(self, params: jm.Params, batch: Any) -> State:
+        """The state before the first iteration."""
+
+    def params(self, state: State) -> jm.Params:
+        """The parameters."""
+
+    def evaluate(self, state: State, batch: Any) -> tuple[Any, Any]:
+        """The exact loss and its aux."""
+
+    def export(self, state: State) -> jm.Snapshot:
+        """The state as NumPy arrays."""
+
+    def restore(self, state: State, snapshot: jm.Snapshot) -> State:
+        """Undo `export`."""
+
 
 COARSE_PARAMS = {"injection": jm.injection, "average": jm.average}
 COARSE_STEPS = {"same_step": jm.same_step, "midpoint": jm.midpoint}
@@ -83,8 +113,9 @@ def solver(section: Solver) -> jm.MGRIT:
     )
 
 
-def optimizer(section: Optimizer, iterations: int, rate: float = 1.0) -> optax.GradientTransformation:
-    """The optimiser with its learning-rate schedule times `rate`, behind the anticipation of the gradient."""
+def optimizer(config: Config, rate: float = 1.0) -> optax.GradientTransformation:
+    """The optax optimiser with its learning-rate schedule times `rate`, behind what is done to the gradient."""
+    section, iterations = config.optimizer, config.iterations
     peak, warmup = rate * section.learning_rate, section.warmup
     rates = optax.join_schedules(
         [
@@ -95,19 +126,27 @@ def optimizer(section: Optimizer, iterations: int, rate: float = 1.0) -> optax.G
         ],
         [warmup],
     )
+    chain = [jm.anticipate(section.anticipate)] if section.anticipate > 0 else []
+    if config.training.mesh_independent:
+        chain.append(jm.l2_gradient(step_size(config)))
     update = {"adam": optax.adam, "sgd": optax.sgd}[section.name](rates)
-    return optax.chain(jm.anticipate(section.anticipate), update) if section.anticipate > 0 else update
+    return optax.chain(*chain, update) if chain else update
+
+
+def step_size(config: Config) -> float:
+    """The layers' step size, T/N."""
+    return config.network.final_time / config.network.layers
 
 
 def problem(config: Config) -> jm.Problem:
     """The residual network's training problem."""
-    h = config.network.final_time / config.network.layers
+    h = step_size(config)
     return jm.Problem(
         networks.opening(config.network),
         networks.residual_step(config.network),
         networks.classification,
         h=h,
-        penalty=networks.penalty(config.penalty, h),
+        penalty=networks.penalty(config.penalty, h, config.training.mesh_independent),
     )
 
 
@@ -116,32 +155,57 @@ def initial_params(config: Config, data: Data) -> jm.Params:
     return networks.initialise(config.network, data.train.x.shape[1:], data.classes, config.seed, config.dtype)
 
 
-def trainer(config: Config, rate: float = 1.0) -> jm.OneShot:
+def trainer(config: Config, rate: float = 1.0) -> Trainer:
     """The trainer: one-shot, or its conventional counterpart with exact states and gradients.
 
     Args:
         config: Of the run.
-        rate: Factor on the learning rate.
+        rate: Factor on the learning rate (of the published loop, on the first trial's step size).
 
     Raises:
         ConfigError: An option that the library refuses; its message says which and why.
     """
     one_shot = config.training.method == "one_shot"
-    schedule = SCHEDULES[config.training.schedule if one_shot else "cycles_then_gradient"]
+    sequential = jm.Sequential(), jm.Sequential()
+    state, adjoint = (solver(config.solver), solver(config.adjoint)) if one_shot else sequential
     try:
+        if config.optimizer.name == "published":
+            return published_loop(config, rate, state, adjoint)
         return jm.OneShot(
             problem(config),
-            optimizer(config.optimizer, config.iterations, rate),
-            solver=solver(config.solver) if one_shot else jm.Sequential(),
-            adjoint=solver(config.adjoint) if one_shot else jm.Sequential(),
-            schedule=schedule,
+            optimizer(config, rate),
+            solver=state,
+            adjoint=adjoint,
+            schedule=SCHEDULES[config.training.schedule if one_shot else "cycles_then_gradient"],
             backend=backend(config.backend),
         )
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error)) from None
 
 
-def initial_state(config: Config, data: Data, trainer: jm.OneShot, batches: Batches) -> jm.TrainState:
+def published_loop(config: Config, rate: float, state: Any, adjoint: Any) -> jm.PublishedLoop:
+    """The published loop with the options of the `optimizer` section."""
+    section = config.optimizer
+    hessian: Any = {
+        "identity": jm.SteepestDescent(),
+        "l-bfgs": jm.LBFGS(memory=section.memory),
+        "bfgs": jm.BFGS(),
+    }[section.hessian]
+    return jm.PublishedLoop(
+        problem(config),
+        solver=state,
+        adjoint=adjoint,
+        hessian=hessian,
+        initial_step=rate * section.initial_step,
+        ls_max=section.ls_max,
+        c1=section.c1,
+        gtol=section.gtol,
+        inner_product="l2" if config.training.mesh_independent else "euclidean",
+        backend=backend(config.backend),
+    )
+
+
+def initial_state(config: Config, data: Data, trainer: Trainer, batches: Batches) -> State:
     """The trainer's state before the first iteration.
 
     Raises:
@@ -153,9 +217,19 @@ def initial_state(config: Config, data: Data, trainer: jm.OneShot, batches: Batc
         raise ConfigError(str(error)) from None
 
 
-def update(trainer: jm.OneShot, batches: Batches) -> Callable[[jm.TrainState, Batch], tuple[jm.TrainState, jm.Info]]:
+def update(trainer: Trainer, batches: Batches) -> Callable[[Any, Batch], tuple[Any, Any]]:
     """One iteration, compiled; it uses up the state it is given."""
+    if isinstance(trainer, jm.PublishedLoop):
+        return _published_update(trainer)
+    assert isinstance(trainer, jm.OneShot)
+    return _one_shot_update(trainer, batches)
 
+
+def _published_update(trainer: jm.PublishedLoop) -> Callable[[Any, Batch], tuple[Any, Any]]:
+    return jax.jit(lambda state, batch: trainer.step(state, batch.points), donate_argnums=0)
+
+
+def _one_shot_update(trainer: jm.OneShot, batches: Batches) -> Callable[[Any, Batch], tuple[Any, Any]]:
     def step(state: jm.TrainState, batch: Batch) -> tuple[jm.TrainState, jm.Info]:
         state = state if batches.warm else trainer.cold(state, batch.points)
         return trainer.step(state, batch.points, batch.samples)

@@ -5,6 +5,9 @@ from collections.abc import Callable, Iterator
 
 from experiments.schema import Config, Solver
 
+PUBLISHED = ("hessian", "memory", "initial_step", "ls_max", "c1", "gtol")  # keys of one optimizer.name
+OPTAX = ("learning_rate", "schedule", "warmup", "anticipate")  # of the others
+
 
 def problems(config: Config) -> list[str]:
     """What is wrong between the keys: one line each, with key, value, expectation and remedy."""
@@ -13,6 +16,23 @@ def problems(config: Config) -> list[str]:
 
 def idle(config: Config) -> dict[str, str]:
     """The keys that have no effect, each with the reason; a file may hold them, a command line should not."""
+    return _idle_solvers(config) | _idle_optimizer(config)
+
+
+def _idle_optimizer(config: Config) -> dict[str, str]:
+    name, hessian = config.optimizer.name, config.optimizer.hessian
+    if name != "published":
+        keys: tuple[str, ...] = PUBLISHED
+    else:
+        keys = OPTAX if hessian == "l-bfgs" else (*OPTAX, "memory")
+    reason = f"optimizer.name = {name!r}"
+    idle = {f"optimizer.{key}": reason for key in keys}
+    if name == "published" and hessian != "l-bfgs":
+        idle["optimizer.memory"] = f"optimizer.hessian = {hessian!r}"
+    return idle
+
+
+def _idle_solvers(config: Config) -> dict[str, str]:
     every = [f"{section}.{key}" for section in ("solver", "adjoint") for key in Solver.model_fields]
     if config.training.method == "sequential":
         return dict.fromkeys([*every, "training.schedule"], "training.method = 'sequential'")
@@ -154,8 +174,30 @@ def _processes(config: Config) -> Iterator[str]:
         )
 
 
+def _published(config: Config) -> Iterator[str]:
+    if config.optimizer.name != "published":
+        return
+    training = config.training
+    for key, value, allowed in (
+        ("schedule", training.schedule, "cycles_then_gradient"),
+        ("batch_size", training.batch_size, None),
+        ("start", training.start, "warm"),
+    ):
+        sequential = key == "schedule" and training.method == "sequential"
+        if value != allowed and not sequential:
+            yield (
+                f"training.{key} = {value!r}: expected {'null' if allowed is None else allowed} with optimizer.name = "
+                "'published', which compares objectives of the same points. Leave it out, or use optimizer.name: adam."
+            )
+    if getattr(config.problem, "shift", 0):
+        yield (
+            f"problem.shift = {getattr(config.problem, 'shift', 0)}: expected 0 with optimizer.name = 'published', "
+            "which compares objectives of the same points. Leave it out, or use optimizer.name: adam."
+        )
+
+
 def _warmup(config: Config) -> Iterator[str]:
-    if config.optimizer.warmup >= config.iterations:
+    if config.optimizer.name != "published" and config.optimizer.warmup >= config.iterations:
         yield (
             f"optimizer.warmup = {config.optimizer.warmup}: expected fewer than iterations = {config.iterations}. "
             "Shorten the warm-up or train longer."
@@ -167,4 +209,11 @@ def _first_factor(solver: Solver) -> int:
     return factors[0] if isinstance(factors, list) else factors
 
 
-CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (_hierarchy, _predict_then_sweep, _devices, _processes, _warmup)
+CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
+    _hierarchy,
+    _predict_then_sweep,
+    _devices,
+    _processes,
+    _published,
+    _warmup,
+)

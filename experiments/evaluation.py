@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxmgrit as jm
+from experiments.build import State, Trainer
 from experiments.networks import logits
 from experiments.problems import DataSet
 
@@ -15,15 +16,15 @@ NUMBERS = 2**22  # of the states that are computed at a time
 
 
 def evaluator(
-    trainer: jm.OneShot, data: DataSet, dtype: str, most: int | None = None
-) -> Callable[[jm.TrainState], tuple[float, float]]:
+    trainer: Trainer, data: DataSet, dtype: str, most: int | None = None
+) -> Callable[[State], tuple[float, float]]:
     """A function from a state to the exact loss and accuracy on a data set, or on `most` points spread over it."""
     if most is not None and most < len(data.y):
         some = np.linspace(0, len(data.y) - 1, most).astype(int)
         data = DataSet(data.x[some], data.y[some])
     evaluate = jax.jit(trainer.evaluate)
 
-    def figures(state: jm.TrainState) -> tuple[float, float]:
+    def figures(state: State) -> tuple[float, float]:
         total = np.zeros(2)
         for part in _parts(trainer.problem, state.params, data.x.astype(dtype, copy=False)):
             loss, aux = evaluate(state, (jnp.asarray(data.x[part], dtype), jnp.asarray(data.y[part])))

@@ -19,6 +19,7 @@ from experiments.interruption import Interruption
 from experiments.problems import Data
 from experiments.schema import Config
 
+FAILED_SEARCHES = 5  # iterations in a row; the states get better meanwhile
 PATIENCE = 20  # iterations in a row in which the solver may diverge; a few do no harm
 
 Row = dict[str, Any]
@@ -51,6 +52,8 @@ class Memory:
         diverging: Iterations in a row, up to the last, in which the solver diverged.
         rate: Factor on the learning rate.
         setbacks: Steps back so far.
+        failed_searches: Iterations in a row, up to the last, whose line search failed.
+        end: The last iteration, where training ends before the config's.
     """
 
     seconds: float = 0.0
@@ -59,6 +62,8 @@ class Memory:
     diverging: int = 0
     rate: float = 1.0
     setbacks: int = 0
+    failed_searches: int = 0
+    end: int | None = None
 
 
 class Loop:
@@ -121,7 +126,7 @@ class Loop:
         """
         iteration = self._iteration()
         while True:
-            last = iteration == self._config.iterations
+            last = iteration == self._last()
             evaluation = self._evaluate(last) if last or iteration % self._config.evaluation.every == 0 else {}
             asked = interruption.requested(iteration)
             checkpoint = self._checkpoint(iteration) if last or asked or self._is_due(iteration) else None
@@ -139,7 +144,20 @@ class Loop:
                 return params
             if asked:
                 raise Interrupted(asked, iteration)
+            self._note_end(row, listener)
             iteration += 1
+
+    def _last(self) -> int:
+        return self._config.iterations if self._memory.end is None else self._memory.end
+
+    def _note_end(self, row: Row, listener: Listener) -> None:
+        """End a training of the published loop that has converged, or whose line searches keep failing."""
+        memory, outcome = self._memory, jm.Outcome(row.get("outcome", jm.Outcome.STEP))
+        memory.failed_searches = memory.failed_searches + 1 if outcome == jm.Outcome.LINE_SEARCH_FAILED else 0
+        if outcome == jm.Outcome.CONVERGED or memory.failed_searches >= FAILED_SEARCHES:
+            memory.end = row["iteration"] + 1
+            times = f"for {FAILED_SEARCHES} iterations: " if memory.failed_searches else ""
+            self._decided(listener, row["iteration"], "training ends", times + outcome.sentence)
 
     def _iteration(self) -> int:
         return 0 if self._good is None else int(self._good.snapshot.iteration)
@@ -215,7 +233,10 @@ class Loop:
 
 
 def _figures(info: Any) -> Row:
-    """An iteration's info as a row of metrics."""
+    """An iteration's info as a row of metrics; the published loop's tells of its line search too."""
+    search: Row = {}
+    if isinstance(info, jm.PublishedInfo):
+        search = {"step_size": float(info.step_size), "trials": int(info.trials), "outcome": int(info.outcome)}
     return {
         "inexact_loss": float(info.loss),
         "inexact_accuracy": float(info.aux["accuracy"]),
@@ -224,6 +245,7 @@ def _figures(info: Any) -> Row:
         "residual_norm": float(info.residual_norm),
         "adjoint_residual_norm": float(info.adjoint_residual_norm),
         "result": int(info.result),
+        **search,
     }
 
 

@@ -112,23 +112,11 @@ def classification(theta: Layer, u: jax.Array, y: jax.Array) -> tuple[jax.Array,
     return loss, {"accuracy": jnp.mean(jnp.argmax(scores, axis=1) == y, dtype=loss.dtype)}
 
 
-def penalty(weights: Penalty, h: float) -> Callable[[jm.Params], jax.Array] | None:
+def penalty(weights: Penalty, h: float, mesh_independent: bool = False) -> jm.LayerwisePenalty | None:
     """The published penalties: Tikhonov (with its own weight for the last layer), smoothness in depth; None if zero."""
     if weights.gamma_tik == weights.gamma_class == weights.gamma_ddt == 0:
         return None
-
-    def squares(tree: Any) -> Any:
-        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree))
-
-    def value(params: jm.Params) -> jax.Array:
-        slopes = jax.tree.map(lambda leaf: jnp.diff(leaf, axis=0) / h, params.layers)
-        return (
-            weights.gamma_tik / 2 * (squares(params.opening) + squares(params.layers))
-            + weights.gamma_class / 2 * squares(params.closing)
-            + weights.gamma_ddt / 2 * squares(slopes)
-        )
-
-    return value
+    return jm.published_penalty(h, **weights.model_dump(), mesh_independent=mesh_independent)
 
 
 def initialise(network: Network, shape: tuple[int, ...], classes: int, seed: int, dtype: str) -> jm.Params:

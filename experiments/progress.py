@@ -11,7 +11,7 @@ from tqdm import tqdm
 import jaxmgrit as jm
 from experiments.checks import grid_sizes
 from experiments.problems import Data
-from experiments.schema import Config
+from experiments.schema import Config, Optimizer
 
 COLUMNS = (
     ("iteration", "iteration", "{:9d}"),
@@ -75,8 +75,8 @@ def header(config: Config, data: Data, devices: int, folder: Path) -> list[str]:
         f"T = {network.final_time:g}, {config.dtype}",
         f"training: {method[0]}",
         *method[1:],
-        f"          {config.iterations} iterations of {optimizer.name}, {optimizer.schedule} rate "
-        f"{optimizer.learning_rate:g}, {points}{start}",
+        f"          {config.iterations} iterations of {_updates(optimizer)}, {points}{start}"
+        f"{', mesh-independent' if training.mesh_independent else ''}",
         f"devices:  {devices} x {jax.devices()[0].device_kind} ({_where(config)})",
         f"folder:   {folder}",
     ]
@@ -90,6 +90,14 @@ def _where(config: Config) -> str:
     processes = f" over {jax.process_count()} processes" if jax.process_count() > 1 else ""
     parts = f", the batch in {backend.data} parts" if backend.data > 1 else ""
     return f"{backend.kind}{processes}{parts}"
+
+
+def _updates(optimizer: Optimizer) -> str:
+    """How parameters are updated."""
+    if optimizer.name != "published":
+        return f"{optimizer.name}, {optimizer.schedule} rate {optimizer.learning_rate:g}"
+    memory = f" of {optimizer.memory} pairs" if optimizer.hessian == "l-bfgs" else ""
+    return f"the published loop, {optimizer.hessian}{memory}, steps from {optimizer.initial_step:g}"
 
 
 def _hierarchy(config: Config, section: str) -> str:

@@ -97,15 +97,31 @@ class Network(Section):
 
 
 class Optimizer(Section):
-    """The optax optimiser that turns gradients into updates."""
+    """What turns gradients into updates: optax's Adam or SGD, or the published quasi-Newton loop with line search."""
 
-    name: Literal["adam", "sgd"] = Field(default="adam", description="optax optimiser")
-    learning_rate: float = Field(default=1e-2, gt=0, description="largest step size")
-    schedule: Literal["constant", "cosine"] = Field(
-        default="constant", description="cosine decays to zero at the last iteration"
+    name: Literal["adam", "sgd", "published"] = Field(
+        default="adam", description="published: Hessian approximation and Armijo line search, on all points at once"
     )
-    warmup: int = Field(default=0, ge=0, description="iterations over which the learning rate rises linearly from zero")
-    anticipate: float = Field(default=0.0, ge=0, description="alpha of g + alpha (g - g_prev); 0 is the plain gradient")
+    learning_rate: float = Field(default=1e-2, gt=0, description="of adam and sgd: largest step size")
+    schedule: Literal["constant", "cosine"] = Field(
+        default="constant", description="of adam and sgd: cosine decays to zero at the last iteration"
+    )
+    warmup: int = Field(
+        default=0, ge=0, description="of adam and sgd: iterations over which the learning rate rises linearly from zero"
+    )
+    anticipate: float = Field(
+        default=0.0, ge=0, description="of adam and sgd: alpha of g + alpha (g - g_prev); 0 is the plain gradient"
+    )
+    hessian: Literal["identity", "l-bfgs", "bfgs"] = Field(
+        default="l-bfgs", description="of published: approximation of the inverse Hessian; bfgs is dense"
+    )
+    memory: int = Field(default=20, ge=1, le=1000, description="of published: pairs that l-bfgs keeps")
+    initial_step: float = Field(default=1.0, gt=0, description="of published: step size of the first trial")
+    ls_max: int = Field(
+        default=20, ge=1, le=100, description="of published: trials of a line search, each half as long"
+    )
+    c1: float = Field(default=1e-4, gt=0, lt=1, description="of published: of the Armijo condition")
+    gtol: NonNegative = Field(default=0.0, description="of published: training ends where the gradient's norm is below")
 
 
 class Training(Section):
@@ -116,6 +132,10 @@ class Training(Section):
     )
     schedule: Literal["cycles_then_gradient", "predict_then_sweep"] = Field(
         default="cycles_then_gradient", description="what one one-shot iteration does"
+    )
+    mesh_independent: bool = Field(
+        default=False,
+        description="penalties and gradients in the inner product of L2(0, T): a config behaves alike at any depth",
     )
     batch_size: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="training points in a mini-batch; null: all of them, every iteration"

@@ -6,7 +6,7 @@ from jaxmgrit.backend.mesh import Mesh
 from jaxmgrit.backend.mpi import MPI
 from jaxmgrit.coarsen import average, injection, midpoint, same_step
 from jaxmgrit.one_shot import Info, OneShot, TrainState
-from jaxmgrit.optimizers import anticipate
+from jaxmgrit.optimizers import anticipate, l2_gradient
 from jaxmgrit.options import MGRIT, Sequential
 from jaxmgrit.penalty import LayerwisePenalty, published_penalty
 from jaxmgrit.problem import Params, Problem
@@ -51,6 +51,7 @@ __all__ = [
     "average",
     "check",
     "injection",
+    "l2_gradient",
     "layer_gradients",
     "midpoint",
     "propagate",

@@ -49,3 +49,28 @@ def anticipate(alpha: float) -> optax.GradientTransformation:
         return jax.tree.map(ahead, gradients, state.previous), AnticipateState(gradients, jnp.ones((), bool))
 
     return optax.GradientTransformation(init, update)
+
+
+def l2_gradient(h: float) -> optax.GradientTransformation:
+    """Hand on the gradient in the inner product of L2(0, T): that of the hidden layers divided by the step size.
+
+    With h sum_n <theta^n, eta^n> as inner product, a Riemann sum of that of functions theta(t), eta(t) on (0, T), the
+    gradient with respect to theta(t) at t = n h is the derivative with respect to theta^n divided by h. It tends to a
+    function of t as layers are added, while the derivative itself tends to zero like h: so a step size that suits one
+    depth suits all. Put it before the optimiser in an `optax.chain`. (Adam divides by the gradient's size anyway; of it
+    only epsilon is affected.)
+
+    Args:
+        h: the layers' step size, T/N, > 0.
+
+    Raises:
+        ValueError: h is not a positive number.
+    """
+    if not isinstance(h, numbers.Real) or isinstance(h, bool) or not math.isfinite(h) or h <= 0:
+        raise ValueError(f"l2_gradient: h={h!r} is not a finite number > 0; give the layers' step size, T/N.")
+
+    def update(gradients: Any, state: PyTree, params: PyTree = None) -> tuple[Any, PyTree]:
+        del params
+        return gradients._replace(layers=jax.tree.map(lambda g: g / h, gradients.layers)), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

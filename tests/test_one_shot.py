@@ -380,3 +380,12 @@ def test_anticipate_by_zero_changes_nothing():
     _, state = rule.update(gradient, rule.init(gradient))
     ahead, _ = rule.update(jax.tree.map(jnp.square, gradient), state)
     np.testing.assert_array_equal(ahead["w"], [1.0, 4.0])
+
+
+def test_the_gradient_in_l2_is_the_layers_divided_by_the_step_size():
+    gradient = jm.Params(jnp.ones(2), {"w": jnp.asarray([1.0, 2.0])}, jnp.ones(1))
+    rule = jm.l2_gradient(0.25)
+    found, _ = rule.update(gradient, rule.init(gradient))
+    assert nets.distance(found, gradient._replace(layers={"w": jnp.asarray([4.0, 8.0])})) == 0.0
+    with pytest.raises(ValueError, match=r"l2_gradient: h=-1\.0"):
+        jm.l2_gradient(-1.0)

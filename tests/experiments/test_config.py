@@ -13,6 +13,7 @@ from experiments.schema import Config
 
 ROOT = Path(__file__).parents[2]
 PREDICT = "--training.schedule predict_then_sweep"
+PUBLISHED = "--optimizer.name published"
 PLAIN = "problem: {name: level_sets}\n"
 
 
@@ -151,6 +152,15 @@ def test_wrong_files(tmp_path, text, message):
             "--training.method sequential --training.schedule predict_then_sweep",
             r"--training\.schedule predict.* no effect",
         ),
+        ("--optimizer.ls-max 4", r"--optimizer\.ls-max 4: expected not .* optimizer\.name = 'adam'\. Leave it out, or"),
+        (f"{PUBLISHED} --optimizer.warmup 4", r"--optimizer\.warmup 4: .*effect with optimizer\.name = 'published'"),
+        (f"{PUBLISHED} --optimizer.hessian bfgs --optimizer.memory 4", r"memory 4: .* optimizer\.hessian = 'bfgs'"),
+        (f"{PUBLISHED} --optimizer.c1 1", r"optimizer\.c1 = 1: expected a number > 0 and < 1"),
+        (f"{PUBLISHED} --optimizer.hessian dfp", r"optimizer\.hessian = 'dfp': expected identity or l-bfgs or bfgs"),
+        (f"{PUBLISHED} --optimizer.initial-step 0", r"optimizer\.initial_step = 0: expected a number > 0"),
+        (f"{PUBLISHED} {PREDICT}", r"training\.schedule = 'predict_then_sweep': expected cycles_then_gradient with"),
+        (f"{PUBLISHED} --training.batch-size 8", r"training\.batch_size = 8: expected null with optimizer\.name"),
+        (f"{PUBLISHED} --training.start cold", r"training\.start = 'cold': expected warm with optimizer\.name"),
         (f"{PREDICT} --solver.levels 2 --adjoint.cycles 1", r"--adjoint\.cycles 1: expected not .* with two levels"),
         (f"{PREDICT} --solver.rtol 0.1", r"solver\.rtol = 0\.1: expected null with training\.schedule"),
         (f"{PREDICT} --adjoint.skip-first-down true", r"adjoint\.skip_first_down = True: expected false with"),

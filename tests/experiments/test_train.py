@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from processes import launch
 
+import jaxmgrit as jm
 from experiments import config, runs
 from experiments.problems import level_sets
 from experiments.train import main
@@ -208,3 +209,47 @@ def test_a_training_that_blows_up_stops_with_a_sentence(tiny, tmp_path, capsys, 
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "stopped"
     assert not (tmp_path / "run" / "parameters.npz").exists()
     assert len(runs.read_metrics(tmp_path / "run")) <= 7
+
+
+PUBLISHED = ("--optimizer.name", "published", "--optimizer.memory", "5")
+
+
+@pytest.mark.slow
+def test_the_published_loop_trains_and_tells_of_its_line_searches(tiny, tmp_path):
+    rows = train(tiny, tmp_path / "run", *PUBLISHED, "--iterations", "6", "--penalty.gamma-ddt", "1e-5")
+    assert rows[-1]["objective"] < rows[0]["objective"]
+    assert all(row["trials"] >= 1 and row["outcome"] == jm.Outcome.STEP for row in rows[:-1])
+    assert all(row["step_size"] == 2.0 ** (1 - row["trials"]) for row in rows[:-1])
+
+
+@pytest.mark.slow
+def test_the_published_loop_ends_where_the_gradient_is_small(tiny, tmp_path):
+    rows = train(tiny, tmp_path / "run", *PUBLISHED, "--optimizer.gtol", "100", "--iterations", "6")
+    assert [row["outcome"] for row in rows] == [jm.Outcome.CONVERGED] * 2
+    assert "exact_train_loss" in rows[-1]
+    events = (tmp_path / "run" / "events.jsonl").read_text()
+    assert "training ends" in events and "below gtol" in events
+
+
+@pytest.mark.slow
+def test_the_published_loop_goes_on_from_a_checkpoint_as_if_nothing_had_been(tiny, tmp_path):
+    words = (*PUBLISHED, "--checkpoints.every", "3")
+    whole = train(tiny, tmp_path / "whole", *words, "--iterations", "6")
+    train(tiny, tmp_path / "half", *words, "--iterations", "3")
+    assert main(["--resume", str(tmp_path / "half"), "--iterations", "6"]) == 0
+    rest = runs.read_metrics(tmp_path / "half")
+    np.testing.assert_array_equal(column(rest, "objective"), column(whole, "objective"))
+
+
+@pytest.mark.slow
+def test_mesh_independent_training_scales_penalties_and_gradients(tiny, tmp_path):
+    words = ("--iterations", "1", "--optimizer.name", "sgd", "--penalty.gamma-tik", "0.1")
+    plain = train(tiny, tmp_path / "plain", *words)
+    scaled = train(tiny, tmp_path / "scaled", *words, "--training.mesh-independent", "true")
+    assert plain[0]["inexact_loss"] == scaled[0]["inexact_loss"]
+    assert plain[0]["objective"] > scaled[0]["objective"] > scaled[0]["inexact_loss"]
+    moved = []
+    for name, row in (("plain", plain), ("scaled", scaled)):
+        assert row[-1]["objective"] < row[0]["objective"], name
+        moved.append(runs.load_params(tmp_path / name / "parameters.npz").layers["w"])
+    assert not np.allclose(*moved, rtol=1e-3)
