@@ -12,12 +12,13 @@ import pytest
 import jaxmgrit as jm
 
 BATCH, FINAL_TIME = 12, 5.0
-GRIDS = [(2, 4), (4, 2), (2, 1)]  # parts of the batch, devices of the layers
+GRIDS = [(2, 4), (4, 2), (2, 1), (1, 1)]  # parts of the batch, devices of the layers
+LOCAL = (0, 0)  # no mesh
 
 
 def grid(data, layers):
     """A backend of so many parts of the batch times so many devices for the layers."""
-    if (data, layers) == (1, 1):
+    if (data, layers) == LOCAL:
         return jm.Local()
     auto = jax.sharding.AxisType.Auto
     devices = jax.devices()[: data * layers]
@@ -64,7 +65,7 @@ def everything(layers, solver, data, devices):
     ),
 )
 def test_solves_are_those_of_one_device(layers, solver, shape):
-    found, expected = everything(layers, solver, *shape), everything(layers, solver, 1, 1)
+    found, expected = everything(layers, solver, *shape), everything(layers, solver, *LOCAL)
     for name, value in expected.items():
         assert nets.distance(found[name], value) < 1e-12, name
 
@@ -110,7 +111,7 @@ def trained(layers, schedule, shape, iterations=20):
 )
 def test_twenty_iterations_of_training_are_those_of_one_device(schedule, layers, shape):
     _, params, infos = trained(layers, schedule, shape)
-    _, expected, expected_infos = trained(layers, schedule, (1, 1))
+    _, expected, expected_infos = trained(layers, schedule, LOCAL)
     assert nets.distance(params, expected) < 1e-12
     for name, a, b in zip(infos._fields, infos, expected_infos, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-11 * np.abs(b).max(), err_msg=name)
@@ -143,7 +144,7 @@ def test_axes_that_are_not_those_of_the_mesh_are_refused():
         jm.Mesh(mesh, data_axis="layers")
 
 
-@pytest.mark.parametrize("shape", [(1, 1), pytest.param((2, 4), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("shape", [LOCAL, pytest.param((2, 4), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("schedule", nets.slow_but(["predict, then sweep"], SCHEDULES))
 def test_the_network_is_evaluated_exactly_where_its_layers_live(schedule, shape):
     problem, params, batch = nets.classification(53, batch=BATCH)

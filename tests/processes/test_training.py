@@ -182,3 +182,28 @@ def test_mpi_without_mpirun_is_one_rank_and_says_so(tiny, tmp_path):
     words = ["-m", "experiments.train", tiny, *MPI, "--iterations", "1", "--output.folder", str(tmp_path / "run")]
     said = launch.run_all([[sys.executable, *words]])
     assert "1 x cpu (mpi, one rank: for more, start with mpirun -n RANKS)" in said
+
+
+ANOTHER_MPI = """
+import shutil, sys
+from pathlib import Path
+from mpi4py import MPI
+folder = Path(sys.argv[1])
+own = next(line.split()[-1] for line in open("/proc/self/maps") if "/libmpi.so" in line)
+other = shutil.copy(own, folder / "libmpi.so.99")
+(folder / "mpi4jax.py").write_text(f"import ctypes; ctypes.CDLL({str(other)!r})")
+sys.path.insert(0, str(folder))
+import jaxmgrit as jm
+try:
+    jm.MPI()
+except RuntimeError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells which libraries a process has loaded")
+def test_mpi4jax_built_against_another_mpi_is_named(tmp_path):
+    launch.needs_mpi()
+    said = launch.run_all([[sys.executable, "-c", ANOTHER_MPI, str(tmp_path)]])
+    assert "mpi4py and mpi4jax use different MPI libraries" in said and "libmpi.so.99" in said
+    assert "--no-cache-dir mpi4jax" in said
