@@ -72,7 +72,8 @@ def residuals(rows: Rows) -> Figure:
         ("adjoint", "adjoint_residual_norm", ADJOINT),
     ):
         iterations, values = _series(rows, key)
-        axes.plot(iterations, values, label=label, color=colour, lw=1.2)
+        if len(values):  # none are recorded of a single cycle that starts on the coarsest level
+            axes.plot(iterations, values, label=label, color=colour, lw=1.2)
     axes.set_yscale("log")
     axes.set_xlabel("iteration")
     axes.set_ylabel("residual norm over all C-points and samples")

@@ -1,5 +1,6 @@
 """What a run says while it goes: a header, a table row per exact evaluation, a bar on terminals, a summary."""
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,8 +56,9 @@ class Progress:
 
 
 def _cell(value: Any, title: str, form: str) -> str:
-    """A table cell; a sequential solve has no residual."""
-    return "-".rjust(len(form.format(0))) if "res" in title and value == 0 else form.format(value)
+    """A table cell; a sequential solve has no residual, nor has a first cycle that starts on the coarsest level."""
+    none = "res" in title and (value == 0 or math.isnan(value))
+    return "-".rjust(len(form.format(0))) if none else form.format(value)
 
 
 def header(config: Config, data: Data, devices: int, folder: Path) -> list[str]:
@@ -107,6 +109,7 @@ def _hierarchy(config: Config, section: str) -> str:
     if config.training.schedule == "predict_then_sweep":
         return levels
     cycles = f"{solver.cycles} {solver.cycle}-cycle{'s' if solver.cycles > 1 else ''}"
+    cycles += " from the coarsest level" if solver.skip_first_down else ""
     exact = solver.cycles * (1 + solver.cf_relaxations[0]) >= sizes[1]
     return f"{cycles} over {levels}{', exact by their number' if exact else ''}"
 

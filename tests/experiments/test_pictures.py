@@ -69,3 +69,9 @@ def test_every_problem_gets_its_pictures(tmp_path):
     made = {folder: {file.stem for file in (tmp_path / folder).iterdir()} for folder in ("digits", "pixels")}
     assert made["digits"] == {"confusion", "misclassified", "residuals", "training"}
     assert made["pixels"] == {"class_map", "confusion", "residuals", "training"}
+
+
+def test_residuals_that_are_not_recorded_have_no_line():
+    rows = [{"iteration": i, "residual_norm": 0.1, "adjoint_residual_norm": None} for i in range(3)]
+    axes = pictures.residuals(rows).axes[0]
+    assert [line.get_label() for line in axes.lines] == ["state"]
