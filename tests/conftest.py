@@ -2,6 +2,7 @@
 
 import os
 from importlib.metadata import version
+from pathlib import Path
 
 # Programs here are small and run once: XLA is told to compile quickly, which takes a third of the time and changes
 # rounding only. JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests what users run.
@@ -11,6 +12,11 @@ if version("jax").startswith("0.10.") and os.environ["JAX_DISABLE_MOST_OPTIMIZAT
     flags.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# Files that tests compare with, where the project is checked out beside them.
+_DATA = Path(__file__).parents[2] / "shared" / "data"
+if _DATA.is_dir():
+    os.environ.setdefault("JAXMGRIT_DATA", str(_DATA))
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

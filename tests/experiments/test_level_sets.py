@@ -10,7 +10,7 @@ from experiments.errors import ConfigError
 from experiments.problems import level_sets
 from experiments.schema import LevelSets
 
-DATA = Path(os.environ.get("JAXMGRIT_DATA", Path(__file__).parents[3] / "shared" / "data"))
+DATA = Path(os.environ.get("JAXMGRIT_DATA", "shared/data"))
 SECTION = LevelSets(name="level_sets")
 
 

@@ -110,6 +110,9 @@ def history_of(trainer, params, batch):
         state, info = update(state, batch)
         history.append(info._replace(aux=None))
     assert update._cache_size() == 1, "traced more than once"
+    if args.backend == "mpi":  # where every rank has its own
+        ends = [np.asarray(x).tobytes() for x in jax.tree.leaves((state.params.opening, state.params.closing))]
+        assert all(other == ends for other in on.comm.allgather(ends)), "opening or closing differ between ranks"
     stacked = jax.tree.map(lambda *rows: np.stack([whole(x) for x in rows]), *history)
     return stacked._asdict(), trainer.params(state)
 
