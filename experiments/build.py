@@ -1,10 +1,12 @@
 """From a config to the objects of jaxmgrit and optax it names."""
 
+import dataclasses
 import os
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import AxisType
 
@@ -205,16 +207,27 @@ def published_loop(config: Config, rate: float, state: Any, adjoint: Any) -> jm.
     )
 
 
-def initial_state(config: Config, data: Data, trainer: Trainer, batches: Batches) -> State:
-    """The trainer's state before the first iteration.
+def initial_state(
+    config: Config, data: Data, trainer: Trainer, batches: Batches, params: jm.Params | None = None, iteration: int = 0
+) -> State:
+    """The trainer's state before its first iteration.
+
+    Args:
+        config: Of the run.
+        data: What is trained on.
+        trainer: The config's.
+        batches: The config's.
+        params: To start from; None: the config's own initial values.
+        iteration: How many iterations there were before.
 
     Raises:
         ConfigError: Options that the library refuses for this network; its message says which and why.
     """
     try:
-        return trainer.init(initial_params(config, data), batches.first())
+        state = trainer.init(initial_params(config, data) if params is None else params, batches.first())
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error)) from None
+    return dataclasses.replace(state, iteration=trainer.backend.replicate(jnp.asarray(iteration, jnp.int32)))
 
 
 def update(trainer: Trainer, batches: Batches) -> Callable[[Any, Batch], tuple[Any, Any]]:

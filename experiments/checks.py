@@ -3,7 +3,8 @@
 import re
 from collections.abc import Callable, Iterator
 
-from experiments.schema import Config, Solver
+from experiments.nested import networks
+from experiments.schema import Config, Nested, Solver
 
 PUBLISHED = ("hessian", "memory", "initial_step", "ls_max", "c1", "gtol")  # keys of one optimizer.name
 OPTAX = ("learning_rate", "schedule", "warmup", "anticipate")  # of the others
@@ -11,22 +12,25 @@ OPTAX = ("learning_rate", "schedule", "warmup", "anticipate")  # of the others
 
 def problems(config: Config) -> list[str]:
     """What is wrong between the keys: one line each, with key, value, expectation and remedy."""
-    return [line for check in CHECKS for line in check(config)]
+    lines = list(_nested(config))
+    if lines:
+        return lines
+    found = [(one.network.layers, line) for one in networks(config) for check in CHECKS for line in check(one)]
+    deepest = config.network.layers
+    return [line if layers == deepest else f"nested network of {layers} layers: {line}" for layers, line in found]
 
 
 def idle(config: Config) -> dict[str, str]:
     """The keys that have no effect, each with the reason; a file may hold them, a command line should not."""
-    return _idle_solvers(config) | _idle_optimizer(config)
+    nested = [f"nested.{key}" for key in Nested.model_fields if key != "networks"]
+    alone = dict.fromkeys(nested if config.nested.networks == 1 else [], "nested.networks = 1")
+    return _idle_solvers(config) | _idle_optimizer(config) | alone
 
 
 def _idle_optimizer(config: Config) -> dict[str, str]:
     name, hessian = config.optimizer.name, config.optimizer.hessian
-    if name != "published":
-        keys: tuple[str, ...] = PUBLISHED
-    else:
-        keys = OPTAX if hessian == "l-bfgs" else (*OPTAX, "memory")
-    reason = f"optimizer.name = {name!r}"
-    idle = {f"optimizer.{key}": reason for key in keys}
+    keys = OPTAX if name == "published" else PUBLISHED
+    idle = {f"optimizer.{key}": f"optimizer.name = {name!r}" for key in keys}
     if name == "published" and hessian != "l-bfgs":
         idle["optimizer.memory"] = f"optimizer.hessian = {hessian!r}"
     return idle
@@ -171,6 +175,21 @@ def _processes(config: Config) -> Iterator[str]:
         yield (
             f"backend.process = {backend.process}: expected less than backend.processes = {backend.processes}; the "
             "first is 0."
+        )
+
+
+def _nested(config: Config) -> Iterator[str]:
+    nested, layers = config.nested, config.network.layers
+    ratio = nested.factor ** (nested.networks - 1)
+    if layers % ratio:
+        yield (
+            f"nested.networks = {nested.networks}: expected network.layers = {layers} to be a multiple of {ratio}, "
+            f"nested.factor = {nested.factor} to the power of {nested.networks - 1}. Use fewer networks, other layers."
+        )
+    if isinstance(nested.iterations, list) and len(nested.iterations) != nested.networks - 1:
+        yield (
+            f"nested.iterations = {nested.iterations}: expected {nested.networks - 1} numbers, one for each network "
+            f"but the deepest, as nested.networks = {nested.networks}. Give one number for all, or as many."
         )
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 import jaxmgrit as jm
-from experiments import build
+from experiments import build, nested
 from experiments.batches import Batches
 from experiments.checkpoints import Checkpoint
 from experiments.errors import Interrupted, TrainingStopped
@@ -54,6 +54,8 @@ class Memory:
         setbacks: Steps back so far.
         failed_searches: Iterations in a row, up to the last, whose line search failed.
         end: The last iteration, where training ends before the config's.
+        network: Which of the networks of a nested training is trained, 0 the shallowest.
+        begun: The iteration from which it is.
     """
 
     seconds: float = 0.0
@@ -64,6 +66,8 @@ class Memory:
     setbacks: int = 0
     failed_searches: int = 0
     end: int | None = None
+    network: int = 0
+    begun: int = 0
 
 
 class Loop:
@@ -79,12 +83,30 @@ class Loop:
     """
 
     def __init__(self, config: Config, data: Data) -> None:
-        self._config = config
+        self._config, self._data = config, data
         self._memory = Memory()
         self._good: Checkpoint | None = None
         self._batches = Batches(config, data)
+        self._networks = nested.networks(config)
         self._adopt()
-        self.state = build.initial_state(config, data, self.trainer, self._batches)
+        self._begin()
+
+    @property
+    def _network(self) -> Config:
+        """The config of the network that is trained."""
+        return self._networks[self._memory.network]
+
+    def _adopt(self) -> None:
+        """Make the trainer that the memory asks for."""
+        self.trainer = build.trainer(self._network, self._memory.rate)
+        self._update = build.update(self.trainer, self._batches)
+
+    def _begin(self, params: jm.Params | None = None) -> None:
+        """Make the initial state of the network that is trained, and its exact evaluations."""
+        config, data = self._config, self._data
+        self.state = build.initial_state(
+            self._network, data, self.trainer, self._batches, params, iteration=self._memory.begun
+        )
         self._exact, self._final = (
             {
                 name: evaluator(self.trainer, part, config.dtype, points)
@@ -93,10 +115,13 @@ class Loop:
             for points in (config.evaluation.points, None)
         )
 
-    def _adopt(self) -> None:
-        """Make the trainer that the memory asks for."""
-        self.trainer = build.trainer(self._config, self._memory.rate)
-        self._update = build.update(self.trainer, self._batches)
+    def _recall(self, memory: Memory) -> None:
+        """Take over what a checkpoint remembers: the trainer, and a state of the right network."""
+        other = memory.network != self._memory.network
+        self._memory = memory
+        self._adopt()
+        if other:
+            self._begin()
 
     @property
     def events(self) -> int:
@@ -105,12 +130,12 @@ class Loop:
 
     def like(self, loop: dict[str, Any]) -> jm.Snapshot:
         """A snapshot like that of a checkpoint, by what it says of the loop."""
+        self._recall(Memory(**loop))
         return self.trainer.export(self.state)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint of this training."""
-        self._memory = Memory(**checkpoint.loop)
-        self._adopt()
+        self._recall(Memory(**checkpoint.loop))
         self.state = self.trainer.restore(self.state, checkpoint.snapshot)
         self._good = checkpoint
 
@@ -144,11 +169,33 @@ class Loop:
                 return params
             if asked:
                 raise Interrupted(asked, iteration)
-            self._note_end(row, listener)
             iteration += 1
+            self._note_end(row, listener)
+            self._refine(row, iteration, listener)
 
     def _last(self) -> int:
-        return self._config.iterations if self._memory.end is None else self._memory.end
+        """The last iteration, as far as is known."""
+        if self._memory.end is not None:
+            return self._memory.end
+        return self._memory.begun + sum(one.iterations for one in self._networks[self._memory.network :])
+
+    def _refine(self, row: Row, iteration: int, listener: Listener) -> None:
+        """Go on with the next network of a nested training, if it is time to."""
+        memory = self._memory
+        if self._network is self._config:
+            return
+        ended = "" if memory.end is None else "training it has come to its end"
+        reason = ended or nested.reason_to_refine(self._network, iteration - memory.begun, row)
+        if not reason:
+            return
+        section = self._config.nested
+        params = jm.refine(self.trainer.params(self.state), section.factor, section.prolongation)
+        self._memory = dataclasses.replace(
+            memory, network=memory.network + 1, begun=iteration, end=None, failed_searches=0, diverging=0
+        )
+        self._adopt()
+        self._begin(params)
+        self._decided(listener, iteration, f"on to {self._network.network.layers} layers", reason)
 
     def _note_end(self, row: Row, listener: Listener) -> None:
         """End a training of the published loop that has converged, or whose line searches keep failing."""
@@ -184,7 +231,8 @@ class Loop:
         self.state, info = self._update(self.state, self._batches.at(iteration))
         info = jax.device_get(info)
         self._memory.seconds += 0.0 if last else time.perf_counter() - start
-        return {"iteration": iteration, **_figures(info), **evaluation, "seconds": self._memory.seconds}
+        layers = {"layers": self._network.network.layers}
+        return {"iteration": iteration, **layers, **_figures(info), **evaluation, "seconds": self._memory.seconds}
 
     def _trouble(self, row: Row, checkpoint: Checkpoint | None) -> str:
         """What is wrong, if anything: not finite, a loss out of all bounds, a solver that diverges all the time."""
@@ -209,14 +257,16 @@ class Loop:
                 f"iteration {row['iteration']}{tried}: {trouble}. Lower optimizer.learning_rate or network.scale, or "
                 "raise solver.cycles; --training.method sequential tells whether the network itself overflows."
             )
-        self._memory = dataclasses.replace(
-            Memory(**self._good.loop),
-            seconds=memory.seconds,
-            events=memory.events,
-            rate=memory.rate * recovery.rate_factor,
-            setbacks=memory.setbacks + 1,
+        before = Memory(**self._good.loop)
+        self._recall(
+            dataclasses.replace(
+                before,
+                seconds=memory.seconds,
+                events=memory.events,
+                rate=memory.rate * recovery.rate_factor,
+                setbacks=memory.setbacks + 1,
+            )
         )
-        self._adopt()
         self.state = self.trainer.restore(self.state, self._good.snapshot)
         listener.cut(self._iteration())
         self._decided(

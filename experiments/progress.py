@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 import jaxmgrit as jm
 from experiments.checks import grid_sizes
+from experiments.nested import most_iterations, networks
 from experiments.problems import Data
 from experiments.schema import Config, Optimizer
 
@@ -33,7 +34,7 @@ class Progress:
     def __init__(self, config: Config, data: Data, devices: int, folder: Path) -> None:
         print(*header(config, data, devices, folder), sep="\n", flush=True)
         print("", "  ".join(title for title, _, _ in COLUMNS), sep="\n", flush=True)
-        self._bar = tqdm(total=config.iterations, disable=not sys.stdout.isatty(), file=sys.stdout, leave=False)
+        self._bar = tqdm(total=most_iterations(config), disable=not sys.stdout.isatty(), file=sys.stdout, leave=False)
 
     def show(self, row: Mapping[str, Any]) -> None:
         """Show a row of metrics: a table row if it holds an exact evaluation, else only the bar moves."""
@@ -66,6 +67,7 @@ def header(config: Config, data: Data, devices: int, folder: Path) -> list[str]:
     network, optimizer, training = config.network, config.optimizer, config.training
     points = "all points at once" if training.batch_size is None else f"mini-batches of {training.batch_size}"
     start = f", {training.start} starts" if training.method == "one_shot" else ""
+    depths = " > ".join(str(one.network.layers) for one in networks(config))
     method = ["sequential, exact states and gradients"]
     if config.training.method == "one_shot":
         method = [f"one-shot, {config.training.schedule.replace('_', ' ')}"]
@@ -73,7 +75,7 @@ def header(config: Config, data: Data, devices: int, folder: Path) -> list[str]:
     return [
         f"data:     {data.facts}",
         f"source:   {data.source}",
-        f"network:  {network.layers} {network.kind} {network.activation} layers of width {network.width}, "
+        f"network:  {depths} {network.kind} {network.activation} layers of width {network.width}, "
         f"T = {network.final_time:g}, {config.dtype}",
         f"training: {method[0]}",
         *method[1:],

@@ -146,6 +146,25 @@ class Training(Section):
     )
 
 
+class Nested(Section):
+    """Nested iteration: shallower networks are trained first, and each initialises the next, `factor` times as deep."""
+
+    networks: int = Field(default=1, ge=1, le=20, description="how many networks, the one of network.layers counted")
+    factor: Factor = Field(default=4, description="how much deeper the next one is; the final time is the same")
+    prolongation: Literal["linear", "constant"] = Field(
+        default="linear", description="of the layers' parameters, from one network to the next"
+    )
+    iterations: Annotated[int, Field(ge=1)] | Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = Field(
+        default=200, description="of each shallower network, at most; one for all or one per network"
+    )
+    loss: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="go on to the next network where the inexact loss is not above"
+    )
+    gradient: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="go on to the next network where the gradient's norm is not above"
+    )
+
+
 class Solver(Section):
     """Multigrid over the layers."""
 
@@ -262,6 +281,7 @@ class Config(Section):
     training: Training = Training()
     solver: Solver = Field(default=Solver(), description="Multigrid over the layers, of the states.")
     adjoint: Solver = Field(default=Solver(), description="Of the adjoint; what is not given here is as in `solver`.")
+    nested: Nested = Nested()
     penalty: Penalty = Penalty()
     backend: Backend = Backend()
     evaluation: Evaluation = Evaluation()

@@ -20,6 +20,7 @@ from experiments.errors import AgreedError, ConfigError, Interrupted, TrainingSt
 from experiments.evaluation import predict
 from experiments.interruption import Interruption
 from experiments.loop import Loop
+from experiments.nested import most_iterations
 from experiments.progress import Progress, summary_lines
 from experiments.recorder import Recorder, Silent, go_on
 from experiments.runs import Run, read_metrics, save_params
@@ -95,7 +96,7 @@ def resume(loop: Loop, config: Config, data: problems.Data, folder: Path) -> Res
             raise ConfigError("\n".join([*refused, f"--resume {folder}: expected a checkpoint that can be used."]))
         return Resumed(checkpoints, 0, refused)
     iteration = int(checkpoint.snapshot.iteration)
-    if iteration > config.iterations:
+    if iteration > most_iterations(config):
         raise ConfigError(
             f"iterations = {config.iterations}: expected at least {iteration}, which the run in {folder} has done."
         )

@@ -13,6 +13,7 @@ from jaxmgrit.problem import Params, Problem
 from jaxmgrit.propagate import propagate
 from jaxmgrit.published import Outcome, PublishedInfo, PublishedLoop, PublishedState
 from jaxmgrit.quasi_newton import BFGS, LBFGS, SteepestDescent
+from jaxmgrit.refine import refine
 from jaxmgrit.schedule import CyclesThenGradient, PredictThenSweep
 from jaxmgrit.snapshot import Snapshot
 from jaxmgrit.solution import AdjointSolution, CPoints, Result, Solution, SolveError, check
@@ -56,6 +57,7 @@ __all__ = [
     "midpoint",
     "propagate",
     "published_penalty",
+    "refine",
     "same_step",
     "solve",
     "trajectory",

@@ -253,3 +253,29 @@ def test_mesh_independent_training_scales_penalties_and_gradients(tiny, tmp_path
         assert row[-1]["objective"] < row[0]["objective"], name
         moved.append(runs.load_params(tmp_path / name / "parameters.npz").layers["w"])
     assert not np.allclose(*moved, rtol=1e-3)
+
+
+NESTED = ("--nested.networks", "3", "--nested.factor", "2", "--nested.iterations", "4", "3", "--network.layers", "32")
+
+
+@pytest.mark.slow
+def test_nested_iteration_trains_ever_deeper_networks_from_each_others_parameters(tiny, tmp_path, capsys):
+    rows = train(tiny, tmp_path / "run", *NESTED, "--solver.coarsening-factor", "2")
+    assert [row["layers"] for row in rows] == [8] * 4 + [16] * 3 + [32] * 7
+    assert [row["iteration"] for row in rows] == list(range(14))
+    assert "on to 16 layers, because it has had its 4 iterations" in capsys.readouterr().out
+    losses = column(rows, "inexact_loss")
+    # A refined network computes nearly what the shallow one did; where it is new, the loss would be the first.
+    for first in (4, 7):
+        assert abs(losses[first] - losses[first - 1]) < 0.3 * abs(losses[0] - losses[first - 1])
+    assert runs.load_params(tmp_path / "run" / "parameters.npz").layers["w"].shape[0] == 32
+
+
+@pytest.mark.slow
+def test_nested_iteration_goes_on_by_loss_and_resumes_in_the_middle(tiny, tmp_path):
+    words = (*NESTED, "--solver.coarsening-factor", "2", "--checkpoints.every", "1", "--nested.loss", "100")
+    rows = train(tiny, tmp_path / "whole", *words, "--iterations", "3")
+    assert [row["layers"] for row in rows] == [8, 16, 32, 32, 32, 32]
+    train(tiny, tmp_path / "half", *words, "--iterations", "1")
+    assert main(["--resume", str(tmp_path / "half"), "--iterations", "3"]) == 0
+    np.testing.assert_array_equal(column(runs.read_metrics(tmp_path / "half"), "objective"), column(rows, "objective"))
