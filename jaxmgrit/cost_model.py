@@ -58,9 +58,11 @@ class Counts:
 
     Attributes:
         phi: evaluations of the level's Phi in sweeps over all intervals.
-        vjp: pullbacks in such sweeps, to the state and, in the gradient's sweep, the parameters.
+        vjp: pullbacks to the state in such sweeps.
+        grad: pullbacks to state and parameters in such sweeps.
         serial_phi: evaluations of Phi one after another.
-        serial_vjp: pullbacks one after another.
+        serial_vjp: pullbacks to the state one after another.
+        serial_grad: pullbacks to state and parameters one after another.
         sends: blocks sent to another device.
         gathers: arrays gathered from all devices.
         sums: arrays summed over all devices.
@@ -69,8 +71,10 @@ class Counts:
 
     phi: int = 0
     vjp: int = 0
+    grad: int = 0
     serial_phi: int = 0
     serial_vjp: int = 0
+    serial_grad: int = 0
     sends: int = 0
     gathers: int = 0
     sums: int = 0
@@ -84,12 +88,49 @@ class Counts:
     @property
     def all_vjp(self) -> int:
         """Pullbacks, in sweeps or not."""
-        return self.vjp + self.serial_vjp
+        return self.vjp + self.grad + self.serial_vjp + self.serial_grad
 
     @property
     def messages(self) -> int:
         """Operations that communicate."""
         return self.sends + self.gathers + self.sums
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds that things take on one device, measured.
+
+    Attributes:
+        phi: one Phi in a sweep over as many intervals as the program takes at a time, per interval.
+        vjp: a pullback to the state, likewise.
+        grad: a pullback to state and parameters, likewise.
+        serial_phi: one Phi by itself.
+        serial_vjp: a pullback to the state by itself.
+        serial_grad: a pullback to state and parameters by itself.
+        message: an operation that communicates, beside its bytes.
+        byte: of a message.
+        coarse: evaluations of Phi in one step of a coarse level: 1 for `same_step`, 2 for `midpoint`.
+    """
+
+    phi: float
+    vjp: float
+    grad: float
+    serial_phi: float
+    serial_vjp: float
+    serial_grad: float
+    message: float = 0.0
+    byte: float = 0.0
+    coarse: float = 1.0
+
+    def seconds(self, counts: tuple[Counts, ...]) -> float:
+        """Time of what is counted, everything done and sent one after the other."""
+        kinds = ("phi", "vjp", "grad", "serial_phi", "serial_vjp", "serial_grad")
+        found = 0.0
+        for depth, level in enumerate(counts):
+            computed = sum(getattr(level, kind) * getattr(self, kind) for kind in kinds)
+            found += computed * (1.0 if depth == 0 else self.coarse)
+            found += level.messages * self.message + level.bytes * self.byte
+        return found
 
 
 def total(counts: tuple[Counts, ...]) -> Counts:
@@ -163,11 +204,11 @@ class _Grids:
     sizes: Sizes
     adjoint: bool = False
 
-    def steps(self, depth: int, count: int, serial: str = "") -> Entries:
+    def steps(self, depth: int, count: int, serial: str = "", pullback: str = "vjp") -> Entries:
         """Steps of a level; one of the adjoint linearises Phi and pulls back."""
         found: Entries = Counter({(depth, f"{serial}phi"): count})
         if self.adjoint:
-            found[depth, f"{serial}vjp"] = count
+            found[depth, serial + pullback] = count
         return found
 
     def starts(self, depth: int) -> Entries:
@@ -251,10 +292,10 @@ class _Grids:
         cycles = _times(solver.cycles - int(solver.skip_first_down), cycle)
         return _sum(skipped, cycles, self.end_value(), self.residual_norm())
 
-    def sequential(self) -> Entries:
+    def sequential(self, pullback: str = "vjp") -> Entries:
         """One interval after another; on P devices every one runs through its own P times."""
         level = self.levels[0]
-        chain = self.steps(0, level.share * level.factor, "serial_")
+        chain = self.steps(0, level.share * level.factor, "serial_", pullback)
         return _times(level.devices, chain + self.starts(0))
 
     def end_value(self) -> Entries:
@@ -268,7 +309,7 @@ class _Grids:
 
     def vjp_sweep(self) -> Entries:
         level = self.levels[0]
-        return self.starts(0) + self.steps(0, level.share * level.factor)
+        return self.starts(0) + self.steps(0, level.share * level.factor, pullback="grad")
 
 
 def _sends(depth: int, level: Level, entries: int, size: int) -> Entries:
@@ -317,7 +358,7 @@ def _adjoint(layers: int, solver: Solver, adjoint: Solver, devices: int, sizes: 
     grids = _Grids(levels, adjoint, sizes, adjoint=True)
     set_up = _sum(_linearise(state, levels[0], sizes), _relayout(state, levels[0], sizes.slot), grids.grids())
     if gradients and len(levels) == 1 and devices == 1:
-        return set_up + grids.sequential()
+        return set_up + grids.sequential("grad")
     if not gradients:
         return set_up + grids.run()
     collect = _relayout(levels[0], state, sizes.layer) + grids.all_sum(sizes.number)

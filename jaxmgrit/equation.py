@@ -77,7 +77,7 @@ class Equation:
 
     def vjp_state(self, slot: Slot, u: PyTree, shared: Shared) -> Vjp:
         """One layer with its pullback to the state: `pullback((lam, 1))` is (lam of the layer before,)."""
-        (after, cost), pullback = jax.vjp(lambda v: self._advance_and_cost(slot, v, shared), u)
+        (after, cost), pullback = jax.vjp(_keeping_little(lambda v: self._advance_and_cost(slot, v, shared)), u)
         return Vjp(after, cost, pullback)
 
     def vjp_all(self, slot: Slot, u: PyTree, shared: Shared, step_sizes: bool) -> Vjp:
@@ -93,7 +93,7 @@ class Equation:
             own = own if step_sizes else Slot(own, slot.h)
             return self._advance_and_cost(own, v, merge(s, fixed) if step_sizes else shared)
 
-        (after, cost), pullback = jax.vjp(f, differentiable, u, d_shared if step_sizes else Shared())
+        (after, cost), pullback = jax.vjp(_keeping_little(f), differentiable, u, d_shared if step_sizes else Shared())
         return Vjp(after, cost, pullback)
 
     def _advance_and_cost(self, slot: Slot, u: PyTree, shared: Shared) -> tuple[PyTree, Any]:
@@ -110,3 +110,26 @@ class Equation:
         if slot.h is not None:
             return slot.h
         return (self.h if self.h is not None else shared.h) * stride
+
+
+# Cheap enough to be computed again in the pullback from what is kept: one pass over values that are at hand.
+_CHEAP = frozenset(
+    "abs add add_any and broadcast_in_dim ceil clamp complex concatenate conj convert_element_type copy dynamic_slice "
+    "eq floor ge gt imag integer_pow is_finite le lt max min mul ne neg not or pad real reshape rev round select_n "
+    "sign slice square squeeze sub transpose xor".split()
+)
+
+
+def _keeping_little(f: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, whose pullback keeps only its arguments and what is costly to compute from them.
+
+    A tanh layer, say, keeps its state and the tanh, from which the derivative is a subtraction, and no transposed
+    weights: two thirds of the memory traffic, which is what large batches spend their time on.
+    """
+    return jax.checkpoint(f, prevent_cse=False, policy=_worth_keeping)
+
+
+def _worth_keeping(primitive: Any, *operands: Any, **_: Any) -> bool:
+    # JAX cannot keep complex intermediate values; they are computed again.
+    complex_ = primitive.name == "fft" or any(jnp.issubdtype(x.dtype, jnp.complexfloating) for x in operands)
+    return primitive.name not in _CHEAP and not complex_

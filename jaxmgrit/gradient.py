@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmgrit.equation import Equation, Shared, Slot
-from jaxmgrit.grids import AdjointBlock, record
+from jaxmgrit.grids import UNROLL, AdjointBlock, record
 from jaxmgrit.pytree import add, split, unfold, where
 from jaxmgrit.relaxation import Grid, by_intervals
 
@@ -66,7 +66,9 @@ def interval_gradient(
         return (where(inside, before, lam), add(total, d_shared)), (d_slot, cost)
 
     start = (lam, zero_shared(shared, step_sizes))
-    (lam, total), (d_slots, costs) = jax.lax.scan(one, start, (tape.pullbacks, tape.costs, block.mask), reverse=True)
+    (lam, total), (d_slots, costs) = jax.lax.scan(
+        one, start, (tape.pullbacks, tape.costs, block.mask), reverse=True, unroll=UNROLL
+    )
     d_slots = d_slots if step_sizes else Slot(d_slots)
     return tape.end, lam, Gradients(d_slots, total, jnp.sum(costs))
 

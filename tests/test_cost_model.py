@@ -16,45 +16,37 @@ from jaxmgrit import cost_model
 SEEN = []  # appended to by every device at once
 
 
-def note(what):
+def note(what, value):
     """Count `what` when the program gets here; the value makes it count for every interval of a batch."""
-
-    def at(value):
-        jax.debug.callback(lambda _: SEEN.append(what), value)
-
-    return at
+    jax.debug.callback(lambda _: SEEN.append(what), value)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def counted(stride, u):
-    note(("phi", stride))(jnp.ravel(u)[0])
-    return u
+def counted(stride, x):
+    note(("phi", stride), x)
+    return x
 
 
-def forward(stride, u):
-    return counted(stride, u), None
+def forward(stride, x):
+    return counted(stride, x), None
 
 
-def backward(stride, _, lam):
-    note(("vjp", stride))(jnp.ravel(lam)[0])
-    return (lam,)
+def backward(stride, _, g):
+    note(("vjp", stride), g)
+    return (g,)
 
 
 counted.defvjp(forward, backward)
 
 
-def plain(theta, u, h):
-    return u + h * jnp.tanh(u @ theta)
-
-
-def step(theta, u, h):
-    """A layer that is counted, with one array as its parameters."""
-    return plain(theta, counted(1, u), h)
+def step(theta, u, h, stride=1):
+    """A counted layer with one array as its parameters."""
+    return u + h * jnp.tanh(counted(stride, u @ theta))
 
 
 def coarse_step(_, theta, u, h, m):
     """A coarse step, counted for its level, which the layers it replaces tell."""
-    return plain(theta, counted(m, u), h)
+    return step(theta, u, h, m)
 
 
 def seen(run, devices):
@@ -91,7 +83,7 @@ class CountingMesh(jm.Mesh):
         return super().all_sum(x)
 
     def _note(self, kind, x):
-        note((kind, sum(y.nbytes for y in jax.tree.leaves(x))))(self.index())
+        note((kind, sum(y.nbytes for y in jax.tree.leaves(x))), self.index())
 
 
 def counting_mesh(devices):

@@ -279,6 +279,19 @@ def test_a_complex_state_has_the_gradient_of_scan():
     assert nets.distance((sol.u_final, adj.lam_initial, gradients), (u_final, lam0, d_theta)) < 1e-12
 
 
+@pytest.mark.slow
+def test_a_layer_that_passes_through_complex_numbers_has_the_gradient_of_scan():
+    def step(theta, u, h):
+        waves = jax.lax.complex(jnp.tanh(theta), theta) * jnp.fft.rfft(jnp.tanh(u))
+        return u + h * jnp.fft.irfft(waves, u.shape[-1])
+
+    theta, u0 = jnp.linspace(0.5, 1.5, 25), nets.state()
+    u_final, pull = jax.vjp(lambda t, u: nets.scan(step, t, u, 0.05), theta, u0)
+    sol, adj, gradients = nets.solved(step, theta, u0, 0.05, jm.MGRIT(4, **TO_ROUNDING))
+    expected = u_final, *reversed(pull(0.5 * u_final))
+    assert nets.distance((sol.u_final, adj.lam_initial, gradients), expected) < 1e-12
+
+
 def square_roots(theta, u, h):
     return u + h * jnp.sqrt(theta["s"]) * jnp.sqrt(u)
 

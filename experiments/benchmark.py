@@ -1,0 +1,298 @@
+"""Time every method against the best sequential one: `python -m experiments.benchmark [--layers N] [--batch B ...]`.
+
+Sequential programs (reverse mode through a scan, rematerialised by layer, by segment or not, unrolled or not, for both
+orders of a state's axes), multigrid gradients by cycles and hierarchy, and one-shot iterations, each a whole training
+step with its update. All are timed in turns; medians and quartiles; every ratio is to the fastest sequential program on
+one core. Programs slower than 1.5 times the fastest of their kind after two turns are not timed further.
+
+On a CPU one process is pinned to one core, and one more for every number of devices to as many.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from experiments import torch_loop
+from experiments.calibration import calibrate
+from experiments.contenders import LAYOUTS, Case, Contender, contenders
+from experiments.errors import ConfigError
+from experiments.workers import (
+    Compiled,
+    Place,
+    Worker,
+    WorkerError,
+    compile_program,
+    gradient_of,
+    resident_peak,
+    time_program,
+)
+from jaxmgrit.grids import sweep_batch
+from jaxmgrit.hierarchy import build_levels
+
+SCREENED = 1.5  # times slower than the best of its kind after the first two turns
+ERROR_STEPS = 2  # steps before the gradient is compared: a schedule's first has no warm values
+
+
+@dataclass
+class Measured:
+    """A contender in one place, and what was measured of it."""
+
+    contender: Contender
+    worker: Worker
+    key: str
+    compiled: Compiled
+    error: float | None = None
+    resident: int | None = None
+    predicted: float | None = None
+    times: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        """Of the times, in seconds."""
+        return statistics.median(self.times)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """Of the times, in seconds."""
+        first, third = np.quantile(self.times, [0.25, 0.75])
+        return float(first), float(third)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    try:
+        options = _options(sys.argv[1:] if arguments is None else arguments)
+        places = _places(options.devices, options.platform)
+        facts = {
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "jax": jax.__version__,
+            "repeats": options.repeats,
+            "options": {key: value for key, value in vars(options).items() if key != "json"},
+        }
+        results = []
+        for width, batch in itertools.product(options.width, options.batch):
+            case = Case(options.layers, width, batch, options.dtype, options.factor)
+            results.append(_case(case, places, options))
+            if options.json is not None:
+                options.json.write_text(json.dumps({**facts, "cases": results}, indent=1) + "\n", encoding="utf-8")
+    except (ConfigError, WorkerError) as error:
+        print("benchmark:", *str(error).splitlines(), sep="\n  ", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the cases that were finished are in the JSON file", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected an integer >= 1")
+    return value
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.benchmark",
+        description=__doc__.partition("\n\n")[0] if __doc__ else None,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--layers", type=_positive, default=1024, metavar="N", help="layers of the network")
+    parser.add_argument("--width", type=_positive, nargs="+", default=[8], metavar="W", help="features of a state")
+    parser.add_argument("--batch", type=_positive, nargs="+", default=[8, 32, 500, 5000], metavar="B", help="points")
+    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="of everything")
+    parser.add_argument("--factor", type=_positive, default=32, metavar="M", help="layers per interval and segment")
+    parser.add_argument("--devices", type=_positive, nargs="+", default=[1], metavar="P", help="devices, each in turn")
+    parser.add_argument("--platform", choices=["cpu", "gpu"], default="cpu", help="where to run")
+    parser.add_argument("--layouts", choices=LAYOUTS, nargs="+", default=list(LAYOUTS), help="first axis of a state")
+    parser.add_argument("--repeats", type=_positive, default=9, metavar="R", help="times each program is timed")
+    parser.add_argument("--only", default="", metavar="TEXT", help="leave out multigrid programs without this text")
+    parser.add_argument("--torch", action="store_true", help="also PyTorch's autograd loop, where it is installed")
+    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the results there as well")
+    options = parser.parse_args(arguments)
+    if options.factor < 2 or options.factor >= options.layers:
+        raise ConfigError(
+            f"--factor {options.factor}: expected at least 2 and less than --layers {options.layers}. "
+            "Take a factor in between, such as 32 for 1024 layers."
+        )
+    if 1 not in options.devices:
+        raise ConfigError(f"--devices {options.devices}: expected 1 among them, which all ratios refer to. Add it.")
+    if options.torch and find_spec("torch") is None:
+        raise ConfigError("--torch: PyTorch is not installed here. Install the CPU build, or leave --torch out.")
+    if options.json is not None and not options.json.resolve().parent.is_dir():
+        raise ConfigError(f"--json {options.json}: its folder does not exist. Make it first.")
+    return options
+
+
+def _places(devices: list[int], platform_name: str) -> list[Place]:
+    if platform_name == "gpu":
+        return [Place(None, count, "gpu") for count in dict.fromkeys(devices)]
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    if cores is None:
+        return [Place(None, count) for count in dict.fromkeys(devices)]
+    if max(devices) > len(cores):
+        raise ConfigError(
+            f"--devices {max(devices)}: expected at most {len(cores)}, the cores this process may use. Take fewer."
+        )
+    return [Place(tuple(cores[-count:]), count) for count in dict.fromkeys(devices)]
+
+
+def compile_contender(memory: dict[str, Any], key: str, case: Case, devices: int, name: str, layout: Any) -> Compiled:
+    """Task of a worker: make a contender by name."""
+    jax.config.update("jax_enable_x64", case.dtype == "float64")
+    found = next(c for c in contenders(case, (layout,), devices) if c.name == name)
+    return compile_program(memory, key, found.build)
+
+
+def _case(case: Case, places: list[Place], options: argparse.Namespace) -> dict[str, Any]:
+    """Measure, print and return one case."""
+    workers = [Worker(place) for place in places]
+    try:
+        entries = [
+            (worker, contender)
+            for worker in workers
+            for contender in contenders(case, tuple(options.layouts), worker.place.devices)
+            if contender.solver is None or options.only in contender.name
+        ]
+        rows: list[Measured] = []
+        with tqdm(total=len(entries) * (options.repeats + 1), leave=False, disable=not sys.stderr.isatty()) as bar:
+            for worker, contender in entries:
+                key = f"{contender.name} {contender.layout}"
+                bar.set_description(f"compiling {contender.name}")
+                compiled = worker.ask(
+                    compile_contender, key, case, worker.place.devices, contender.name, contender.layout
+                )
+                rows.append(Measured(contender, worker, key, compiled))
+                bar.update()
+            _compare_gradients(rows)
+            for turn in range(options.repeats):
+                bar.set_description(f"turn {turn + 1} of {options.repeats}")
+                for row in rows if turn < 2 else _worth_timing(rows):
+                    row.times.append(row.worker.ask(time_program, row.key))
+                    bar.update()
+        best = min((r for r in rows if r.contender.kind == "sequential"), key=lambda r: r.median)
+        for row in rows:
+            if row.median <= SCREENED * best.median or row.contender.name == "scan":
+                row.resident = row.worker.ask(resident_peak, row.key)
+        _predict(rows, case)
+        found = _as_json(case, rows, best)
+        if options.torch:
+            found["torch_milliseconds"] = 1e3 * workers[0].ask(torch_loop.time_loop, case, options.repeats)
+        _print(found)
+        return found
+    finally:
+        for worker in workers:
+            worker.close()
+
+
+def _worth_timing(rows: list[Measured]) -> list[Measured]:
+    def group(row: Measured) -> Any:
+        return row.contender.kind, row.worker.place.devices
+
+    best: dict[Any, float] = {}
+    for row in rows:
+        best[group(row)] = min(best.get(group(row), np.inf), row.median)
+    return [row for row in rows if row.median <= SCREENED * best[group(row)]]
+
+
+def _compare_gradients(rows: list[Measured]) -> None:
+    """Relative Euclidean error of every gradient against that of the plain scan in the same layout."""
+    exact: dict[str, Any] = {}
+    for row in sorted(rows, key=lambda r: r.contender.name != "scan"):
+        for _ in range(ERROR_STEPS):
+            row.worker.ask(time_program, row.key)
+        found = np.concatenate([np.ravel(x) for x in jax.tree.leaves(row.worker.ask(gradient_of, row.key))])
+        reference = exact.setdefault(row.contender.layout, found)
+        row.error = float(np.linalg.norm(found - reference) / np.linalg.norm(reference))
+
+
+def _predict(rows: list[Measured], case: Case) -> None:
+    """What the counts and the measured cost of one Phi, one pullback and one message predict."""
+    known: dict[Any, Any] = {}
+    for row in rows:
+        contender, place = row.contender, row.worker.place
+        if contender.counts is None or contender.solver is None:
+            continue
+        level = build_levels(case.layers, contender.solver, place.devices)[0]
+        state = np.zeros((case.batch, case.width), case.dtype)
+        batch = sweep_batch(contender.solver, state, place.platform, level.share)
+        what = (contender.layout, place.devices, level.factor, batch)
+        if what not in known:
+            known[what] = row.worker.ask(calibrate, case, *what)
+        row.predicted = sum(known[what].seconds(counts) for counts in contender.counts)
+
+
+def _as_json(case: Case, rows: list[Measured], best: Measured) -> dict[str, Any]:
+    return {
+        "case": asdict(case),
+        "tuned": {"name": best.contender.name, "layout": best.contender.layout, "milliseconds": 1e3 * best.median},
+        "programs": [
+            {
+                "name": row.contender.name,
+                "kind": row.contender.kind,
+                "layout": row.contender.layout,
+                "devices": row.worker.place.devices,
+                "cores": row.worker.place.cores and len(row.worker.place.cores),
+                "milliseconds": 1e3 * row.median,
+                "quartiles": [1e3 * q for q in row.quartiles],
+                "timed": len(row.times),
+                "ratio": row.median / best.median,
+                "gradient_error": row.error,
+                "compile_seconds": row.compiled.seconds,
+                "temporary_bytes": row.compiled.temporary,
+                "resident_bytes": row.resident,
+                "predicted_milliseconds": None if row.predicted is None else 1e3 * row.predicted,
+            }
+            for row in rows
+        ],
+    }
+
+
+def _print(found: dict[str, Any]) -> None:
+    case, tuned = found["case"], found["tuned"]
+    print(
+        f"\nN = {case['layers']}, width {case['width']}, batch {case['batch']}, {case['dtype']}; tuned sequential: "
+        f"{tuned['name']} ({tuned['layout']}), {tuned['milliseconds']:.2f} ms"
+    )
+    print(
+        f"{'method':48} {'layout':12} P  {'ms':>8} {'quartiles':>17} {'ratio':>6} {'error':>8} {'model':>8} "
+        f"{'compile':>8} {'temp MB':>8} {'grown MB':>8}"
+    )
+    order = {"sequential": 0, "data parallel": 1, "gradient": 2, "one-shot": 3}
+    rows = sorted(found["programs"], key=lambda r: (order[r["kind"]], r["devices"], r["milliseconds"]))
+    shown = [row for row in rows if row["timed"] > 2 or row["name"] == "scan"]
+    if len(shown) < len(rows):
+        print(f"({len(rows) - len(shown)} slower programs are in the JSON file only)")
+    for row in shown:
+        low, high = row["quartiles"]
+        model = row["predicted_milliseconds"]
+        grown = row["resident_bytes"]
+        print(
+            f"{row['name']:48} {row['layout']:12} {row['devices']}  {row['milliseconds']:8.2f} "
+            f"{f'{low:.2f}-{high:.2f}':>17} {row['ratio']:6.2f} {row['gradient_error']:8.1e} "
+            f"{'' if model is None else f'{model:.2f}':>8} {row['compile_seconds']:7.2f}s "
+            f"{row['temporary_bytes'] / 1e6:8.1f} {'' if grown is None else f'{grown / 1e6:.1f}':>8}",
+            flush=True,
+        )
+    if "torch_milliseconds" in found:
+        print(f"PyTorch autograd loop, gradient only, {found['torch_milliseconds']:.2f} ms")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
