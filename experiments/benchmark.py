@@ -276,7 +276,8 @@ def _print(found: dict[str, Any]) -> None:
     )
     order = {"sequential": 0, "data parallel": 1, "gradient": 2, "one-shot": 3}
     rows = sorted(found["programs"], key=lambda r: (order[r["kind"]], r["devices"], r["milliseconds"]))
-    shown = [row for row in rows if row["timed"] > 2 or row["name"] == "scan"]
+    turns = max(row["timed"] for row in rows)
+    shown = [row for row in rows if row["timed"] == turns or row["name"] == "scan"]
     if len(shown) < len(rows):
         print(f"({len(rows) - len(shown)} slower programs are in the JSON file only)")
     for row in shown:
@@ -290,6 +291,9 @@ def _print(found: dict[str, Any]) -> None:
             f"{row['temporary_bytes'] / 1e6:8.1f} {'' if grown is None else f'{grown / 1e6:.1f}':>8}",
             flush=True,
         )
+    ratios = [row["predicted_milliseconds"] / row["milliseconds"] for row in rows if row["predicted_milliseconds"]]
+    near = sum(0.75 <= ratio <= 1.25 for ratio in ratios)
+    print(f"the model is within 25 % for {near} of {len(ratios)} programs")
     if "torch_milliseconds" in found:
         print(f"PyTorch autograd loop, gradient only, {found['torch_milliseconds']:.2f} ms")
 

@@ -3,17 +3,35 @@
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from experiments.contenders import Case, Layout, mesh_of, network
-from jaxmgrit.cost_model import Costs
+from jaxmgrit.cost_model import Costs, Sizes
+from jaxmgrit.equation import worth_keeping
 
 REPEATS = 7
 HOPS = 64  # messages in the loop that measures one
+
+
+class Network(NamedTuple):
+    """Layers to be measured: the step, parameters with leading axis N, a state, the step size."""
+
+    step: Callable[..., Any]
+    theta: Any
+    u0: Any
+    h: float
+
+    @property
+    def sizes(self) -> Sizes:
+        """Bytes of what is sent."""
+        layer = sum(x.nbytes // x.shape[0] for x in jax.tree.leaves(self.theta))
+        state = jax.tree.leaves(self.u0)
+        return Sizes(sum(x.nbytes for x in state), layer, max(x.dtype.itemsize for x in state))
 
 
 def calibrate(memory: Any, case: Case, layout: Layout, devices: int, length: int, batch: int) -> Costs:
@@ -23,46 +41,96 @@ def calibrate(memory: Any, case: Case, layout: Layout, devices: int, length: int
     """
     jax.config.update("jax_enable_x64", case.dtype == "float64")
     problem, params, (x, _) = network(case, layout)
-    share = max(batch, case.layers // length // devices // batch * batch)  # intervals of a device, in whole batches
-
-    def cut(tree: Any, batch: int, count: int) -> Any:
-        return jax.tree.map(lambda t: t[: count * length].reshape(-1, batch, length, *t.shape[1:]), tree)
-
-    def sweep(f: Callable[..., Any], batch: int, count: int) -> float:
-        """Seconds per layer of f(interval's parameters, state) over all intervals."""
-        theta = cut(params.layers, batch, count)
-        starts = jnp.broadcast_to(x, (count // batch, batch, *x.shape)) + jnp.zeros((), x.dtype)
-        work = _everywhere(lambda t, u: jax.lax.map(lambda pair: jax.vmap(f)(*pair), (t, u)), devices)
-        return _seconds(work, theta, starts) / (count * length)
-
-    def forward(theta: Any, u: Any) -> Any:
-        return jax.lax.scan(lambda u, t: (problem.step(t, u, problem.h), None), u, theta)[0]
-
-    def kept(theta: Any, u: Any) -> Any:
-        layer = jax.checkpoint(lambda u, t: (problem.step(t, u, problem.h), None), policy=_costly, prevent_cse=False)
-        return jax.lax.scan(layer, u, theta)[0]
-
-    def back_to_state(theta: Any, u: Any) -> Any:
-        after, pullback = jax.vjp(lambda v: kept(theta, v), u)
-        return after, pullback(u)
-
-    def back_to_all(theta: Any, u: Any) -> Any:
-        after, pullback = jax.vjp(kept, theta, u)
-        return after, pullback(u)
-
-    def three(batch: int, count: int) -> tuple[float, float, float]:
-        phi, state, every = (sweep(f, batch, count) for f in (forward, back_to_state, back_to_all))
-        return phi, max(0.0, state - phi), max(0.0, every - phi)
-
-    swept = three(batch, share)
-    alone = swept if batch == 1 else three(1, share)
-    message, byte = _messages(x, devices) if devices > 1 else (0.0, 0.0)
+    found = Network(problem.step, params.layers, x, problem.h)
+    message, byte = messages(found.u0, devices) if devices > 1 else (0.0, 0.0)
+    alone = three(found, 1, length, 1, devices)
+    swept = three(found, devices, length, batch, devices) if batch > 1 else three(found, devices, length, 1, devices)
     return Costs(*swept, *alone, message, byte, coarse=2.0)
 
 
-def _costly(primitive: Any, *_: Any, **__: Any) -> bool:
-    """What a rematerialised layer keeps: matrix products and transcendental functions."""
-    return primitive.name in ("dot_general", "tanh")
+def three(network: Network, parts: int, length: int, batch: int, devices: int = 1) -> tuple[float, float, float]:
+    """Seconds of one Phi, one pullback to the state, and one to state and parameters, `batch` intervals at a time.
+
+    Args:
+        network: the layers.
+        parts: a device goes through the N/parts first layers.
+        length: layers of an interval.
+        batch: intervals at a time.
+        devices: how many compute at once.
+    """
+    layers = jax.tree.leaves(network.theta)[0].shape[0]
+    length = min(length, layers)
+    count = max(1, layers // length // parts // batch) * batch  # intervals, in whole batches
+    repeats = -(-count * length // layers)
+
+    def cut(t: Any) -> Any:
+        return jnp.tile(t, (repeats, *[1] * (t.ndim - 1)))[: count * length].reshape(-1, batch, length, *t.shape[1:])
+
+    theta = jax.tree.map(cut, network.theta)
+    starts = jax.tree.map(lambda x: jnp.tile(x, (count // batch, batch, *[1] * x.ndim)), network.u0)
+
+    def layer(u: Any, t: Any) -> tuple[Any, None]:
+        return network.step(t, u, network.h), None
+
+    kept = jax.checkpoint(layer, policy=worth_keeping, prevent_cse=False)
+
+    def forward(t: Any, u: Any) -> Any:
+        return jax.lax.scan(layer, u, t)[0]
+
+    def to_state(t: Any, u: Any) -> Any:
+        after, pullback = jax.vjp(lambda v: jax.lax.scan(kept, v, t)[0], u)
+        return after, pullback(u)
+
+    def to_all(t: Any, u: Any) -> Any:
+        after, pullback = jax.vjp(lambda s, v: jax.lax.scan(kept, v, s)[0], t, u)
+        return after, pullback(u)
+
+    def measured(f: Callable[..., Any]) -> float:
+        def sweep(t: Any, u: Any) -> Any:
+            return jax.lax.map(lambda pair: jax.vmap(f)(*pair), (t, u))
+
+        return _seconds(_everywhere(sweep, devices), theta, starts) / (count * length)
+
+    phi, state, both = (measured(f) for f in (forward, to_state, to_all))
+    return phi, max(0.0, state - phi), max(0.0, both - phi)
+
+
+def sequential(network: Network, segment: int) -> float:
+    """Seconds of the gradient of all layers, one after the other: the faster of two rematerialised scans."""
+    layers = jax.tree.leaves(network.theta)[0].shape[0]
+
+    def layer(u: Any, t: Any) -> tuple[Any, None]:
+        return network.step(t, u, network.h), None
+
+    kept = jax.checkpoint(layer, policy=worth_keeping, prevent_cse=False)
+
+    def objective(theta: Any, u: Any, length: int) -> Any:
+        whole = layers // length * length
+
+        def run(u: Any, t: Any) -> tuple[Any, None]:
+            return jax.lax.scan(kept, u, t)[0], None
+
+        segments = jax.tree.map(lambda t: t[:whole].reshape(-1, length, *t.shape[1:]), theta)
+        u = jax.lax.scan(jax.checkpoint(run) if length < layers else run, u, segments)[0]
+        u = run(u, jax.tree.map(lambda t: t[whole:], theta))[0] if whole < layers else u
+        return sum(jnp.sum(x * x) for x in jax.tree.leaves(u))
+
+    lengths = {layers, min(segment, layers)}
+    programs = [jax.jit(jax.grad(partial(objective, length=length))) for length in lengths]
+    return min(_seconds(f, network.theta, network.u0) for f in programs)
+
+
+def messages(state: Any, devices: int) -> tuple[float, float]:
+    """Seconds per message, and per byte of it."""
+    pairs = [(i, (i + 1) % devices) for i in range(devices)]
+
+    def send(y: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(0, HOPS, lambda _, z: jax.lax.ppermute(z, "layers", pairs), y)
+
+    x = jax.tree.leaves(state)[0]
+    small, large = jnp.zeros((8,), x.dtype), jnp.broadcast_to(x, (4, *x.shape)) + jnp.zeros((), x.dtype)
+    times = [_seconds(_everywhere(send, devices), y) / HOPS for y in (small, large)]
+    return times[0], max(0.0, times[1] - times[0]) / large.nbytes
 
 
 def _everywhere(f: Callable[..., Any], devices: int) -> Callable[..., Any]:
@@ -91,15 +159,3 @@ def _seconds(f: Callable[..., Any], *args: Any) -> float:
         jax.block_until_ready(last)
         found.append((time.perf_counter() - start) / times)
     return statistics.median(found)
-
-
-def _messages(x: jax.Array, devices: int) -> tuple[float, float]:
-    """Seconds per message, and per byte of it."""
-    pairs = [(i, (i + 1) % devices) for i in range(devices)]
-
-    def send(y: jax.Array) -> jax.Array:
-        return jax.lax.fori_loop(0, HOPS, lambda _, z: jax.lax.ppermute(z, "layers", pairs), y)
-
-    small, large = jnp.zeros((8,), x.dtype), jnp.broadcast_to(x, (4, *x.shape)) + jnp.zeros((), x.dtype)
-    times = [_seconds(_everywhere(send, devices), y) / HOPS for y in (small, large)]
-    return times[0], max(0.0, times[1] - times[0]) / large.nbytes

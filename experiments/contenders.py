@@ -15,7 +15,7 @@ import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxmgrit as jm
-from jaxmgrit.cost_model import Counts, iteration_counts
+from jaxmgrit.cost_model import Counts, Sizes, iteration_counts
 
 Layout = Literal["batch_first", "width_first"]
 Kind = Literal["sequential", "data parallel", "gradient", "one-shot"]
@@ -171,7 +171,9 @@ def _one_shot(case: Case, layout: Layout, devices: int) -> Iterator[Contender]:
 def _multigrid(
     name: str, case: Case, layout: Layout, devices: int, solver: jm.MGRIT, schedule: Any, kind: Kind
 ) -> Contender:
-    counts = iteration_counts(schedule, case.layers, solver, solver, devices)
+    item = 4 if case.dtype == "float32" else 8
+    sizes = Sizes(case.batch * case.width * item, (case.width + 1) * case.width * item, item)
+    counts = iteration_counts(schedule, case.layers, solver, solver, devices, sizes)
     return Contender(name, kind, layout, lambda: _trained(case, layout, devices, solver, schedule), counts, solver)
 
 

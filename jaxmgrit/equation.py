@@ -126,10 +126,11 @@ def _keeping_little(f: Callable[..., Any]) -> Callable[..., Any]:
     A tanh layer, say, keeps its state and the tanh, from which the derivative is a subtraction, and no transposed
     weights: two thirds of the memory traffic, which is what large batches spend their time on.
     """
-    return jax.checkpoint(f, prevent_cse=False, policy=_worth_keeping)
+    return jax.checkpoint(f, prevent_cse=False, policy=worth_keeping)
 
 
-def _worth_keeping(primitive: Any, *operands: Any, **_: Any) -> bool:
+def worth_keeping(primitive: Any, *operands: Any, **_: Any) -> bool:
+    """Policy of `jax.checkpoint`: whether a value is kept for the pullback rather than computed again."""
     # JAX cannot keep complex intermediate values; they are computed again.
     complex_ = primitive.name == "fft" or any(jnp.issubdtype(x.dtype, jnp.complexfloating) for x in operands)
     return primitive.name not in _CHEAP and not complex_

@@ -1,0 +1,227 @@
+"""What more devices would bring, before they are there: `python -m experiments.plan CONFIG --devices 1 2 4 ... 1024`.
+
+Measures one Phi, one pullback and one message of a config's network on this machine, counts what an iteration does on
+P devices (`jaxmgrit.cost_model`), and prints the time of an iteration, speed-up and efficiency over the sequential
+gradient, the break-even number of devices, the best coarsening factor and number of levels for each P, and what
+pipeline parallelism, P M / (M + P - 1) for M micro-batches, would bring beside it. Messages between devices of this
+machine are measured with two of them; another network's are given by `--latency` and `--bandwidth`.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import jaxmgrit as jm
+from experiments import build, problems
+from experiments.calibration import Network, messages, sequential, three
+from experiments.config import read
+from experiments.errors import ConfigError
+from experiments.schema import Config
+from experiments.workers import Place, Worker, WorkerError
+from jaxmgrit.cost_model import Costs, Sizes, iteration_counts
+from jaxmgrit.grids import sweep_batch
+from jaxmgrit.hierarchy import build_levels
+
+FACTORS = (4, 8, 16, 32, 64, 128, 256)
+INTERVAL = 32  # layers of the intervals in which the times are measured
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured: seconds by intervals per sweep, and of the sequential gradient; and the sizes.
+
+    Attributes:
+        swept: (Phi, pullback to the state, pullback to state and parameters) by intervals per sweep.
+        sequential: seconds of the sequential gradient.
+        message: (seconds per message, seconds per byte).
+        sizes: bytes of what is sent.
+        like: a state, as shapes.
+    """
+
+    swept: dict[int, tuple[float, float, float]]
+    sequential: float
+    message: tuple[float, float]
+    sizes: Sizes
+    like: Any
+
+    def seconds(self, config: Config, solver: jm.MGRIT, devices: int) -> float:
+        """Predicted time of an iteration.
+
+        Raises:
+            ValueError: there is no such hierarchy, or it has fewer intervals than devices.
+        """
+        schedule = build.SCHEDULES[config.training.schedule]
+        levels = build_levels(config.network.layers, solver, devices)
+        if len(levels) == 1:
+            raise ValueError(f"{config.network.layers} layers have one level only with {solver}")
+        level = levels[0]
+        batch = sweep_batch(solver, self.like, jax.default_backend(), level.share)
+        nearest = min(self.swept, key=lambda known: abs(known - batch))
+        coarse = 2.0 if solver.coarse_step is jm.midpoint else 1.0
+        costs = Costs(*self.swept[nearest], *self.swept[1], *self.message, coarse=coarse)
+        counts = iteration_counts(schedule, config.network.layers, solver, solver, devices, self.sizes)
+        return sum(costs.seconds(part) for part in counts)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    try:
+        options, rest = _parser().parse_known_args(sys.argv[1:] if arguments is None else arguments)
+        config = read(rest, "experiments.plan")
+        if config.training.method == "sequential":
+            raise ConfigError("training.method = 'sequential': expected one_shot, as there is nothing else to plan.")
+        report(config, options)
+    except (ConfigError, WorkerError) as error:
+        print("plan:", *str(error).splitlines(), sep="\n  ", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: expected a number > 0")
+    return value
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected an integer >= 1")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.plan",
+        usage="%(prog)s CONFIG [--devices P ...] [--key VALUE ...]",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    powers = [2**k for k in range(11)]
+    parser.add_argument("--devices", type=_count, nargs="+", default=powers, metavar="P", help="devices to plan for")
+    parser.add_argument("--micro-batches", type=_count, default=8, metavar="M", help="of the pipeline")
+    parser.add_argument("--latency", type=_positive, default=None, metavar="S", help="seconds per message")
+    parser.add_argument("--bandwidth", type=_positive, default=None, metavar="B", help="bytes per second")
+    return parser
+
+
+def measure(memory: Any, config: Config) -> Calibration:
+    """Task of a worker with one device: measure the config's network."""
+    build.prepare_jax(config)
+    network = _network(config)
+    state = jax.eval_shape(lambda: network.u0)
+    share = config.network.layers // INTERVAL or 1
+    most = sweep_batch(jm.MGRIT(INTERVAL), state, jax.default_backend(), share)
+    sizes = sorted({1, most, *(2**k for k in range(6) if 2**k < most)})
+    swept = {batch: three(network, 1, INTERVAL, batch) for batch in sizes}
+    return Calibration(swept, sequential(network, INTERVAL), (0.0, 0.0), network.sizes, state)
+
+
+def measure_messages(memory: Any, config: Config) -> tuple[float, float]:
+    """Task of a worker with two devices: seconds per message and per byte."""
+    jax.config.update("jax_enable_x64", config.dtype == "float64")
+    return messages(_network(config).u0, 2)
+
+
+def _network(config: Config) -> Network:
+    data = problems.load(config.problem, config.seed)
+    params = build.initial_params(config, data)
+    problem = build.problem(config)
+    x = jnp.asarray(data.train.x[: config.training.batch_size], config.dtype)
+    return Network(problem.step, params.layers, problem.opening(params.opening, x), problem.h)
+
+
+def calibrated(config: Config, latency: float | None, bandwidth: float | None) -> Calibration:
+    """Measure the config's network on one core, and messages between two."""
+    cores = tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else None
+    one = Worker(Place(cores and cores[-1:], 1))
+    two = Worker(Place(cores and cores[-2:], 2))
+    try:
+        print("measuring one Phi, its pullbacks and the sequential gradient ...", flush=True)
+        found: Calibration = one.ask(measure, config)
+        if latency is None or bandwidth is None:
+            print("measuring messages between two devices ...", flush=True)
+            found = replace(found, message=two.ask(measure_messages, config))
+    finally:
+        one.close()
+        two.close()
+    message = latency or found.message[0], 1 / bandwidth if bandwidth else found.message[1]
+    return replace(found, message=message)
+
+
+def hierarchies(config: Config) -> Iterator[tuple[str, jm.MGRIT]]:
+    """Coarsening factors and numbers of levels to choose from, everything else as in the config."""
+    base = build.solver(config.solver)
+    for m in FACTORS:
+        if 2 * m > config.network.layers:
+            return
+        yield f"m = {m}", replace(base, coarsening_factor=m, levels=2)
+        for below in (4, 8):
+            for levels in (3, 4):
+                factors = (m, *[below] * (levels - 2))
+                if config.network.layers // (m * below ** (levels - 2)) >= 2:
+                    yield "m = " + ", ".join(map(str, factors)), replace(base, coarsening_factor=factors, levels=levels)
+
+
+def report(config: Config, options: argparse.Namespace) -> None:
+    """Measure and print the plan."""
+    known = calibrated(config, options.latency, options.bandwidth)
+    phi, vjp, grad = known.swept[1]
+    print(
+        f"\n{config.network.layers} layers; one Phi {1e6 * phi:.2f} us, pullback {1e6 * vjp:.2f} us, with parameters "
+        f"{1e6 * grad:.2f} us (one interval at a time);\nsequential gradient {1e3 * known.sequential:.2f} ms; message "
+        f"{1e6 * known.message[0]:.1f} us + {1e9 * known.message[1]:.3f} ns/byte, a state has {known.sizes.state} bytes"
+    )
+    print(
+        f"\n{'P':>5} {'ms':>9} {'speed-up':>9} {'efficiency':>10}   {'best hierarchy':20} {'ms':>9} {'speed-up':>9} "
+        f"{f'pipeline, M = {options.micro_batches}':>18}"
+    )
+    own, faster = build.solver(config.solver), []
+    for devices in sorted(dict.fromkeys(options.devices)):
+        mine = _seconds(known, config, own, devices)
+        best = min(
+            ((_seconds(known, config, s, devices), name) for name, s in hierarchies(config)),
+            key=lambda pair: pair[0],
+            default=(float("inf"), ""),
+        )
+        if min(mine, best[0]) < known.sequential:
+            faster.append(devices)
+        m = options.micro_batches
+        print(
+            f"{devices:5} {_ms(mine)} {_ratio(known.sequential, mine)} {_share(known.sequential, mine, devices)}   "
+            f"{best[1]:20} {_ms(best[0])} {_ratio(known.sequential, best[0])} {devices * m / (m + devices - 1):18.2f}"
+        )
+    what = f"{faster[0]} of these" if faster else "none of these numbers of devices"
+    print(f"\nbreak-even with the sequential gradient on one core: {what}; '-' where a hierarchy has too few intervals")
+
+
+def _seconds(known: Calibration, config: Config, solver: jm.MGRIT, devices: int) -> float:
+    try:
+        return known.seconds(config, solver, devices)
+    except ValueError:  # no such hierarchy on so many devices
+        return float("inf")
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:9.2f}" if seconds < float("inf") else f"{'-':>9}"
+
+
+def _ratio(reference: float, seconds: float) -> str:
+    return f"{reference / seconds:9.2f}" if seconds < float("inf") else f"{'-':>9}"
+
+
+def _share(reference: float, seconds: float, devices: int) -> str:
+    return f"{reference / seconds / devices:10.0%}" if seconds < float("inf") else f"{'-':>10}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
