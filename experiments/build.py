@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import jax
@@ -157,20 +158,30 @@ def initial_params(config: Config, data: Data) -> jm.Params:
     return networks.initialise(config.network, data.train.x.shape[1:], data.classes, config.seed, config.dtype)
 
 
-def trainer(config: Config, rate: float = 1.0) -> Trainer:
+def ladder(config: Config) -> list[int | None]:
+    """State cycles of the solvers that `control` chooses from, the config's own first; None: sequential sweeps."""
+    if config.training.method == "sequential":
+        return [None]
+    if not config.control.active:
+        return [config.solver.cycles]
+    cycles = config.solver.cycles if config.training.schedule == "cycles_then_gradient" else 1
+    more = [cycles * 2**i for i in range(1, 20) if cycles * 2**i <= config.control.most_cycles]
+    return [cycles, *more, None]
+
+
+def trainer(config: Config, rate: float = 1.0, rung: int = 0) -> Trainer:
     """The trainer: one-shot, or its conventional counterpart with exact states and gradients.
 
     Args:
         config: Of the run.
         rate: Factor on the learning rate (of the published loop, on the first trial's step size).
+        rung: Of the `ladder`.
 
     Raises:
         ConfigError: An option that the library refuses; its message says which and why.
     """
-    one_shot = config.training.method == "one_shot"
-    sequential = jm.Sequential(), jm.Sequential()
-    state, adjoint = (solver(config.solver), solver(config.adjoint)) if one_shot else sequential
     try:
+        schedule, state, adjoint = _solvers(config, rung)
         if config.optimizer.name == "published":
             return published_loop(config, rate, state, adjoint)
         return jm.OneShot(
@@ -178,7 +189,7 @@ def trainer(config: Config, rate: float = 1.0) -> Trainer:
             optimizer(config, rate),
             solver=state,
             adjoint=adjoint,
-            schedule=SCHEDULES[config.training.schedule if one_shot else "cycles_then_gradient"],
+            schedule=schedule,
             backend=backend(config.backend),
         )
     except (TypeError, ValueError) as error:
@@ -205,6 +216,25 @@ def published_loop(config: Config, rate: float, state: Any, adjoint: Any) -> jm.
         inner_product="l2" if config.training.mesh_independent else "euclidean",
         backend=backend(config.backend),
     )
+
+
+def _solvers(config: Config, rung: int) -> tuple[Any, jm.MGRIT | jm.Sequential, jm.MGRIT | jm.Sequential]:
+    """Schedule, solver and adjoint of a rung."""
+    if config.training.method == "sequential":
+        return jm.CyclesThenGradient(), jm.Sequential(), jm.Sequential()
+    own, adjoint = solver(config.solver), solver(config.adjoint)
+    if rung == 0:
+        return SCHEDULES[config.training.schedule], own, adjoint
+    cycles = ladder(config)[rung]
+    if cycles is None:
+        return jm.CyclesThenGradient(), jm.Sequential(own.factor(0)), jm.Sequential(own.factor(0))
+    first, predicted = ladder(config)[0], config.training.schedule == "predict_then_sweep"
+    assert first is not None
+
+    def longer(given: jm.MGRIT) -> jm.MGRIT:
+        return replace(given, cycles=cycles // first * (1 if predicted else given.cycles))
+
+    return jm.CyclesThenGradient(), longer(own), longer(adjoint)
 
 
 def initial_state(
@@ -244,7 +274,30 @@ def _published_update(trainer: jm.PublishedLoop) -> Callable[[Any, Batch], tuple
 
 def _one_shot_update(trainer: jm.OneShot, batches: Batches) -> Callable[[Any, Batch], tuple[Any, Any]]:
     def step(state: jm.TrainState, batch: Batch) -> tuple[jm.TrainState, jm.Info]:
-        state = state if batches.warm else trainer.cold(state, batch.points)
-        return trainer.step(state, batch.points, batch.samples)
+        return trainer.step(_started(trainer, batches, state, batch), batch.points, batch.samples)
 
     return jax.jit(step, donate_argnums=0)
+
+
+def comparison(trainer: Trainer, batches: Batches) -> Callable[[Any, Batch], jm.Comparison]:
+    """How inexact the gradient of the next iteration would be, compiled when first used."""
+
+    def compare(state: jm.TrainState, batch: Batch) -> jm.Comparison:
+        assert isinstance(trainer, jm.OneShot)
+        return jm.compare(trainer, _started(trainer, batches, state, batch), batch.points, batch.samples)
+
+    return jax.jit(compare)
+
+
+def refresh(trainer: Trainer, batches: Batches) -> Callable[[Any, Batch], Any]:
+    """Warm values one iteration nearer to their fixed point, everything else as it is; compiled when first used."""
+
+    def warmed(state: jm.TrainState, batch: Batch) -> jm.TrainState:
+        assert isinstance(trainer, jm.OneShot)
+        return replace(state, warm=trainer.step(state, batch.points, batch.samples)[0].warm)
+
+    return jax.jit(warmed)
+
+
+def _started(trainer: jm.OneShot, batches: Batches, state: jm.TrainState, batch: Batch) -> jm.TrainState:
+    return state if batches.warm else trainer.cold(state, batch.points)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from experiments.nested import networks
-from experiments.schema import Config, Nested, Solver
+from experiments.schema import Config, Control, Nested, Solver
 
 PUBLISHED = ("hessian", "memory", "initial_step", "ls_max", "c1", "gtol")  # keys of one optimizer.name
 OPTAX = ("learning_rate", "schedule", "warmup", "anticipate")  # of the others
@@ -24,7 +24,15 @@ def idle(config: Config) -> dict[str, str]:
     """The keys that have no effect, each with the reason; a file may hold them, a command line should not."""
     nested = [f"nested.{key}" for key in Nested.model_fields if key != "networks"]
     alone = dict.fromkeys(nested if config.nested.networks == 1 else [], "nested.networks = 1")
-    return _idle_solvers(config) | _idle_optimizer(config) | alone
+    return _idle_solvers(config) | _idle_optimizer(config) | _idle_control(config) | alone
+
+
+def _idle_control(config: Config) -> dict[str, str]:
+    if config.control.active or config.training.method == "sequential":
+        return {}
+    return dict.fromkeys(
+        [f"control.{key}" for key in Control.model_fields if key != "active"], "control.active = false"
+    )
 
 
 def _idle_optimizer(config: Config) -> dict[str, str]:
@@ -39,7 +47,8 @@ def _idle_optimizer(config: Config) -> dict[str, str]:
 def _idle_solvers(config: Config) -> dict[str, str]:
     every = [f"{section}.{key}" for section in ("solver", "adjoint") for key in Solver.model_fields]
     if config.training.method == "sequential":
-        return dict.fromkeys([*every, "training.schedule"], "training.method = 'sequential'")
+        control = [f"control.{key}" for key in Control.model_fields]
+        return dict.fromkeys([*every, *control, "training.schedule"], "training.method = 'sequential'")
     if config.training.schedule == "predict_then_sweep":
         reason = "training.schedule = 'predict_then_sweep' with two levels"
         return {
@@ -215,6 +224,17 @@ def _published(config: Config) -> Iterator[str]:
         )
 
 
+def _control(config: Config) -> Iterator[str]:
+    control = config.control
+    if control.active and config.optimizer.name == "published":
+        yield (
+            "control.active = true: expected false with optimizer.name = 'published', whose line search controls its "
+            "steps. Leave it out, or use another optimizer.name."
+        )
+    if control.longest < control.soon:
+        yield f"control.longest = {control.longest}: expected at least control.soon = {control.soon}. Raise it."
+
+
 def _warmup(config: Config) -> Iterator[str]:
     if config.optimizer.name != "published" and config.optimizer.warmup >= config.iterations:
         yield (
@@ -234,5 +254,6 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _devices,
     _processes,
     _published,
+    _control,
     _warmup,
 )

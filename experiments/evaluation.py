@@ -2,32 +2,46 @@
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import jaxmgrit as jm
-from experiments.build import State, Trainer
 from experiments.networks import logits
 from experiments.problems import DataSet
 
+Evaluator = Callable[[Any], tuple[float, float]]
 NUMBERS = 2**22  # of the states that are computed at a time
 
 
 def evaluator(
-    trainer: Trainer, data: DataSet, dtype: str, most: int | None = None
-) -> Callable[[State], tuple[float, float]]:
-    """A function from a state to the exact loss and accuracy on a data set, or on `most` points spread over it."""
+    problem: jm.Problem,
+    evaluate: Callable[[Any, tuple[jax.Array, jax.Array]], tuple[Any, Any]],
+    data: DataSet,
+    dtype: str,
+    most: int | None = None,
+) -> Evaluator:
+    """A function to the loss and accuracy on a data set, or on `most` points spread over it.
+
+    Args:
+        problem: Of the network.
+        evaluate: From a trainer's state, or parameters, and a batch to (loss, aux); it is compiled.
+        data: The data set.
+        dtype: Of the inputs.
+        most: None: all points.
+    """
     if most is not None and most < len(data.y):
         some = np.linspace(0, len(data.y) - 1, most).astype(int)
         data = DataSet(data.x[some], data.y[some])
-    evaluate = jax.jit(trainer.evaluate)
+    compiled = jax.jit(evaluate)
 
-    def figures(state: State) -> tuple[float, float]:
+    def figures(network: Any) -> tuple[float, float]:
+        params = network if isinstance(network, jm.Params) else network.params
         total = np.zeros(2)
-        for part in _parts(trainer.problem, state.params, data.x.astype(dtype, copy=False)):
-            loss, aux = evaluate(state, (jnp.asarray(data.x[part], dtype), jnp.asarray(data.y[part])))
+        for part in _parts(problem, params, data.x.astype(dtype, copy=False)):
+            loss, aux = compiled(network, (jnp.asarray(data.x[part], dtype), jnp.asarray(data.y[part])))
             total += (part.stop - part.start) * np.array([loss, aux["accuracy"]], float)
         loss, accuracy = total / len(data.y)
         return float(loss), float(accuracy)

@@ -3,8 +3,9 @@
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -13,13 +14,17 @@ import jaxmgrit as jm
 from experiments import build, nested
 from experiments.batches import Batches
 from experiments.checkpoints import Checkpoint
+from experiments.controller import KEPT, Controller
 from experiments.errors import Interrupted, TrainingStopped
-from experiments.evaluation import evaluator
+from experiments.evaluation import Evaluator, evaluator
 from experiments.interruption import Interruption
 from experiments.problems import Data
 from experiments.schema import Config
+from jaxmgrit.control import EXACT, ControlState, Measured, observe
 
 FAILED_SEARCHES = 5  # iterations in a row; the states get better meanwhile
+REFRESHES = 10  # of warm values that start cold, before they are used
+TRIAL = 5  # steps after which a new solver is looked at
 PATIENCE = 20  # iterations in a row in which the solver may diverge; a few do no harm
 
 Row = dict[str, Any]
@@ -41,6 +46,24 @@ class Listener(Protocol):
         """A state that is worth going on from."""
 
 
+class Programs(NamedTuple):
+    """A trainer and what it does, each compiled when first used: see `experiments.build`.
+
+    Attributes:
+        trainer: The trainer.
+        update: One iteration.
+        compare: How inexact its gradient would be.
+        refresh: Better warm values at the same parameters.
+        exact: Exact evaluations on the way (False) and at the end (True), by data set.
+    """
+
+    trainer: build.Trainer
+    update: Callable[[Any, Any], tuple[Any, Any]]
+    compare: Callable[[Any, Any], jm.Comparison]
+    refresh: Callable[[Any, Any], Any]
+    exact: dict[bool, dict[str, Evaluator]]
+
+
 @dataclass
 class Memory:
     """What the loop knows besides the trainer's state; it goes into checkpoints as JSON.
@@ -56,6 +79,7 @@ class Memory:
         end: The last iteration, where training ends before the config's.
         network: Which of the networks of a nested training is trained, 0 the shallowest.
         begun: The iteration from which it is.
+        control: What the control of inexactness remembers.
     """
 
     seconds: float = 0.0
@@ -68,6 +92,10 @@ class Memory:
     end: int | None = None
     network: int = 0
     begun: int = 0
+    control: ControlState = ControlState()
+
+    def __post_init__(self) -> None:
+        self.control = ControlState(*self.control)  # JSON has made a list of it
 
 
 class Loop:
@@ -85,9 +113,11 @@ class Loop:
     def __init__(self, config: Config, data: Data) -> None:
         self._config, self._data = config, data
         self._memory = Memory()
+        self._made: dict[tuple[int, float, int], Programs] = {}
         self._good: Checkpoint | None = None
         self._batches = Batches(config, data)
         self._networks = nested.networks(config)
+        self._control = Controller(config)
         self._adopt()
         self._begin()
 
@@ -97,31 +127,37 @@ class Loop:
         return self._networks[self._memory.network]
 
     def _adopt(self) -> None:
-        """Make the trainer that the memory asks for."""
-        self.trainer = build.trainer(self._network, self._memory.rate)
-        self._update = build.update(self.trainer, self._batches)
+        """Make the trainer that the memory asks for, unless it has been made before."""
+        memory = self._memory
+        setting = memory.network, memory.rate, memory.control.rung
+        if setting not in self._made:
+            trainer = build.trainer(self._network, memory.rate, memory.control.rung)
+            self._made[setting] = Programs(
+                trainer,
+                build.update(trainer, self._batches),
+                build.comparison(trainer, self._batches),
+                build.refresh(trainer, self._batches),
+                self._evaluators(trainer),
+            )
+        self._programs = self._made[setting]
+        self.trainer = self._programs.trainer
+
+    def _evaluators(self, trainer: build.Trainer) -> dict[bool, dict[str, Evaluator]]:
+        """The exact evaluations on the way (False) and at the end (True), by data set."""
+        config, parts = self._config, {"train": self._data.train, "validation": self._data.validation}
+        return {
+            last: {
+                name: evaluator(trainer.problem, trainer.evaluate, part, config.dtype, points)
+                for name, part in parts.items()
+            }
+            for last, points in ((False, config.evaluation.points), (True, None))
+        }
 
     def _begin(self, params: jm.Params | None = None) -> None:
-        """Make the initial state of the network that is trained, and its exact evaluations."""
-        config, data = self._config, self._data
+        """Make the initial state of the network that is trained."""
         self.state = build.initial_state(
-            self._network, data, self.trainer, self._batches, params, iteration=self._memory.begun
+            self._network, self._data, self.trainer, self._batches, params, iteration=self._memory.begun
         )
-        self._exact, self._final = (
-            {
-                name: evaluator(self.trainer, part, config.dtype, points)
-                for name, part in (("train", data.train), ("validation", data.validation))
-            }
-            for points in (config.evaluation.points, None)
-        )
-
-    def _recall(self, memory: Memory) -> None:
-        """Take over what a checkpoint remembers: the trainer, and a state of the right network."""
-        other = memory.network != self._memory.network
-        self._memory = memory
-        self._adopt()
-        if other:
-            self._begin()
 
     @property
     def events(self) -> int:
@@ -130,14 +166,29 @@ class Loop:
 
     def like(self, loop: dict[str, Any]) -> jm.Snapshot:
         """A snapshot like that of a checkpoint, by what it says of the loop."""
-        self._recall(Memory(**loop))
-        return self.trainer.export(self.state)
+        memory = Memory(**loop)
+        network = self._networks[memory.network]
+        trainer = build.trainer(network, rung=memory.control.rung)
+        return trainer.export(build.initial_state(network, self._data, trainer, self._batches))
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint of this training."""
-        self._recall(Memory(**checkpoint.loop))
-        self.state = self.trainer.restore(self.state, checkpoint.snapshot)
+        self._memory = Memory(**checkpoint.loop)
+        self._go_to(checkpoint.snapshot)
         self._good = checkpoint
+
+    def _go_to(self, snapshot: jm.Snapshot) -> None:
+        """Take up a state under the trainer the memory asks for, whichever trainer it comes from."""
+        self._adopt()
+        fresh = self.trainer.init(snapshot.params, self._batches.first())
+        cold = self.trainer.export(fresh).warm
+        one: Any = jax.tree.structure(cold)
+        kept = bool(one == jax.tree.structure(snapshot.warm))
+        self.state = self.trainer.restore(fresh, snapshot if kept else snapshot._replace(warm=cold))
+        if not kept and self._batches.warm and jax.tree.leaves(cold):
+            batch = self._batches.at(int(snapshot.iteration))
+            for _ in range(REFRESHES):
+                self.state = self._programs.refresh(self.state, batch)
 
     def run(self, listener: Listener, interruption: Interruption) -> jm.Params:
         """Train to the last iteration.
@@ -152,6 +203,8 @@ class Loop:
         iteration = self._iteration()
         while True:
             last = iteration == self._last()
+            if not last:
+                self._watch(iteration, listener)
             evaluation = self._evaluate(last) if last or iteration % self._config.evaluation.every == 0 else {}
             asked = interruption.requested(iteration)
             checkpoint = self._checkpoint(iteration) if last or asked or self._is_due(iteration) else None
@@ -191,11 +244,19 @@ class Loop:
         section = self._config.nested
         params = jm.refine(self.trainer.params(self.state), section.factor, section.prolongation)
         self._memory = dataclasses.replace(
-            memory, network=memory.network + 1, begun=iteration, end=None, failed_searches=0, diverging=0
+            memory,
+            network=memory.network + 1,
+            begun=iteration,
+            end=None,
+            failed_searches=0,
+            diverging=0,
+            control=ControlState(check=iteration, since=iteration),
         )
+        self._made.clear()
         self._adopt()
         self._begin(params)
-        self._decided(listener, iteration, f"on to {self._network.network.layers} layers", reason)
+        action = f"on to {self._network.network.layers} layers"
+        self._decided(listener, {"iteration": iteration, "action": action, "reason": reason})
 
     def _note_end(self, row: Row, listener: Listener) -> None:
         """End a training of the published loop that has converged, or whose line searches keep failing."""
@@ -204,7 +265,8 @@ class Loop:
         if outcome == jm.Outcome.CONVERGED or memory.failed_searches >= FAILED_SEARCHES:
             memory.end = row["iteration"] + 1
             times = f"for {FAILED_SEARCHES} iterations: " if memory.failed_searches else ""
-            self._decided(listener, row["iteration"], "training ends", times + outcome.sentence)
+            event = {"iteration": row["iteration"], "action": "training ends", "reason": times + outcome.sentence}
+            self._decided(listener, event)
 
     def _iteration(self) -> int:
         return 0 if self._good is None else int(self._good.snapshot.iteration)
@@ -220,7 +282,7 @@ class Loop:
 
     def _evaluate(self, last: bool) -> Row:
         found: Row = {}
-        for name, evaluate in (self._final if last else self._exact).items():
+        for name, evaluate in self._programs.exact[last].items():
             loss, accuracy = evaluate(self.state)
             found |= {f"exact_{name}_loss": loss, f"exact_{name}_accuracy": accuracy}
         return found
@@ -228,9 +290,10 @@ class Loop:
     def _iterate(self, iteration: int, evaluation: Row, last: bool) -> Row:
         """One update; the last time it only serves to see what training sees of the final parameters."""
         start = time.perf_counter()
-        self.state, info = self._update(self.state, self._batches.at(iteration))
+        self.state, info = self._programs.update(self.state, self._batches.at(iteration))
         info = jax.device_get(info)
         self._memory.seconds += 0.0 if last else time.perf_counter() - start
+        self._memory.control = observe(self._memory.control, float(info.objective))
         layers = {"layers": self._network.network.layers}
         return {"iteration": iteration, **layers, **_figures(info), **evaluation, "seconds": self._memory.seconds}
 
@@ -257,29 +320,51 @@ class Loop:
                 f"iteration {row['iteration']}{tried}: {trouble}. Lower optimizer.learning_rate or network.scale, or "
                 "raise solver.cycles; --training.method sequential tells whether the network itself overflows."
             )
-        before = Memory(**self._good.loop)
-        self._recall(
-            dataclasses.replace(
-                before,
-                seconds=memory.seconds,
-                events=memory.events,
-                rate=memory.rate * recovery.rate_factor,
-                setbacks=memory.setbacks + 1,
-            )
+        rung = min(memory.control.rung + 1, len(self._control.cycles) - 1)
+        self._memory = dataclasses.replace(
+            Memory(**self._good.loop),
+            seconds=memory.seconds,
+            events=memory.events,
+            rate=memory.rate * recovery.rate_factor,
+            setbacks=memory.setbacks + 1,
+            control=ControlState(rung, check=self._iteration(), since=self._iteration()),
         )
-        self.state = self.trainer.restore(self.state, self._good.snapshot)
+        self._go_to(self._good.snapshot)
         listener.cut(self._iteration())
-        self._decided(
-            listener,
-            row["iteration"],
-            f"back to iteration {self._iteration()}, learning rate x {self._memory.rate:g}",
-            trouble,
-        )
+        careful = f", {self._control.name(rung)}" if rung != memory.control.rung else ""
+        action = f"back to iteration {self._iteration()}, learning rate x {self._memory.rate:g}{careful}"
+        self._decided(listener, {"iteration": row["iteration"], "action": action, "reason": trouble})
         return self._iteration()
 
-    def _decided(self, listener: Listener, iteration: int, action: str, reason: str) -> None:
+    def _watch(self, iteration: int, listener: Listener) -> None:
+        """Compare the gradient with the exact one where that is due, and change the solver where it must be."""
+        start, memory = time.perf_counter(), self._memory
+        while self._control.is_due(memory.control, iteration):
+            measured = self._measure(iteration)
+            event, memory.control = self._control.decide(memory.control, iteration, measured)
+            if event["action"] != KEPT:
+                self._go_to(self.trainer.export(self.state))
+            if event["action"] != KEPT or measured != EXACT:
+                self._decided(listener, event)
+        memory.seconds += time.perf_counter() - start
+
+    def _measure(self, iteration: int) -> Measured:
+        """Compare the gradients of an iteration; where a solver is new, after a few steps, which are taken back."""
+        control = self._memory.control
+        if self._control.cycles[control.rung] is None:
+            return EXACT
+        if control.since < iteration:
+            return Measured(*map(float, self._programs.compare(self.state, self._batches.at(iteration))))
+        snapshot = self.trainer.export(self.state)
+        for i in range(TRIAL):
+            self.state, _ = self._programs.update(self.state, self._batches.at(iteration + i))
+        measured = self._programs.compare(self.state, self._batches.at(iteration + TRIAL))
+        self.state = self.trainer.restore(self.state, snapshot)
+        return Measured(*map(float, measured))
+
+    def _decided(self, listener: Listener, event: Row) -> None:
         self._memory.events += 1
-        listener.event({"iteration": iteration, "action": action, "reason": reason})
+        listener.event(event)
 
 
 def _figures(info: Any) -> Row:

@@ -30,7 +30,8 @@ class Recorder:
         """Write and show a decision."""
         with self.writing():
             self._run.events.add(event)
-        self._progress.say(f"iteration {event['iteration']}: {event['action']}, because {event['reason']}")
+        if event["reason"]:
+            self._progress.say(f"iteration {event['iteration']}: {event['action']}: {event['reason']}")
 
     def cut(self, rows: int, events: int | None = None) -> None:
         """Remove all but the first rows of the metrics, and of the decisions."""

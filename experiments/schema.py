@@ -246,6 +246,19 @@ class Checkpoints(Section):
     keep: int = Field(default=3, ge=1, description="so many of the latest are kept")
 
 
+class Control(Section):
+    """Watching how inexact the gradients are: more cycles, or sequential sweeps, where it hurts, and back."""
+
+    active: bool = Field(default=False, description="compare with the exact gradient now and then, and act on it")
+    tolerance: float = Field(
+        default=0.05, gt=0, description="relative distance of the inexact from the exact gradient that is borne"
+    )
+    min_cosine: float = Field(default=0.9, gt=0, lt=1, description="of the angle between them that is borne")
+    most_cycles: int = Field(default=4, ge=1, description="tried before sequential sweeps")
+    soon: int = Field(default=5, ge=1, description="iterations to the next comparison after a change")
+    longest: int = Field(default=400, ge=1, description="iterations between comparisons while all is well")
+
+
 class Recovery(Section):
     """What happens when a loss, gradient or state is not finite, or the loss leaves all bounds: a step back."""
 
@@ -286,6 +299,7 @@ class Config(Section):
     backend: Backend = Backend()
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
+    control: Control = Control()
     recovery: Recovery = Recovery()
     output: Output = Output()
 

@@ -5,6 +5,8 @@ from jaxmgrit.backend.local import Local
 from jaxmgrit.backend.mesh import Mesh
 from jaxmgrit.backend.mpi import MPI
 from jaxmgrit.coarsen import average, injection, midpoint, same_step
+from jaxmgrit.comparison import Comparison, compare
+from jaxmgrit.control import Control
 from jaxmgrit.one_shot import Info, OneShot, TrainState
 from jaxmgrit.optimizers import anticipate, l2_gradient
 from jaxmgrit.options import MGRIT, Sequential
@@ -26,6 +28,8 @@ __all__ = [
     "MPI",
     "AdjointSolution",
     "CPoints",
+    "Comparison",
+    "Control",
     "CyclesThenGradient",
     "Info",
     "LayerwisePenalty",
@@ -51,6 +55,7 @@ __all__ = [
     "anticipate",
     "average",
     "check",
+    "compare",
     "injection",
     "l2_gradient",
     "layer_gradients",

@@ -124,7 +124,8 @@ class OneShot:
             )
 
     @property
-    def _training(self) -> Training:
+    def training(self) -> Training:
+        """What this trainer shares with others: objective and inexact gradient at laid-out parameters."""
         one_cycle = MGRIT(cycles=1)
         solver, adjoint = match_segments(self.solver or one_cycle, self.adjoint or one_cycle)
         return Training(self.problem, self.schedule, Setting(solver, adjoint, self.backend))
@@ -140,7 +141,7 @@ class OneShot:
             TypeError, ValueError: parameters, batch and problem that do not fit together, or values that are not
             finite.
         """
-        training = self._training
+        training = self.training
         start = training.start(params, batch)
         seen = training.trainable(start.params, start.layers)
         optimizer = copies(init_optimizer(self.optimizer, seen, self.backend))
@@ -149,7 +150,7 @@ class OneShot:
 
     def params(self, state: TrainState) -> Params:
         """The parameters, layers with leading axis N; copies, which donating the state does not eat."""
-        return self._training.whole(state.params, state.layers)
+        return self.training.whole(state.params, state.layers)
 
     def evaluate(self, state: TrainState, batch: tuple[Any, Any]) -> tuple[Any, Any]:
         """The loss and its aux of the network evaluated exactly, one layer after another, where its layers live.
@@ -161,7 +162,7 @@ class OneShot:
             state: from `init` or `step`.
             batch: any (x, y); with a data axis too it is whole on every device.
         """
-        return self._training.exact(state.params, batch, state.layers)
+        return self.training.exact(state.params, batch, state.layers)
 
     def export(self, state: TrainState) -> Snapshot:
         """The state as NumPy arrays that belong to no layout, to be saved or restored; the same on every process.
@@ -169,7 +170,7 @@ class OneShot:
         Under several processes all must call it. `restore` on the same layout gives a state that trains on bit for
         bit as this one does; on another number of devices, or another backend, it does up to rounding.
         """
-        return export(self._training, self.optimizer, state)
+        return export(self.training, self.optimizer, state)
 
     def restore(self, state: TrainState, snapshot: Snapshot) -> TrainState:
         """Undo `export`.
@@ -181,7 +182,7 @@ class OneShot:
         Raises:
             ValueError: the snapshot's structure, shapes or dtypes are not those of this trainer's states.
         """
-        return TrainState(*restore(self._training, self.optimizer, state, snapshot), state.layers)
+        return TrainState(*restore(self.training, self.optimizer, state, snapshot), state.layers)
 
     def cold(self, state: TrainState, batch: tuple[Any, Any]) -> TrainState:
         """The state with cold warm values for a batch, as `init` makes them; everything else is kept.
@@ -193,7 +194,7 @@ class OneShot:
             state: from `init`, `cold` or `step`, for a batch of any size.
             batch: (x, y) of the next step.
         """
-        return replace(state, warm=self._training.cold(state.params, batch, state.layers))
+        return replace(state, warm=self.training.cold(state.params, batch, state.layers))
 
     def step(
         self, state: TrainState, batch: tuple[Any, Any], samples: jax.Array | None = None
@@ -219,7 +220,7 @@ class OneShot:
                 "samples: with the batch split over MPI ranks, warm values are kept for a fixed batch only; start each "
                 "step cold (trainer.cold), use MPI(data=1), or a Mesh with a data axis."
             )
-        training, layers = self._training, state.layers
+        training, layers = self.training, state.layers
         warm = state.warm if samples is None else take(state.warm, samples)
         here = training.evaluate(state.params, warm, batch, layers)
         seen = training.trainable(state.params, layers)

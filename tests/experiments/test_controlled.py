@@ -1,0 +1,79 @@
+"""Trainings under control: networks on which one cycle fails, and one on which it does well."""
+
+import json
+
+import jax
+import pytest
+
+from experiments.train import main
+
+pytestmark = pytest.mark.slow
+HARD = """
+dtype: float32
+iterations: 120
+problem: {name: level_sets, train_per_class: 30, validation_per_class: 10}
+network: {layers: 64, width: 6}
+optimizer: {learning_rate: 0.01, schedule: cosine}
+solver: {coarsening_factor: 4, cycles: 1}
+evaluation: {every: 400}
+output: {pictures: false}
+"""
+DEFEATING = {
+    "rough in depth, large T": "--network.initialisation independent --network.final-time 20",
+    "large weights": "--network.scale 4",
+    "learning rate too high": "--optimizer.learning-rate 0.1 --iterations 200",
+}
+
+
+@pytest.fixture(autouse=True)
+def _precision():
+    before = jax.config.jax_enable_x64
+    yield
+    jax.config.update("jax_enable_x64", before)
+
+
+@pytest.fixture
+def train(tmp_path):
+    """From words of the command line to (exact final loss, decisions)."""
+    (tmp_path / "hard.yaml").write_text(HARD)
+
+    def run(*words):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        assert main([str(tmp_path / "hard.yaml"), "--output.folder", str(folder), *words]) == 0
+        events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+        return json.loads((folder / "summary.json").read_text())["exact_train_loss"], events
+
+    return run
+
+
+@pytest.mark.parametrize("case", DEFEATING)
+def test_control_reaches_the_sequential_loss_where_one_cycle_fails(case, train, capsys):
+    words = DEFEATING[case].split()
+    sequential, _ = train(*words, "--training.method", "sequential")
+    fixed, _ = train(*words)
+    controlled, events = train(*words, "--control.active", "true")
+    assert fixed > 1.05 * sequential, "one cycle does not fail here"
+    assert controlled <= 1.05 * sequential
+    changes = [event for event in events if event["action"] != "keep"]
+    assert changes[0]["iteration"] == 0
+    assert all(event["reason"] for event in changes)
+    assert f"iteration 0: {changes[0]['action']}: {changes[0]['reason']}" in capsys.readouterr().out
+
+
+def test_an_easy_network_keeps_its_one_cycle(train):
+    words = ["--network.final-time", "1"]
+    fixed, _ = train(*words)
+    controlled, events = train(*words, "--control.active", "true")
+    assert controlled == fixed
+    assert [event["action"] for event in events] == ["keep"] * 6
+    assert [event["iteration"] for event in events] == [0, 5, 15, 35, 75, 155][: len(events)]
+
+
+def test_predicting_and_sweeping_is_left_for_cycles_or_sequential_sweeps_where_it_fails(train):
+    words = "--training.schedule predict_then_sweep --network.final-time 20 --network.initialisation independent"
+    sequential, _ = train(
+        "--network.final-time", "20", "--network.initialisation", "independent", "--training.method", "sequential"
+    )
+    controlled, events = train(*words.split(), "--solver.levels", "2", "--control.active", "true")
+    assert events[0]["action"].startswith("predict, then sweep -> ")
+    assert controlled <= 1.05 * sequential
