@@ -31,7 +31,7 @@ def by_formula(params, gamma_tik, gamma_class, gamma_ddt, scale=1.0):
 
 
 @pytest.mark.parametrize("scaled", [False, True])
-@pytest.mark.parametrize("kept", [(), ("gamma_tik",), ("gamma_class",), ("gamma_ddt",), tuple(WEIGHTS)])
+@pytest.mark.parametrize("kept", [(), ("gamma_tik",), ("gamma_class", "gamma_ddt")])
 def test_the_published_penalties_are_their_formula(kept, scaled):
     params = nets.classification(LAYERS)[1]
     weights = {name: value if name in kept else 0.0 for name, value in WEIGHTS.items()}
@@ -41,7 +41,7 @@ def test_the_published_penalties_are_their_formula(kept, scaled):
 
 def test_scaled_with_the_step_size_they_penalise_a_theta_of_t_alike_at_any_depth():
     values = []
-    for layers in (64, 128, 1024):
+    for layers in (64, 1024):
         params = nets.classification(layers, initial=nets.smooth)[1]
         penalty = jm.published_penalty(2.0 / layers, gamma_tik=1.0, gamma_ddt=0.1, mesh_independent=True)
         values.append(float(penalty(params)))

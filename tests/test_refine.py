@@ -19,7 +19,7 @@ def params(theta):
     return jm.Params({"w": jnp.ones(2)}, theta, {"w": jnp.zeros(2)})
 
 
-@pytest.mark.parametrize("factor", [1, 2, 3, 4])
+@pytest.mark.parametrize("factor", [2, 3])
 def test_linear_is_exact_for_parameters_linear_in_depth(factor):
     refined = jm.refine(params(linear(5)), factor)
     assert nets.distance(refined, params(linear(5 * factor))) < 1e-15
@@ -33,6 +33,7 @@ def test_constant_repeats_every_layer_and_its_means_are_the_layers():
     assert nets.distance(averages, theta) < 1e-15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["constant", "linear"])
 def test_the_refined_network_computes_nearly_the_same_and_ever_more_so(kind):
     errors = []
