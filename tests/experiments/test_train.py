@@ -263,7 +263,7 @@ def test_nested_iteration_trains_ever_deeper_networks_from_each_others_parameter
     rows = train(tiny, tmp_path / "run", *NESTED, "--solver.coarsening-factor", "2")
     assert [row["layers"] for row in rows] == [8] * 4 + [16] * 3 + [32] * 7
     assert [row["iteration"] for row in rows] == list(range(14))
-    assert "on to 16 layers, because it has had its 4 iterations" in capsys.readouterr().out
+    assert "on to 16 layers: it has had its 4 iterations" in capsys.readouterr().out
     losses = column(rows, "inexact_loss")
     # A refined network computes nearly what the shallow one did; where it is new, the loss would be the first.
     for first in (4, 7):
