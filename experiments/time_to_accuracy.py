@@ -1,0 +1,269 @@
+"""Wall time until the exact validation accuracy holds a target: `python -m experiments.time_to_accuracy CONFIG ...`.
+
+Trains the config's network, from the same initial values, sequentially on one core and on all of them, and one-shot on
+one device (one core) and on two, for several seeds and learning rates, one after another; every method is judged by the
+rate with the smallest median time. The clock runs during iterations only: not while compiling, nor while the network
+is evaluated exactly. Prints a table and writes `times.json` and `accuracy.png` into a folder.
+"""
+
+import argparse
+import copy
+import itertools
+import json
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from experiments import build, problems
+from experiments.batches import Batches
+from experiments.config import read
+from experiments.errors import ConfigError
+from experiments.evaluation import evaluator
+from experiments.schema import Config
+from experiments.workers import Place, Worker, WorkerError
+
+
+@dataclass(frozen=True)
+class Method:
+    """How to train, and where.
+
+    Attributes:
+        name: for tables and pictures.
+        training: `training.method`.
+        devices: JAX's.
+        cores: how many.
+    """
+
+    name: str
+    training: str
+    devices: int
+    cores: int
+
+    def config(self, config: Config, rate: float, seed: int) -> Config:
+        """The config of one run; sequential training has no lag in its gradients to be anticipated."""
+        sequential = self.training == "sequential"
+        optimizer = {"learning_rate": rate} | ({"anticipate": 0.0} if sequential else {})
+        return config.model_copy(
+            update={
+                "seed": seed,
+                "training": config.training.model_copy(update={"method": self.training}),
+                "optimizer": config.optimizer.model_copy(update=optimizer),
+                "backend": config.backend.model_copy(
+                    update={"kind": "local" if self.devices == 1 else "mesh", "devices": self.devices}
+                ),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A run: after each exact evaluation, iterations done, seconds on the clock, exact validation accuracy.
+
+    Attributes:
+        points: (iteration, seconds, accuracy).
+        reached: index of the evaluation from which the target held; None if it never did.
+    """
+
+    points: list[tuple[int, float, float]]
+    reached: int | None
+
+    @property
+    def seconds(self) -> float:
+        """Until the target was reached; infinite if it was not."""
+        return math.inf if self.reached is None else self.points[self.reached][1]
+
+    @property
+    def iterations(self) -> float:
+        """Until the target was reached; infinite if it was not."""
+        return math.inf if self.reached is None else self.points[self.reached][0]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    try:
+        options, rest = _parser().parse_known_args(sys.argv[1:] if arguments is None else arguments)
+        config = read(rest, "experiments.time_to_accuracy")
+        if config.training.method == "sequential":
+            raise ConfigError(
+                "training.method = 'sequential': expected one_shot; sequential training is compared with in any case."
+            )
+        try:
+            options.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--folder {options.folder}: cannot be made: {error.strerror}.") from None
+        compare(config, options)
+    except (ConfigError, WorkerError) as error:
+        print("time_to_accuracy:", *str(error).splitlines(), sep="\n  ", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the runs that were finished are in the folder", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    def share(text: str) -> float:
+        value = _number(text)
+        if not 0 < value <= 1:
+            raise argparse.ArgumentTypeError(f"{text}: expected a number in (0, 1]")
+        return value
+
+    def rate(text: str) -> float:
+        value = _number(text)
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text}: expected a number > 0")
+        return value
+
+    def count(text: str) -> int:
+        if not text.isdigit() or int(text) < 1:
+            raise argparse.ArgumentTypeError(f"{text}: expected an integer >= 1")
+        return int(text)
+
+    def seed(text: str) -> int:
+        if not text.isdigit():
+            raise argparse.ArgumentTypeError(f"{text}: expected an integer >= 0")
+        return int(text)
+
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.time_to_accuracy",
+        usage="%(prog)s CONFIG [--target A] [--seeds S ...] [--rates R ...] [--folder F] [--key VALUE ...]",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--target", type=share, default=0.97, metavar="A", help="exact validation accuracy")
+    parser.add_argument("--hold", type=count, default=3, metavar="K", help="evaluations in a row that must reach it")
+    parser.add_argument("--seeds", type=seed, nargs="+", default=[0, 1, 2], metavar="S", help="of data and network")
+    parser.add_argument("--rates", type=rate, nargs="+", default=[0.02, 0.04], metavar="R", help="learning rates")
+    parser.add_argument("--folder", type=Path, default=Path("runs/time_to_accuracy"), help="for table and picture")
+    return parser
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number") from None
+
+
+def methods() -> list[Method]:
+    """What is compared on this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    found = [Method("sequential, 1 core", "sequential", 1, 1), Method("one-shot, 1 device", "one_shot", 1, 1)]
+    if cores > 1:
+        found.insert(1, Method(f"sequential, {cores} cores", "sequential", 1, cores))
+        found.append(Method("one-shot, 2 devices", "one_shot", 2, 2))
+    return found
+
+
+def train(memory: Any, config: Config, target: float, hold: int) -> Curve:
+    """Task of a worker: train until the target has held, or the config's iterations are over."""
+    build.prepare_jax(config)
+    data = problems.load(config.problem, config.seed)
+    trainer, batches = build.trainer(config), Batches(config, data)
+    state = build.initial_state(config, data, trainer, batches)
+    update = build.update(trainer, batches)
+    accuracy = evaluator(trainer, data.validation, config.dtype)
+    jax.block_until_ready(update(copy.deepcopy(state), batches.at(0)))  # compiles
+    points: list[tuple[int, float, float]] = [(0, 0.0, accuracy(state)[1])]
+    seconds, done, held = 0.0, 0, 0
+    while done < config.iterations and held < hold:
+        start = time.perf_counter()
+        for _ in range(min(config.evaluation.every, config.iterations - done)):
+            state, _ = update(state, batches.at(done))
+            done += 1
+        jax.block_until_ready(state)
+        seconds += time.perf_counter() - start
+        points.append((done, seconds, accuracy(state)[1]))
+        held = held + 1 if points[-1][2] >= target else 0
+    return Curve(points, len(points) - hold if held == hold else None)
+
+
+def compare(config: Config, options: argparse.Namespace) -> None:
+    """Run everything, print the table, write file and picture."""
+    cores = tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else None
+    found: dict[tuple[str, float, int], Curve] = {}
+    runs = list(itertools.product(options.seeds, options.rates, methods()))
+    with tqdm(runs, leave=False, disable=not sys.stderr.isatty()) as bar:
+        for seed, rate, method in bar:
+            bar.set_description(f"{method.name}, rate {rate:g}, seed {seed}")
+            worker = Worker(Place(cores and cores[-method.cores :], method.devices))
+            try:
+                curve = worker.ask(train, method.config(config, rate, seed), options.target, options.hold)
+            finally:
+                worker.close()
+            found[method.name, rate, seed] = curve
+            if not sys.stderr.isatty():
+                print(f"{method.name}, rate {rate:g}, seed {seed}: {_seconds(curve.seconds)}", flush=True)
+            _write(found, config, options)
+    _table(found, options)
+    draw(best_rates(found, options), options)
+
+
+def best_rates(found: Any, options: argparse.Namespace) -> dict[str, tuple[float, list[Curve]]]:
+    """For every method the rate with the smallest median time to the target, and its runs."""
+    best: dict[str, tuple[float, list[Curve]]] = {}
+    for method in methods():
+        by_rate = {rate: [found[method.name, rate, seed] for seed in options.seeds] for rate in options.rates}
+        rate = min(by_rate, key=lambda r: statistics.median(curve.seconds for curve in by_rate[r]))
+        best[method.name] = rate, by_rate[rate]
+    return best
+
+
+def _table(found: Any, options: argparse.Namespace) -> None:
+    best = best_rates(found, options)
+    reference = statistics.median(curve.seconds for curve in best["sequential, 1 core"][1])
+    print(f"\ntime to {options.target:.1%} exact validation accuracy, held for {options.hold} evaluations")
+    print(f"{'method':22} {'rate':>6} {'median s':>9} {'of seeds':>20} {'iterations':>10} {'ratio':>6}")
+    for name, (rate, curves) in best.items():
+        seconds = statistics.median(curve.seconds for curve in curves)
+        iterations = statistics.median(curve.iterations for curve in curves)
+        spread = " ".join(_seconds(curve.seconds) for curve in curves)
+        ratio = f"{seconds / reference:.2f}" if math.isfinite(seconds) and math.isfinite(reference) else "-"
+        print(f"{name:22} {rate:6g} {_seconds(seconds):>9} {spread:>20} {iterations:10.0f} {ratio:>6}")
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f}" if math.isfinite(value) else "never"
+
+
+def _write(found: Any, config: Config, options: argparse.Namespace) -> None:
+    runs = [
+        {"method": name, "rate": rate, "seed": seed, "reached": curve.reached, "points": curve.points}
+        for (name, rate, seed), curve in found.items()
+    ]
+    whole = {"target": options.target, "hold": options.hold, "config": config.model_dump(mode="json"), "runs": runs}
+    (options.folder / "times.json").write_text(json.dumps(whole) + "\n", encoding="utf-8")
+
+
+def draw(best: dict[str, tuple[float, list[Curve]]], options: argparse.Namespace) -> None:
+    """Accuracy over wall time, one line per seed."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7.0, 4.2), layout="constrained")
+    for number, (name, (rate, curves)) in enumerate(best.items()):
+        for curve in curves:
+            _, seconds, accuracy = zip(*curve.points, strict=True)
+            label = f"{name}, rate {rate:g}" if curve is curves[0] else None
+            axes.plot(seconds, [100 * a for a in accuracy], color=f"C{number}", lw=1.2, alpha=0.8, label=label)
+    axes.axhline(100 * options.target, color="0.5", lw=0.8, ls="--")
+    axes.set(xlabel="seconds of training", ylabel="exact validation accuracy, %", ylim=(50, 100))
+    axes.legend(loc="lower right", frameon=False)
+    axes.set_title(f"Time to {options.target:.0%}, {len(options.seeds)} seed(s) each", fontsize=10)
+    figure.savefig(options.folder / "accuracy.png", dpi=150)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
