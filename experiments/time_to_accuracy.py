@@ -171,7 +171,7 @@ def train(memory: Any, config: Config, target: float, hold: int) -> Curve:
     trainer, batches = build.trainer(config), Batches(config, data)
     state = build.initial_state(config, data, trainer, batches)
     update = build.update(trainer, batches)
-    accuracy = evaluator(trainer, data.validation, config.dtype)
+    accuracy = evaluator(trainer.problem, trainer.evaluate, data.validation, config.dtype)
     jax.block_until_ready(update(copy.deepcopy(state), batches.at(0)))  # compiles
     points: list[tuple[int, float, float]] = [(0, 0.0, accuracy(state)[1])]
     seconds, done, held = 0.0, 0, 0
