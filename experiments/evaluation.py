@@ -36,11 +36,13 @@ def evaluator(
         some = np.linspace(0, len(data.y) - 1, most).astype(int)
         data = DataSet(data.x[some], data.y[some])
     compiled = jax.jit(evaluate)
+    parts: list[slice] = []  # found once: JAX remembers something of every function whose shapes it is asked for
 
     def figures(network: Any) -> tuple[float, float]:
         params = network if isinstance(network, jm.Params) else network.params
         total = np.zeros(2)
-        for part in _parts(problem, params, data.x.astype(dtype, copy=False)):
+        parts[:] = parts or list(_parts(problem, params, data.x.astype(dtype, copy=False)))
+        for part in parts:
             loss, aux = compiled(network, (jnp.asarray(data.x[part], dtype), jnp.asarray(data.y[part])))
             total += (part.stop - part.start) * np.array([loss, aux["accuracy"]], float)
         loss, accuracy = total / len(data.y)
