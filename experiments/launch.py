@@ -31,7 +31,7 @@ HEARTBEAT = 20  # seconds after which a process that is silent counts as lost
 # What errors of XLA speak of where a connection broke.
 _LOST = ("Gloo", "gloo", "NCCL", "onnection", "heartbeat", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED")
 
-Read = Callable[[], tuple[Config, Path | None]]
+Found = tuple[Config, Path | None] | None
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Job:
 ALONE = Job(0, 1, "process", lambda text: [text], lambda code: os._exit(code))
 
 
-def start(read: Read) -> tuple[Job, Config, Path | None]:
+def start(read: Callable[[], tuple[Config, Path | None]]) -> tuple[Job, Config, Path | None]:
     """Read the config, prepare JAX (which must not have computed anything yet) and connect the processes.
 
     Returns:
@@ -75,25 +75,34 @@ def start(read: Read) -> tuple[Job, Config, Path | None]:
     Raises:
         ConfigError: What is wrong with the config or the way the processes were started.
     """
-    ranks = _launched()
-    config, folder = _same_everywhere(ranks, read)
+    found: Found = None
+    wrong: ConfigError | None = None
+    try:
+        found = read()
+    except ConfigError as error:
+        wrong = error
+    ranks = ALONE if found and found[0].backend.coordinator not in (None, "mpi4py") else _ranks()
+    config, folder = _same_everywhere(ranks, found, wrong)
     build.prepare_jax(config)
     job = _connected(ranks, config.backend)
     if job is not ranks:
-        config, folder = _same_everywhere(job, lambda: (config, folder))
+        config, folder = _same_everywhere(job, found, wrong)
     return job, config, folder
 
 
-def _launched() -> Job:
-    """The ranks of MPI where a launcher such as mpirun started several, else this process alone."""
-    if max(int(os.environ.get(name, "1")) for name in _LAUNCHED) == 1:
+def _started() -> int:
+    """How many ranks of MPI a launcher such as mpirun has started; 1 without one."""
+    return max(int(os.environ.get(name, "1")) for name in _LAUNCHED)
+
+
+def _ranks() -> Job:
+    """The ranks of MPI where a launcher started several and mpi4py works, else this process alone."""
+    if _started() == 1:
         return ALONE
     try:
         from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:
-        raise ConfigError(
-            f"several MPI ranks were started, but mpi4py cannot be imported ({error}). Install it: pip install mpi4py"
-        ) from None
+    except (ImportError, RuntimeError):  # what that leads to, `_connected` says
+        return ALONE
     comm = MPI.COMM_WORLD
 
     def abort(code: int) -> NoReturn:
@@ -106,6 +115,11 @@ def _launched() -> Job:
 def _connected(job: Job, section: Backend) -> Job:
     """All processes of the training, connected by `jax.distributed` where the config asks for that."""
     if section.coordinator is None:
+        if job.count == 1 < _started():
+            raise ConfigError(
+                f"{_started()} MPI ranks were started, but mpi4py is not installed or was built for another MPI. "
+                "Install it where mpirun's own mpicc comes first in PATH: pip install --no-cache-dir mpi4py"
+            )
         if job.count > 1 and section.kind != "mpi":
             raise AgreedError(
                 f"backend.kind = {section.kind!r}: expected 'mpi', as {job.count} ranks were started; each would train "
@@ -146,24 +160,22 @@ def _gather(text: str) -> list[str]:
     return [bytes(row[:size]).decode() for row, size in zip(rows, np.reshape(sizes, -1), strict=True)]
 
 
-def _same_everywhere(job: Job, read: Read) -> tuple[Config, Path | None]:
-    """The config, read by every process and compared.
+def _same_everywhere(job: Job, found: Found, wrong: ConfigError | None) -> tuple[Config, Path | None]:
+    """What every process has read, compared.
 
     Raises:
         AgreedError: What is wrong with it, on all processes; or that it is not the same everywhere.
     """
     if job.count == 1:
-        return read()
-    found, wrong = None, ""
-    try:
-        found = read()
-    except ConfigError as error:
-        wrong = str(error)
-    told = [json.loads(text) for text in job.gather(json.dumps([wrong, _comparable(found)]))]
-    for index, (wrong, _) in enumerate(told):
-        if wrong:
-            who = "" if all(wrong == other for other, _ in told) else f"{job.noun} {index} of {job.count}: "
-            raise AgreedError(who + wrong, silent=not job.is_first)
+        if found is None:
+            assert wrong is not None
+            raise wrong
+        return found
+    told = [json.loads(text) for text in job.gather(json.dumps([str(wrong or ""), _comparable(found)]))]
+    for index, (error, _) in enumerate(told):
+        if error:
+            who = "" if all(error == other for other, _ in told) else f"{job.noun} {index} of {job.count}: "
+            raise AgreedError(who + error, silent=not job.is_first)
     for index, (_, text) in enumerate(told):
         if text != told[0][1]:
             lines = difflib.unified_diff(told[0][1].splitlines(), text.splitlines(), lineterm="", n=0)
@@ -178,7 +190,7 @@ def _same_everywhere(job: Job, read: Read) -> tuple[Config, Path | None]:
     return found
 
 
-def _comparable(found: tuple[Config, Path | None] | None) -> str:
+def _comparable(found: Found) -> str:
     """Config and folder as `section.key: value` lines, without what may differ; and the versions to run with."""
     if found is None:
         return ""
