@@ -255,7 +255,7 @@ class Control(Section):
     )
     min_cosine: float = Field(default=0.9, gt=0, lt=1, description="of the angle between them that is borne")
     most_cycles: int = Field(default=4, ge=1, description="tried before sequential sweeps")
-    soon: int = Field(default=5, ge=1, description="iterations to the next comparison after a change")
+    soon: int = Field(default=10, ge=1, description="iterations to the next comparison after a change")
     longest: int = Field(default=400, ge=1, description="iterations between comparisons while all is well")
 
 

@@ -32,7 +32,7 @@ class Control:
 
     tolerance: float = 0.05
     min_cosine: float = 0.9
-    soon: int = 5
+    soon: int = 10
     longest: int = 400
     alarm: float = 1.5
 

@@ -69,8 +69,8 @@ def test_an_easy_network_keeps_its_one_cycle(train):
     fixed, _ = train(*words)
     controlled, events = train(*words, "--control.active", "true")
     assert controlled == fixed
-    assert [event["action"] for event in events] == ["keep"] * 5
-    assert [event["iteration"] for event in events] == [0, 5, 15, 35, 75]
+    assert [event["action"] for event in events] == ["keep"] * 4
+    assert [event["iteration"] for event in events] == [0, 10, 30, 70]
 
 
 def test_predicting_and_sweeping_is_left_for_cycles_or_sequential_sweeps_where_it_fails(train):
