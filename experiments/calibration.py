@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 
 from experiments.contenders import Case, Layout, mesh_of, network
 from jaxmgrit.cost_model import Costs, Sizes
-from jaxmgrit.equation import worth_keeping
+from jaxmgrit.equation import keeping_little
 
 REPEATS = 7
 HOPS = 64  # messages in the loop that measures one
@@ -72,7 +72,7 @@ def three(network: Network, parts: int, length: int, batch: int, devices: int = 
     def layer(u: Any, t: Any) -> tuple[Any, None]:
         return network.step(t, u, network.h), None
 
-    kept = jax.checkpoint(layer, policy=worth_keeping, prevent_cse=False)
+    kept = keeping_little(layer, network.u0)
 
     def forward(t: Any, u: Any) -> Any:
         return jax.lax.scan(layer, u, t)[0]
@@ -102,7 +102,7 @@ def sequential(network: Network, segment: int) -> float:
     def layer(u: Any, t: Any) -> tuple[Any, None]:
         return network.step(t, u, network.h), None
 
-    kept = jax.checkpoint(layer, policy=worth_keeping, prevent_cse=False)
+    kept = keeping_little(layer, network.u0)
 
     def objective(theta: Any, u: Any, length: int) -> Any:
         whole = layers // length * length

@@ -2,7 +2,8 @@
 
 The counts follow the program statement by statement, padding included, and the tests compare them with what is counted
 while it runs. All devices do the same, so a figure is that of one device; a level that every device solves for itself
-counts on each of them.
+counts on each of them. That a pullback of large states evaluates Phi once more, rather than keep what it needs, counts
+as part of the pullback.
 
 Messages and bytes of one cycle, for states of S bytes, on P > 1 devices. Level l is *spread* if its intervals are
 shared out (`Level.devices` > 1), with s_l intervals per device; the finest is, the coarsest never is:

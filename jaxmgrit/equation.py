@@ -77,7 +77,7 @@ class Equation:
 
     def vjp_state(self, slot: Slot, u: PyTree, shared: Shared) -> Vjp:
         """One layer with its pullback to the state: `pullback((lam, 1))` is (lam of the layer before,)."""
-        (after, cost), pullback = jax.vjp(_keeping_little(lambda v: self._advance_and_cost(slot, v, shared)), u)
+        (after, cost), pullback = jax.vjp(keeping_little(lambda v: self._advance_and_cost(slot, v, shared), u), u)
         return Vjp(after, cost, pullback)
 
     def vjp_all(self, slot: Slot, u: PyTree, shared: Shared, step_sizes: bool) -> Vjp:
@@ -93,7 +93,7 @@ class Equation:
             own = own if step_sizes else Slot(own, slot.h)
             return self._advance_and_cost(own, v, merge(s, fixed) if step_sizes else shared)
 
-        (after, cost), pullback = jax.vjp(_keeping_little(f), differentiable, u, d_shared if step_sizes else Shared())
+        (after, cost), pullback = jax.vjp(keeping_little(f, u), differentiable, u, d_shared if step_sizes else Shared())
         return Vjp(after, cost, pullback)
 
     def _advance_and_cost(self, slot: Slot, u: PyTree, shared: Shared) -> tuple[PyTree, Any]:
@@ -120,17 +120,21 @@ _CHEAP = frozenset(
 )
 
 
-def _keeping_little(f: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, whose pullback keeps only its arguments and what is costly to compute from them.
+# States of so many bytes do not stay in the cache until the pullback: it is faster to compute them again.
+_LARGE_STATE = 1 << 16
+
+
+def keeping_little(f: Callable[..., Any], state: PyTree) -> Callable[..., Any]:
+    """The function, whose pullback keeps only its arguments and, of small states, what is costly to compute from them.
 
     A tanh layer, say, keeps its state and the tanh, from which the derivative is a subtraction, and no transposed
-    weights: two thirds of the memory traffic, which is what large batches spend their time on.
+    weights: two thirds of the memory traffic.
     """
-    return jax.checkpoint(f, prevent_cse=False, policy=worth_keeping)
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    return jax.checkpoint(f, prevent_cse=False, policy=_worth_keeping if size < _LARGE_STATE else None)
 
 
-def worth_keeping(primitive: Any, *operands: Any, **_: Any) -> bool:
-    """Policy of `jax.checkpoint`: whether a value is kept for the pullback rather than computed again."""
+def _worth_keeping(primitive: Any, *operands: Any, **_: Any) -> bool:
     # JAX cannot keep complex intermediate values; they are computed again.
     complex_ = primitive.name == "fft" or any(jnp.issubdtype(x.dtype, jnp.complexfloating) for x in operands)
     return primitive.name not in _CHEAP and not complex_

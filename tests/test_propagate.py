@@ -374,3 +374,16 @@ def test_second_derivatives_of_solvers_without_a_tolerance_are_those_of_scan(net
 
     found, expected = run(functools.partial(propagated, solver=solver, adjoint=solver)), run(nets.scan)
     assert nets.distance(found, expected) < 1e-11
+
+
+@pytest.mark.slow
+def test_large_states_whose_layers_are_computed_again_have_the_gradient_of_scan():
+    theta, u0 = nets.rough(20), nets.state(batch=2100)
+    assert u0.nbytes > 1 << 16
+
+    def total(run):
+        return jax.jit(jax.grad(lambda t, u: jnp.mean(jnp.cos(run(t, u))), argnums=(0, 1)))
+
+    exact = total(lambda t, u: nets.scan(nets.tanh_step, t, u, 0.1))(theta, u0)
+    found = total(lambda t, u: jm.propagate(nets.tanh_step, t, u, h=0.1))(theta, u0)
+    assert nets.distance(found, exact) < 1e-12
