@@ -11,6 +11,7 @@
 """
 
 import datetime
+import fcntl
 import itertools
 import json
 import math
@@ -31,10 +32,21 @@ PARTS = ("opening", "layers", "closing")
 
 
 class Lines:
-    """A file of JSON objects, one a line, that grows at its end and can be cut back to its first lines."""
+    """A file of JSON objects, one a line, that grows at its end and can be cut back to its first lines.
+
+    Raises:
+        BlockingIOError: Another process has it open.
+    """
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise
+        except OSError:  # a file system without locks
+            pass
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Add one line, at once in the file; numbers that are not finite become null."""
@@ -69,18 +81,22 @@ class Run:
         events: One line per decision: what was changed, and why.
 
     Raises:
-        ConfigError: The folder exists and is not empty, or cannot be made.
+        ConfigError: The folder exists and is not empty, or cannot be made; or another process is training in it.
     """
 
     def __init__(self, config: Config, data: Data, resume: bool = False) -> None:
         self.folder = Path(str(config.output.folder)) if resume else _new_folder(config)
         facts = {"source": data.source, "facts": data.facts, "classes": data.names}
         try:
+            self.metrics = Lines(self.folder / "metrics.jsonl")
             config_files.write(config, self.folder / ".config.yaml")
             (self.folder / ".config.yaml").replace(self.folder / "config.yaml")
             (self.folder / "data.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-            self.metrics = Lines(self.folder / "metrics.jsonl")
             self.events = Lines(self.folder / "events.jsonl")
+        except BlockingIOError:
+            raise ConfigError(
+                f"output.folder = {str(self.folder)!r}: another process is training in it. Wait for that, or stop it."
+            ) from None
         except OSError as error:
             raise ConfigError(
                 f"output.folder = {str(self.folder)!r}: cannot be written: {error.strerror}. Make room or name another."

@@ -1,5 +1,6 @@
 """Runs that are interrupted, crash, meet a full disk, damaged checkpoints or nonsense, and go on."""
 
+import fcntl
 import json
 import os
 import resource
@@ -335,3 +336,10 @@ def test_what_is_not_finite_never_gets_into_a_checkpoint(tiny, tmp_path):
     words = [*SGD, "--optimizer.learning-rate", "1e300", "--recovery.attempts", "0", "--checkpoints.every", "1"]
     assert main([tiny, *words, "--output.folder", str(folder)]) == 1
     assert checkpoints(folder) == ["00000000"]
+
+
+def test_two_processes_cannot_go_on_with_one_run(copy, capsys):
+    with (copy / "metrics.jsonl").open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert main(["--resume", str(copy)]) == 2
+    assert "another process is training in it. Wait for that, or stop it." in capsys.readouterr().err
