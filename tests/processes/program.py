@@ -1,7 +1,7 @@
 """What every process of a multi-process test runs: solves and one-shot training on a backend, results to a file.
 
 python program.py OUT --backend local|mesh|mpi [--devices D] [--data P]
-    [--coordinator HOST:PORT --processes P --process I]
+    [--brief] [--coordinator HOST:PORT --processes P --process I]
 """
 
 import argparse
@@ -13,6 +13,7 @@ parser.add_argument("out")
 parser.add_argument("--backend", choices=["local", "mesh", "mpi"], required=True)
 parser.add_argument("--devices", type=int, default=1, help="local devices of this process")
 parser.add_argument("--data", type=int, default=1, help="parts of the batch")
+parser.add_argument("--brief", action="store_true", help="one number of layers, and SGD alone")
 parser.add_argument("--coordinator")
 parser.add_argument("--processes", type=int)
 parser.add_argument("--process", type=int)
@@ -128,6 +129,8 @@ def results(on):
         }
         params = jm.Params(jnp.asarray(rng.normal(size=(2, 4))), theta, jnp.asarray(rng.normal(size=(4, 1))))
         batch = (jnp.asarray(rng.normal(size=(6, 2))), jnp.asarray(rng.normal(size=(6, 1))))
+        if args.brief and layers == 64:
+            continue
         problem = jm.Problem(
             lambda p, x: jnp.tanh(x @ p), step, lambda p, u, y: (jnp.mean((u @ p - y) ** 2), None), h=5.0 / layers
         )
@@ -138,6 +141,8 @@ def results(on):
         found[f"solve {layers}"] = solves(theta, problem.opening(params.opening, batch[0]), layers, on)
         found[f"sgd {layers}"] = trained(penalised, params, batch, optax.sgd(1e-3), on, **cycles)
         if layers == 203:
+            found["sgd predict"] = trained(problem, params, batch, optax.sgd(1e-2), on, **predict)
+        if layers == 203 and not args.brief:
             clipped = optax.chain(optax.clip_by_global_norm(0.1), optax.adamw(1e-2))
             # Without a convex term quasi-Newton steps far from a minimum amplify rounding a millionfold.
             convex = dataclasses.replace(problem, penalty=lambda p: 0.1 * sum(map(sum_of_squares, jax.tree.leaves(p))))
@@ -145,7 +150,6 @@ def results(on):
             layerwise = jm.published_penalty(5.0 / layers, gamma_tik=0.2, gamma_class=0.2, gamma_ddt=1e-5)
             published = dataclasses.replace(problem, penalty=layerwise)
             found["lbfgs published"] = history_of(jm.PublishedLoop(published, backend=on), params, batch)
-            found["sgd predict"] = trained(problem, params, batch, optax.sgd(1e-2), on, **predict)
             found["adam clipped"] = trained(problem, params, batch, clipped, on, **cycles)
             found["lbfgs"] = trained(convex, params, batch, lbfgs, on, **cycles)
     return found

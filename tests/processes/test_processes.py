@@ -23,11 +23,12 @@ def local(tmp_path_factory):
     return np.load(out)
 
 
-def assert_same(out: Path, local) -> None:
+def assert_same(out: Path, local, brief: bool) -> None:
     """Equal to rounding; Adam divides small numbers and L-BFGS accumulates, so they may differ a little more."""
     found = np.load(out)
-    assert set(found.files) == set(local.files)
-    for name in local.files:
+    names = {name for name in local.files if not brief or name.startswith(("solve 203", "sgd 203", "sgd predict"))}
+    assert set(found.files) == names
+    for name in sorted(names):
         tolerance = 1e-10 if name.startswith(("adam", "lbfgs")) else 1e-12
         np.testing.assert_allclose(
             found[name], local[name], rtol=0, atol=tolerance * max(np.abs(local[name]).max(), 1e-300), err_msg=name
@@ -39,13 +40,16 @@ def assert_same(out: Path, local) -> None:
 def test_mpi_ranks_give_the_results_of_one_device(ranks, data, local, tmp_path):
     launch.needs_mpi()
     out = tmp_path / "out.npz"
-    launch.mpirun(ranks, PROGRAM, str(out), "--backend", "mpi", "--data", str(data))
-    assert_same(out, local)
+    brief = ranks == 1 or data > 1
+    options = ["--backend", "mpi", "--data", str(data), *["--brief"] * brief]
+    launch.mpirun(ranks, PROGRAM, str(out), *options)
+    assert_same(out, local, brief)
 
 
 @pytest.mark.parametrize(("processes", "devices", "data"), [(2, 1, 1), (4, 1, 1), (2, 2, 1), (2, 2, 2)])
 def test_distributed_processes_give_the_results_of_one_device(processes, devices, data, local, tmp_path):
     out = tmp_path / "out.npz"
-    options = ["--backend", "mesh", "--devices", str(devices), "--data", str(data)]
+    brief = devices > 1
+    options = ["--backend", "mesh", "--devices", str(devices), "--data", str(data), *["--brief"] * brief]
     launch.distributed(processes, PROGRAM, str(out), *options)
-    assert_same(out, local)
+    assert_same(out, local, brief)
