@@ -105,7 +105,7 @@ def trained(layers, schedule, shape, iterations=20):
 @pytest.mark.parametrize(
     "schedule, layers, shape",
     nets.slow_but(
-        [("predict, then sweep", 203, (2, 4))],
+        [],
         [(schedule, 203, (2, 4)) for schedule in SCHEDULES] + [("cycles, then gradient", 64, (4, 2))],
     ),
 )

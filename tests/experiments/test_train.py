@@ -166,6 +166,7 @@ def test_one_compilation_of_the_step(tiny, tmp_path, caplog):
     assert len([message for message in compiled if "jit(step)" in message]) == 1
 
 
+@pytest.mark.slow
 def test_two_devices_give_the_same_metrics(tiny, run, tmp_path):
     command = [sys.executable, "-m", "experiments.train", tiny, "--output.folder", str(tmp_path / "two")]
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
@@ -179,6 +180,7 @@ def test_two_devices_give_the_same_metrics(tiny, run, tmp_path):
         np.testing.assert_allclose(column(two, key), column(one, key), rtol=1e-8, atol=0, err_msg=key)
 
 
+@pytest.mark.slow
 def test_two_mpi_ranks_give_the_same_metrics_and_the_first_writes(tiny, run, tmp_path):
     launch.needs_mpi()
     words = ["-m", "experiments.train", tiny, "--backend.kind", "mpi", "--output.folder", str(tmp_path / "ranks")]
