@@ -18,8 +18,6 @@ from experiments.errors import ConfigError
 from experiments.problems import Data
 from experiments.schema import Backend, Config, Solver
 
-State = Any  # jm.TrainState or jm.PublishedState
-
 
 class Trainer(Protocol):
     """What `jm.OneShot` and `jm.PublishedLoop` have in common."""
@@ -32,19 +30,19 @@ class Trainer(Protocol):
     def backend(self) -> Any:
         """Where the layers live."""
 
-    def init(self, params: jm.Params, batch: Any) -> State:
+    def init(self, params: jm.Params, batch: Any) -> jm.TrainState:
         """The state before the first iteration."""
 
-    def params(self, state: State) -> jm.Params:
+    def params(self, state: jm.TrainState) -> jm.Params:
         """The parameters."""
 
-    def evaluate(self, state: State, batch: Any) -> tuple[Any, Any]:
+    def evaluate(self, state: jm.TrainState, batch: Any) -> tuple[Any, Any]:
         """The exact loss and its aux."""
 
-    def export(self, state: State) -> jm.Snapshot:
+    def export(self, state: jm.TrainState) -> jm.Snapshot:
         """The state as NumPy arrays."""
 
-    def restore(self, state: State, snapshot: jm.Snapshot) -> State:
+    def restore(self, state: jm.TrainState, snapshot: jm.Snapshot) -> jm.TrainState:
         """Undo `export`."""
 
 
@@ -239,7 +237,7 @@ def _solvers(config: Config, rung: int) -> tuple[Any, jm.MGRIT | jm.Sequential, 
 
 def initial_state(
     config: Config, data: Data, trainer: Trainer, batches: Batches, params: jm.Params | None = None, iteration: int = 0
-) -> State:
+) -> jm.TrainState:
     """The trainer's state before its first iteration.
 
     Args:

@@ -13,7 +13,7 @@ from jaxmgrit.options import MGRIT, Sequential
 from jaxmgrit.penalty import LayerwisePenalty, published_penalty
 from jaxmgrit.problem import Params, Problem
 from jaxmgrit.propagate import propagate
-from jaxmgrit.published import Outcome, PublishedInfo, PublishedLoop, PublishedState
+from jaxmgrit.published import Outcome, PublishedInfo, PublishedLoop
 from jaxmgrit.quasi_newton import BFGS, LBFGS, SteepestDescent
 from jaxmgrit.refine import refine
 from jaxmgrit.schedule import CyclesThenGradient, PredictThenSweep
@@ -42,7 +42,6 @@ __all__ = [
     "Problem",
     "PublishedInfo",
     "PublishedLoop",
-    "PublishedState",
     "Result",
     "Sequential",
     "Snapshot",

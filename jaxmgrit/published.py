@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ from jaxmgrit.backend.local import Local
 from jaxmgrit.checks import check_backend
 from jaxmgrit.hierarchy import lay_out
 from jaxmgrit.line_search import Search, backtrack
+from jaxmgrit.one_shot import TrainState
 from jaxmgrit.options import MGRIT, Solver, check_solver, integer, is_real, match_segments
 from jaxmgrit.problem import Params, Problem
 from jaxmgrit.pytree import merge, split, subtract, where
@@ -66,26 +67,6 @@ class Memory(NamedTuple):
     hessian: PyTree
     x: Params
     gradient: Params
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class PublishedState:
-    """Everything the loop carries from one iteration to the next; donate it to the jitted step.
-
-    Attributes:
-        params: parameters; the layers are kept in slots (see `PublishedLoop.params` for the plain ones).
-        optimizer: the quasi-Newton memory.
-        warm: C-points of state and adjoint, which belong to the samples they were computed for.
-        iteration: iterations done so far.
-        layers: N.
-    """
-
-    params: Params
-    optimizer: Memory
-    warm: PyTree
-    iteration: jax.Array
-    layers: int = field(metadata={"static": True})
 
 
 class PublishedInfo(NamedTuple):
@@ -207,7 +188,7 @@ class PublishedLoop:
         solver, adjoint = match_segments(self.solver or two_cycles, self.adjoint or two_cycles)
         return Training(self.problem, CyclesThenGradient(), Setting(solver, adjoint, self.backend))
 
-    def init(self, params: Params, batch: tuple[Any, Any]) -> PublishedState:
+    def init(self, params: Params, batch: tuple[Any, Any]) -> TrainState:
         """The state before the first iteration: copies of the parameters, cold warm values, no pairs.
 
         Args:
@@ -227,7 +208,7 @@ class PublishedLoop:
             optimizer = self._as_optimizer(start.layers)
             memory = map_optimizer(optimizer, memory, seen, slots, self.backend.scatter, self.backend.replicate)
         iteration = self.backend.replicate(jnp.zeros((), jnp.int32))
-        return PublishedState(start.params, memory, start.warm, iteration, start.layers)
+        return TrainState(start.params, memory, start.warm, iteration, start.layers)
 
     def _first_memory(self, seen: Params, layers: int) -> Memory:
         hessian = self.hessian.init(seen, Space(self.backend, layers))
@@ -239,24 +220,24 @@ class PublishedLoop:
             lambda params: self._first_memory(params, layers), lambda gradients, state, params=None: (gradients, state)
         )
 
-    def export(self, state: PublishedState) -> Snapshot:
+    def export(self, state: TrainState) -> Snapshot:
         """The state as NumPy arrays that belong to no layout, to be saved or restored; see `OneShot.export`."""
         return export(self._training, self._as_optimizer(state.layers), state)
 
-    def restore(self, state: PublishedState, snapshot: Snapshot) -> PublishedState:
+    def restore(self, state: TrainState, snapshot: Snapshot) -> TrainState:
         """Undo `export`; see `OneShot.restore`."""
         optimizer = self._as_optimizer(state.layers)
-        return PublishedState(*restore(self._training, optimizer, state, snapshot), state.layers)
+        return TrainState(*restore(self._training, optimizer, state, snapshot), state.layers)
 
-    def evaluate(self, state: PublishedState, batch: tuple[Any, Any]) -> tuple[Any, Any]:
+    def evaluate(self, state: TrainState, batch: tuple[Any, Any]) -> tuple[Any, Any]:
         """The loss and its aux of the network evaluated exactly, see `OneShot.evaluate`."""
         return self._training.exact(state.params, batch, state.layers)
 
-    def params(self, state: PublishedState) -> Params:
+    def params(self, state: TrainState) -> Params:
         """The parameters, layers with leading axis N; copies, which donating the state does not eat."""
         return self._training.whole(state.params, state.layers)
 
-    def step(self, state: PublishedState, batch: tuple[Any, Any]) -> tuple[PublishedState, PublishedInfo]:
+    def step(self, state: TrainState, batch: tuple[Any, Any]) -> tuple[TrainState, PublishedInfo]:
         """One iteration: inexact objective and gradient, direction, line search.
 
         Pure; jit it once outside the loop: `jax.jit(trainer.step, donate_argnums=0)`.
@@ -286,7 +267,7 @@ class PublishedLoop:
         failed = ~converged & ~search.accepted
         memory = Memory(self.hessian.forget(hessian, failed), training.place(x), training.place(gradient))
         warm = search.left, here.found.warm[1]
-        after = PublishedState(params, memory, warm, self.backend.replicate(state.iteration + 1), layers)
+        after = TrainState(params, memory, warm, self.backend.replicate(state.iteration + 1), layers)
         return after, _info(here, norm, search, converged, failed)
 
     def _search(
