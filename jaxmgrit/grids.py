@@ -162,12 +162,7 @@ def record(vjp: Callable[[Slot, PyTree], Vjp], block: AdjointBlock, offset: int)
         kept = [x for x, source in zip(leaves, sources, strict=True) if source is None]
         return where(inside, made.after, u), (made.cost, kept)
 
-    end, (costs, kept) = jax.lax.scan(
-        one,
-        block.starts,
-        (block.slots, block.mask, position, block.states),
-        unroll=int(__import__("os").environ.get("UN", "1")),
-    )
+    end, (costs, kept) = jax.lax.scan(one, block.starts, (block.slots, block.mask, position, block.states))
     tree, sources = structure
     parameters, rest = jax.tree.leaves(block.slots), iter(kept)
     leaves = [next(rest) if source is None else parameters[source] for source in sources]
