@@ -11,12 +11,13 @@ from jaxmgrit.one_shot import Info, OneShot, TrainState
 from jaxmgrit.optimizers import anticipate, l2_gradient
 from jaxmgrit.options import MGRIT, Sequential
 from jaxmgrit.penalty import LayerwisePenalty, published_penalty
+from jaxmgrit.predict_then_sweep import PredictThenSweep
 from jaxmgrit.problem import Params, Problem
 from jaxmgrit.propagate import propagate
 from jaxmgrit.published import Outcome, PublishedInfo, PublishedLoop
 from jaxmgrit.quasi_newton import BFGS, LBFGS, SteepestDescent
 from jaxmgrit.refine import refine
-from jaxmgrit.schedule import CyclesThenGradient, PredictThenSweep
+from jaxmgrit.schedule import CyclesThenGradient
 from jaxmgrit.snapshot import Snapshot
 from jaxmgrit.solution import AdjointSolution, CPoints, Result, Solution, SolveError, check
 from jaxmgrit.solve import solve, trajectory

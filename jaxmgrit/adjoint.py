@@ -98,8 +98,7 @@ def _adjoint_program(
         outcome = run(grids, solver, repeat(lam_final, levels[0].share) if ends is None else ends, lam_final)
         if not gradients:
             return outcome, None
-        lam = grids[0].starts(outcome.ends, lam_final)
-        _, _, found = vjp_sweep(equation, grids[0], shared, lin.offset, lam, step_sizes)
+        found, _, _ = vjp_sweep(equation, grids[0], shared, lin.offset, outcome.ends, lam_final, step_sizes)
         return outcome, _collect(found, levels[0], state, backend)
 
     specs = (OUTCOME_SPECS, GRADIENT_SPECS if gradients else None)
@@ -207,8 +206,7 @@ def layer_gradients(
 def _gradient_program(equation: Equation, state: Level, level: Level, backend: Backend) -> Callable[..., Gradients]:
     def body(data: PyTree, lam_final: PyTree, ends: PyTree) -> Gradients:
         (grid,), lin = _grids(equation, state, (level,), SEQUENTIAL, backend, data)
-        lam = grid.starts(ends, lam_final)
-        _, _, found = vjp_sweep(equation, grid, data[2], lin.offset, lam, False)
+        found, _, _ = vjp_sweep(equation, grid, data[2], lin.offset, ends, lam_final, False)
         return _collect(found, level, state, backend)
 
     return backend.lift(body, (STATE_SPECS, STATE, SHARDED_STATES), GRADIENT_SPECS)

@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxmgrit.found import Setting
 from jaxmgrit.hierarchy import Level, lay_out
 from jaxmgrit.one_shot import OneShot, TrainState
 from jaxmgrit.options import MGRIT, Sequential
 from jaxmgrit.problem import Params
 from jaxmgrit.samples import take
-from jaxmgrit.schedule import CyclesThenGradient, Setting
+from jaxmgrit.schedule import CyclesThenGradient
 from jaxmgrit.training import Training
 
 PyTree = Any

@@ -8,12 +8,14 @@ as part of the pullback.
 Messages and bytes of one cycle, for states of S bytes, on P > 1 devices. Level l is *spread* if its intervals are
 shared out (`Level.devices` > 1), with s_l intervals per device; the finest is, the coarsest never is:
 
-- every relaxation sweep of a spread level sends one state (S bytes) to the neighbour, and so do the coarse right-hand
-  side and, below the finest level, the F-points on the way up: 2 + nu_0 sends on the finest level, 3 + nu on level
-  l >= 1 of a V-cycle, and (l + 1)(2 + nu) + l of an F-cycle, which relaxes there l + 1 times;
-- where level l is spread and level l + 1 is not, s_l S bytes of each device are gathered: the right-hand side and, if
-  level l + 1 is not the coarsest, the C-points, once in a V-cycle and l + 1 times in an F-cycle;
+- every relaxation sweep of a spread level sends one state (S bytes) to the neighbour, and so do, below the finest
+  level, the F-points on the way up: 1 + nu_0 sends on the finest level, 2 + nu on level l >= 1 of a V-cycle, and
+  (l + 1)(1 + nu) + l of an F-cycle, which relaxes there l + 1 times;
+- where level l is spread and level l + 1 is not, each device's part is gathered, s_l S bytes of the right-hand side
+  and, if level l + 1 is not the coarsest, as many of the C-points: once in a V-cycle and l + 1 times in an F-cycle;
 - the residual norm is one sum of one number.
+
+What is gathered or summed at once counts as one message (small arrays travel as one, large ones one after another).
 
 To these a program adds, once: coarse parameters and linearisation points gathered where a level stops being spread, the
 value at the end given to all devices, and for the adjoint what moves the padding from one end to the other.
@@ -26,7 +28,8 @@ from dataclasses import dataclass, fields, replace
 
 from jaxmgrit.hierarchy import Level, build_levels
 from jaxmgrit.options import MGRIT, Solver, match_segments
-from jaxmgrit.schedule import PredictThenSweep, Schedule
+from jaxmgrit.predict_then_sweep import PredictThenSweep
+from jaxmgrit.schedule import Schedule
 
 Entries = Counter[tuple[int, str]]
 
@@ -219,29 +222,26 @@ class _Grids:
         level = self.levels[depth]
         return self.starts(depth) + self.steps(depth, level.share * level.factor)
 
-    def relax(self, depth: int, nu: int) -> Entries:
-        return _times(1 + nu, self.f_relax(depth))
-
     def points(self, depth: int) -> Entries:
         level = self.levels[depth]
         return self.starts(depth) + self.steps(depth, level.share * (level.factor - 1))
 
-    def coarse_rhs(self, depth: int) -> Entries:
-        return self.starts(depth) + self.steps(depth + 1, self.levels[depth].share)
+    def down(self, depth: int, nu: int) -> Entries:
+        """FC-relaxations, and the sweep that makes the coarse right-hand side."""
+        return _times(1 + nu, self.f_relax(depth)) + self.steps(depth + 1, self.levels[depth].share)
 
     def restrict(self, depth: int, size: int) -> Entries:
         """To level `depth` + 1 of one entry per interval."""
         fine, coarse = self.levels[depth], self.levels[depth + 1]
         return _gathers(depth, fine, fine.share, size) if coarse.devices == 1 else Counter()
 
+    def gathered(self, size: int, first: int = 0) -> Entries:
+        """An entry of every interval goes to the next level, from level `first` on down."""
+        return _sum(*(self.restrict(depth, size) for depth in range(first, len(self.levels) - 1)))
+
     def grids(self) -> Entries:
         """Once a program: coarse parameters, and for the adjoint where the coarse levels are linearised."""
-        size = self.sizes.slot
-        between = range(len(self.levels) - 1)
-        found = _sum(*(self.restrict(depth, size) for depth in between))
-        if self.adjoint:
-            found += _sum(*(self.restrict(depth, self.sizes.state) for depth in between))
-        return found
+        return self.gathered(self.sizes.slot) + (self.gathered(self.sizes.state) if self.adjoint else Counter())
 
     def residual_norm(self) -> Entries:
         return self.all_sum(self.sizes.number)
@@ -253,22 +253,22 @@ class _Grids:
 
     def cycle(self) -> Entries:
         assert isinstance(self.solver, MGRIT)
-        down = self.relax(0, self.solver.cf_relaxations[0]) + self.residual_norm() + self.coarse_rhs(0)
-        return down + self.coarse_solve(1)
+        return self.down(0, self.solver.cf_relaxations[0]) + self.residual_norm() + self.coarse_solve(1)
 
     def coarse_solve(self, depth: int, first: int = 0) -> Entries:
+        values = 1 if depth == len(self.levels) - 1 else 2
+        return self.restrict(depth - 1, values * self.sizes.state) + self.solve_level(depth, first)
+
+    def solve_level(self, depth: int, first: int = 0) -> Entries:
         assert isinstance(self.solver, MGRIT)
-        size = self.sizes.state
         if depth == len(self.levels) - 1:
-            return self.restrict(depth - 1, size) + self.coarsest()
+            return self.coarsest()
         passes = range(first, 2) if self.solver.cycle == "F" else [0]
-        cycles = [self.v_cycle(depth, number) for number in passes]
-        return _sum(_times(2, self.restrict(depth - 1, size)), *cycles, self.points(depth))
+        return _sum(*(self.v_cycle(depth, number) for number in passes), self.points(depth))
 
     def v_cycle(self, depth: int, first: int = 0) -> Entries:
         assert isinstance(self.solver, MGRIT)
-        relax = self.relax(depth, self.solver.cf_relaxations[1])
-        return relax + self.coarse_rhs(depth) + self.coarse_solve(depth + 1, first)
+        return self.down(depth, self.solver.cf_relaxations[1]) + self.coarse_solve(depth + 1, first)
 
     def coarsest(self) -> Entries:
         return self.steps(len(self.levels) - 1, self.levels[-1].factor, "serial_")
@@ -306,11 +306,15 @@ class _Grids:
 
     def coarse_problem(self) -> Entries:
         assert isinstance(self.solver, MGRIT)
-        return _times(1 if len(self.levels) == 2 else self.solver.cycles, self.coarse_solve(1))
+        return _times(1 if len(self.levels) == 2 else self.solver.cycles, self.solve_level(1))
 
     def vjp_sweep(self) -> Entries:
         level = self.levels[0]
-        return self.starts(0) + self.steps(0, level.share * level.factor, pullback="grad")
+        return self.steps(0, level.share * level.factor, pullback="grad")
+
+    def starts_if_spread(self) -> Entries:
+        """Where level 1 is not spread, every device has solved all of it and knows what its intervals start from."""
+        return self.starts(0) if self.levels[1].devices > 1 else Counter()
 
 
 def _sends(depth: int, level: Level, entries: int, size: int) -> Entries:
@@ -363,12 +367,14 @@ def _adjoint(layers: int, solver: Solver, adjoint: Solver, devices: int, sizes: 
     if not gradients:
         return set_up + grids.run()
     collect = _relayout(levels[0], state, sizes.layer) + grids.all_sum(sizes.number)
-    return _sum(set_up, grids.run(), grids.vjp_sweep(), collect)
+    return _sum(set_up, grids.run(), grids.starts(0), grids.vjp_sweep(), collect)
 
 
 def _predict_then_sweep(
     layers: int, solver: Solver, adjoint: Solver, devices: int, sizes: Sizes
 ) -> tuple[Entries, Entries]:
+    assert isinstance(solver, MGRIT) and isinstance(adjoint, MGRIT)
+
     def grids_of(one: Solver, backward: bool) -> _Grids:
         levels = build_levels(layers, one, devices, ragged=True)
         uneven = any(level.steps % level.factor for level in levels[:-1])  # then every layer is given its step size
@@ -376,8 +382,17 @@ def _predict_then_sweep(
         return _Grids(levels, one, own, adjoint=backward)
 
     state, reverse = grids_of(solver, False), grids_of(adjoint, True)
-    predict = _sum(state.grids(), state.coarse_problem(), state.all_sum(sizes.state))
-    norms = _times(2, reverse.residual_norm())
-    ends = reverse.all_sum(sizes.number) + reverse.all_sum(sizes.state)
-    sweep = _sum(state.starts(0), reverse.grids(), reverse.coarse_problem(), reverse.vjp_sweep(), norms, ends)
-    return predict, sweep
+    spread, lam_spread = (grids.levels[1].devices > 1 for grids in (state, reverse))
+    values, lam_values = (sizes.state * (1 if len(grids.levels) == 2 else 2) for grids in (state, reverse))
+    gathered = state.restrict(0, state.sizes.slot + values), reverse.restrict(0, reverse.sizes.slot + lam_values)
+    if state.levels == reverse.levels and solver.coarse_params == adjoint.coarse_params:
+        blocks = state.restrict(0, state.sizes.slot + values + lam_values) + state.gathered(state.sizes.slot, 1)
+    else:
+        blocks = _sum(*gathered, *(grids.gathered(grids.sizes.slot, 1) for grids in (state, reverse)))
+    u_final = state.all_sum(sizes.state) if spread else Counter()
+    predict = _sum(blocks, state.coarse_problem(), u_final)
+
+    linearised = reverse.gathered(sizes.state, int(spread == lam_spread))
+    coarse = _sum(state.starts_if_spread(), linearised, reverse.coarse_problem(), reverse.starts_if_spread())
+    ends = reverse.all_sum(3 * sizes.number + sizes.state)
+    return predict, _sum(coarse, reverse.vjp_sweep(), ends)

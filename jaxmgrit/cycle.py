@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmgrit.fas import Norm, coarse_rhs, correct, residual_norm, restrict
+from jaxmgrit.fas import Norm, c_point_norm, coarse_rhs, correct, restrict
 from jaxmgrit.options import MGRIT
 from jaxmgrit.pytree import unfold
 from jaxmgrit.relaxation import Grid, c_points, c_relax, f_relax, points, run_interval
@@ -30,19 +30,17 @@ def cycle(grids: Grids, solver: MGRIT, ends: PyTree, initial: PyTree, norm: Norm
     Returns:
         The corrected C-points, and the residual norm before the correction.
     """
-    ends, arrived = relax(grids[0], solver.cf_relaxations[0], ends, None, initial)
-    recorded = residual_norm(grids[0], arrived, ends, norm)
-    rhs = coarse_rhs(grids[0], grids[1], arrived, ends, initial)
-    return coarse_solve(grids, 1, solver, ends, rhs, initial), recorded
+    ends = fc_relax(grids[0], solver.cf_relaxations[0], ends, None, initial)
+    rhs, squares = coarse_rhs(grids[0], grids[1], ends, None, initial, norm)
+    assert squares is not None
+    return coarse_solve(grids, 1, solver, ends, rhs, initial), c_point_norm(grids[0], squares)
 
 
-def relax(grid: Grid, nu: int, ends: PyTree, rhs: PyTree, initial: PyTree) -> tuple[PyTree, PyTree]:
-    """Nu FC-relaxations and one F-relaxation: (C-points, what their intervals arrive at)."""
-    arrived = f_relax(grid, ends, rhs, initial)
+def fc_relax(grid: Grid, nu: int, ends: PyTree, rhs: PyTree, initial: PyTree) -> PyTree:
+    """The C-points after nu FC-relaxations."""
     for _ in range(nu):
-        ends = c_relax(grid, arrived)
-        arrived = f_relax(grid, ends, rhs, initial)
-    return ends, arrived
+        ends = c_relax(grid, f_relax(grid, ends, rhs, initial))
+    return ends
 
 
 def coarse_solve(
@@ -63,15 +61,24 @@ def coarse_solve(
         C-points of level depth - 1.
     """
     above, grid = grids[depth - 1], grids[depth]
-    rhs = None if rhs is None else restrict(above, grid, rhs)
+    guess = None if depth == len(grids) - 1 else ends
+    guess, rhs = restrict(above, grid, (guess, rhs))
+    return correct(above, grid, solve_level(grids, depth, solver, unfold(guess), rhs, initial, first))
+
+
+def solve_level(
+    grids: Grids, depth: int, solver: MGRIT, guess: PyTree, rhs: PyTree, initial: PyTree, first: Any = 0
+) -> PyTree:
+    """The values at all slots of a level below the finest, leaves (share * factor, ...); `guess` likewise."""
+    grid = grids[depth]
     if depth == len(grids) - 1:
-        return correct(above, grid, solve_coarsest(grid, rhs, initial))
-    own = c_points(unfold(restrict(above, grid, ends)), grid.level.factor, grid.backward)
+        return solve_coarsest(grid, rhs, initial)
+    own = c_points(guess, grid.level.factor, grid.backward)
     if solver.cycle == "F":
         own = _f_cycle(grids, depth, solver, own, rhs, initial, first)
     else:
         own = v_cycle(grids, depth, solver, own, rhs, initial)
-    return correct(above, grid, points(grid, own, rhs, initial))
+    return points(grid, own, rhs, initial)
 
 
 def v_cycle(
@@ -79,8 +86,8 @@ def v_cycle(
 ) -> PyTree:
     """Relax, restrict, recurse, correct on a level below the finest: its corrected C-points."""
     grid, below = grids[depth], grids[depth + 1]
-    ends, arrived = relax(grid, solver.cf_relaxations[1], ends, rhs, initial)
-    below_rhs = coarse_rhs(grid, below, arrived, ends, initial)
+    ends = fc_relax(grid, solver.cf_relaxations[1], ends, rhs, initial)
+    below_rhs, _ = coarse_rhs(grid, below, ends, rhs, initial)
     return coarse_solve(grids, depth + 1, solver, ends, below_rhs, initial, first)
 
 

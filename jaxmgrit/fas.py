@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxmgrit.hierarchy import coarse_grid_data, fine_grid_data
 from jaxmgrit.pytree import fold, subtract, unfold, where
-from jaxmgrit.relaxation import Grid, by_intervals
+from jaxmgrit.relaxation import Grid, run_interval
 
 PyTree = Any
 Norm = Callable[[PyTree], Any]
@@ -24,34 +24,42 @@ Norm = Callable[[PyTree], Any]
 
 def c_norm(grid: Grid, values: PyTree, norm: Norm) -> jax.Array:
     """Sqrt of the sum over all C-points (and parts of the batch) of norm(value)^2."""
-    norms = jax.vmap(norm)(values)
-    squares = norms * norms
+    return c_point_norm(grid, jax.vmap(norm)(values) ** 2)
+
+
+def c_point_norm(grid: Grid, squares: jax.Array) -> jax.Array:
+    """Sqrt of the sum over all C-points (and parts of the batch)."""
+    return jnp.sqrt(grid.backend.data_sum(grid.backend.all_sum(own_sum(grid, squares))))
+
+
+def own_sum(grid: Grid, squares: jax.Array) -> jax.Array:
+    """The sum over this device's C-points."""
     mask = grid.level.complete_mask(grid.backend.index())
-    squares = squares if mask is None else jnp.where(mask, squares, jnp.zeros_like(squares))
-    return jnp.sqrt(grid.backend.data_sum(grid.backend.all_sum(jnp.sum(squares))))
+    return jnp.sum(squares if mask is None else jnp.where(mask, squares, jnp.zeros_like(squares)))
 
 
-def residual_norm(grid: Grid, arrived: PyTree, ends: PyTree, norm: Norm) -> jax.Array:
-    """||r|| over the C-points."""
-    return c_norm(grid, subtract(arrived, ends), norm)
+def coarse_rhs(
+    fine: Grid, coarse: Grid, ends: PyTree, rhs: PyTree, initial: PyTree, norm: Norm | None = None
+) -> tuple[PyTree, jax.Array | None]:
+    """F-relaxation, and while its results are in the cache the FAS right-hand side E^j - Phi_{l+1}(v^{j-1}).
 
-
-def coarse_rhs(fine: Grid, coarse: Grid, arrived: PyTree, ends: PyTree, initial: PyTree) -> PyTree:
-    """The FAS right-hand side, one entry per interval of the fine level: E^j - Phi_{l+1}(v^{j-1})."""
-    return subtract(arrived, coarse_steps(fine, coarse, fine.starts(ends, initial)))
-
-
-def coarse_steps(fine: Grid, coarse: Grid, starts: PyTree) -> PyTree:
-    """One coarse step over each interval of the fine level, from its start."""
+    Returns:
+        One entry per interval of the fine level; and norm(residual)^2 of each, where a norm is given.
+    """
     blocks = unfold(coarse.blocks)
     mask = None if coarse.mask is None else unfold(coarse.mask)
-    data, inside = fine_grid_data((blocks, mask), fine.level, coarse.level, fine.backend)
+    slots = fine_grid_data((blocks, mask), fine.level, coarse.level, fine.backend)
 
-    def one(args: PyTree) -> PyTree:
-        slot, start = args
-        return coarse.advance(slot, start)
+    def one(
+        start: PyTree, end: PyTree, block: PyTree, mask: Any, source: PyTree, coarse_slot: PyTree
+    ) -> tuple[PyTree, jax.Array | None]:
+        slot, inside = coarse_slot
+        arrived = run_interval(fine, start, block, mask, source)[0]
+        made = subtract(arrived, where(inside, coarse.advance(slot, start), start))
+        return made, None if norm is None else norm(subtract(arrived, end)) ** 2
 
-    return where(inside, by_intervals(one, (data, starts), fine.level.share, fine.batch), starts)
+    found: tuple[PyTree, jax.Array | None] = fine.sweep(one, ends, initial, ends, fine.blocks, fine.mask, rhs, slots)
+    return found
 
 
 def restrict(fine: Grid, coarse: Grid, values: PyTree) -> PyTree:

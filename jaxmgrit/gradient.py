@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from jaxmgrit.equation import Equation, Shared, Slot
 from jaxmgrit.grids import UNROLL, AdjointBlock, record
 from jaxmgrit.pytree import add, split, unfold, where
-from jaxmgrit.relaxation import Grid, by_intervals
+from jaxmgrit.relaxation import Grid
 
 PyTree = Any
 
@@ -24,8 +25,18 @@ class Gradients(NamedTuple):
 
 
 def vjp_sweep(
-    equation: Equation, grid: Grid, shared: Shared, offset: int, lam: PyTree, step_sizes: bool
-) -> tuple[PyTree, PyTree, Gradients]:
+    equation: Equation,
+    grid: Grid,
+    shared: Shared,
+    offset: int,
+    ends: PyTree,
+    lam_final: PyTree,
+    step_sizes: bool,
+    finish: Callable[..., tuple[PyTree, PyTree]] = lambda arrived, lam, beside: (None, None),
+    beside: PyTree = None,
+    total: PyTree = None,
+    edge: PyTree = None,
+) -> tuple[Gradients, PyTree, PyTree]:
     """State, adjoint and gradient of all intervals in one pass: the fused sweep.
 
     Args:
@@ -33,22 +44,28 @@ def vjp_sweep(
         grid: the adjoint's finest grid.
         shared: what the layers share.
         offset: where inside the intervals the state is reset to a C-point.
-        lam: adjoint at the right end of each interval, leaves (share, ...).
+        ends: C-points of the adjoint, leaves (share, ...).
+        lam_final: C-point 0 of the adjoint.
         step_sizes: whether h (and what the step closes over) is to be differentiated too.
+        finish: (what an interval's state arrives at, its adjoint, its entry of `beside`) -> what is wanted of them,
+            while they are in the cache, and the increment to its entry of `total`.
+        beside: leaves (share, ...).
+        total: leaves (share, ...).
+        edge: the adjoint that enters this device's intervals, where that is known.
 
     Returns:
-        What state and adjoint arrive at, leaves (share, ...), and the gradients of this device's layers, leaves
-        (share * factor, ...).
+        The gradients of this device's layers, leaves (share * factor, ...), and what `finish` makes, leaves (share,
+        ...).
     """
 
-    def one(args: tuple[PyTree, AdjointBlock]) -> tuple[PyTree, PyTree, PyTree]:
-        lam, block = args
-        return interval_gradient(equation, shared, block, offset, lam, step_sizes)
+    def one(lam: PyTree, block: AdjointBlock, beside: PyTree) -> tuple[PyTree, PyTree]:
+        arrived, lam, gradients = interval_gradient(equation, shared, block, offset, lam, step_sizes)
+        kept, increment = finish(arrived, lam, beside)
+        return (gradients, kept), increment
 
-    arrived, lam, gradients = by_intervals(one, (lam, grid.blocks), grid.level.share, grid.batch)
-    slots, rest = gradients.slots, (gradients.shared, gradients.cost)
-    total = jax.tree.map(lambda x: jnp.sum(x, axis=0), rest)
-    return arrived, lam, Gradients(unfold(slots), *total)
+    (found, kept), total = grid.accumulate(one, ends, lam_final, total, grid.blocks, beside, edge=edge)
+    summed = jax.tree.map(lambda x: jnp.sum(x, axis=0), (found.shared, found.cost))
+    return Gradients(unfold(found.slots), *summed), kept, total
 
 
 def interval_gradient(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from jaxmgrit.backend.base import Backend
 from jaxmgrit.backend.local import Local
 from jaxmgrit.equation import Equation, Shared, Slot, Vjp
 from jaxmgrit.fas import restrict
-from jaxmgrit.hierarchy import Level
+from jaxmgrit.hierarchy import Level, coarse_grid_data
 from jaxmgrit.options import MGRIT, Solver
 from jaxmgrit.pytree import fold, where
 from jaxmgrit.relaxation import Grid
@@ -69,6 +70,30 @@ def _backend_of(level: Level, backend: Backend) -> Backend:
     return backend if level.devices > 1 or backend.size == 1 else Local()
 
 
+def coarse_blocks(
+    block: Slot, levels: tuple[Level, ...], solver: Solver, backend: Backend, beside: PyTree = None
+) -> tuple[tuple[Slot, ...], PyTree]:
+    """The slots of the levels below the finest, leaves (share, factor, ...), made from those of the finest.
+
+    `beside`, values by interval of the finest level, goes to the next level in the same message.
+    """
+    found = []
+    for depth, (fine, coarse) in enumerate(itertools.pairwise(levels)):
+        assert isinstance(solver, MGRIT)
+        on = _backend_of(fine, backend)
+        mask = fine.slot_mask(on.index())
+        if fine.ragged:
+            block = block._replace(theta=_padded_by_interval(block.theta, mask))
+        made = coarsen(block, mask, solver)
+        if depth == 0:
+            made, beside = coarse_grid_data((made, beside), fine, coarse, on)
+        else:
+            made = coarse_grid_data(made, fine, coarse, on)
+        block = fold(made, coarse.factor)
+        found.append(block)
+    return tuple(found), beside
+
+
 def state_grids(
     equation: Equation,
     slots: Slot,
@@ -79,22 +104,28 @@ def state_grids(
     batch: int,
 ) -> tuple[Grid, ...]:
     """The state's grids on this device, from its slots of the finest level (leading axis share * factor)."""
-    grids: list[Grid] = []
     block = fold(slots, levels[0].factor)
-    for depth, level in enumerate(levels):
-        on = _backend_of(level, backend)
+    coarse, _ = coarse_blocks(block, levels, solver, backend)
+    return grids_of(equation, (block, *coarse), shared, levels, backend, batch)
 
-        def advance(slot: Slot, u: PyTree, stride: int = level.stride, fine: bool = depth == 0) -> PyTree:
-            return equation.advance(slot, u, shared, stride, fine)
 
-        grids.append(Grid(level, on, block, advance, batch=batch))
-        if depth + 1 < len(levels):
-            assert isinstance(solver, MGRIT)
-            below = Grid(levels[depth + 1], _backend_of(levels[depth + 1], backend), None, advance)
-            if level.ragged:
-                block = block._replace(theta=_padded_by_interval(block.theta, grids[-1].mask))
-            block = restrict(grids[-1], below, coarsen(block, grids[-1].mask, solver))
-    return tuple(grids)
+def grids_of(
+    equation: Equation,
+    blocks: tuple[Slot, ...],
+    shared: Shared,
+    levels: tuple[Level, ...],
+    backend: Backend,
+    batch: int,
+) -> tuple[Grid, ...]:
+    """The state's grids on this device, from the slots of all levels, leaves (share, factor, ...)."""
+
+    def grid(depth: int, level: Level) -> Grid:
+        def advance(slot: Slot, u: PyTree) -> PyTree:
+            return equation.advance(slot, u, shared, level.stride, depth == 0)
+
+        return Grid(level, _backend_of(level, backend), blocks[depth], advance, batch=batch)
+
+    return tuple(grid(depth, level) for depth, level in enumerate(levels))
 
 
 class Linearisation(NamedTuple):
@@ -170,12 +201,16 @@ def record(vjp: Callable[[Slot, PyTree], Vjp], block: AdjointBlock, offset: int)
 
 
 def adjoint_grids(
-    equation: Equation, forward: tuple[Grid, ...], shared: Shared, linearisation: Linearisation
+    equation: Equation,
+    forward: tuple[Grid, ...],
+    shared: Shared,
+    linearisation: Linearisation,
+    coarse_starts: PyTree = None,
 ) -> tuple[Grid, ...]:
     """The adjoint's grids on this device: the state's in the adjoint's partition, transposed and run backwards.
 
     The step of level l from the end of a slot to its start is the transpose of that slot's step, linearised at the
-    fine state at its start.
+    fine state at its start. `coarse_starts` are these states on level 1, leaves (share, factor, ...), where known.
     """
     grids: list[Grid] = []
     lin = linearisation
@@ -195,7 +230,8 @@ def adjoint_grids(
                 )
             )
             continue
-        block = (grid.blocks, restrict(grids[-1], grid, starts))
+        known = depth == 1 and coarse_starts is not None
+        block = (grid.blocks, coarse_starts if known else restrict(grids[-1], grid, starts))
         starts = jax.tree.map(lambda x: x[:, 0], block[1])
         advance = partial(_transpose, equation, shared, grid.level.stride)
         grids.append(Grid(grid.level, grid.backend, block, advance, backward=True, batch=grid.batch))

@@ -12,11 +12,13 @@ import optax
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.backend.local import Local
 from jaxmgrit.checks import check_backend
+from jaxmgrit.found import Setting
 from jaxmgrit.options import MGRIT, Solver, check_solver, match_segments
+from jaxmgrit.predict_then_sweep import PredictThenSweep
 from jaxmgrit.problem import Params, Problem
 from jaxmgrit.pytree import merge, split
 from jaxmgrit.samples import put, take
-from jaxmgrit.schedule import CyclesThenGradient, PredictThenSweep, Schedule, Setting
+from jaxmgrit.schedule import CyclesThenGradient, Schedule
 from jaxmgrit.snapshot import Snapshot, export, restore
 from jaxmgrit.spread import init_optimizer, update_optimizer
 from jaxmgrit.training import Training, copies

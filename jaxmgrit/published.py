@@ -15,6 +15,7 @@ import optax
 from jaxmgrit.backend.base import Backend, broadcast
 from jaxmgrit.backend.local import Local
 from jaxmgrit.checks import check_backend
+from jaxmgrit.found import Setting
 from jaxmgrit.hierarchy import lay_out
 from jaxmgrit.line_search import Search, backtrack
 from jaxmgrit.one_shot import TrainState
@@ -22,7 +23,7 @@ from jaxmgrit.options import MGRIT, Solver, check_solver, integer, is_real, matc
 from jaxmgrit.problem import Params, Problem
 from jaxmgrit.pytree import merge, split, subtract, where
 from jaxmgrit.quasi_newton import BFGS, LBFGS, Hessian, Space, SteepestDescent, dot
-from jaxmgrit.schedule import CyclesThenGradient, Setting
+from jaxmgrit.schedule import CyclesThenGradient
 from jaxmgrit.snapshot import Snapshot, export, restore
 from jaxmgrit.spread import map_optimizer
 from jaxmgrit.training import Evaluated, Training, copies

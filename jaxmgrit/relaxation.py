@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmgrit.backend.base import Backend
+from jaxmgrit.backend.local import LOCAL
 from jaxmgrit.hierarchy import Level
 from jaxmgrit.pytree import add, fold, repeat, unfold, where
 
@@ -53,15 +54,67 @@ class Grid:
         """(share, factor) booleans: slots that hold a step; None if all do."""
         return self.level.slot_mask(self.backend.index())
 
-    def starts(self, ends: PyTree, initial: PyTree) -> PyTree:
+    def edge(self, ends: PyTree, initial: PyTree) -> PyTree:
+        """The value that enters this device's first interval (the last one, where the run goes backwards)."""
+        by, last = (-1, slice(None, 1)) if self.backward else (1, slice(-1, None))
+        return jax.tree.map(lambda x: x[0], self.backend.shift(jax.tree.map(lambda x: x[last], ends), by, initial))
+
+    def starts(self, ends: PyTree, initial: PyTree, edge: PyTree = None) -> PyTree:
         """The value each interval starts from: its neighbour's end, or the initial value."""
-        starts = self.backend.shift(ends, -1 if self.backward else 1, initial)
+        edge = self.edge(ends, initial) if edge is None else edge
+        starts = LOCAL.shift(ends, -1 if self.backward else 1, edge)
+        begins = self._begins(jnp.arange(self.level.share, dtype=jnp.int32))
+        return starts if begins is None else where(begins, repeat(initial, self.level.share), starts)
+
+    def _begins(self, interval: Any) -> Any:
+        """Whether the run begins in an interval of this device, behind intervals of padding; None if there are none."""
         level = self.level
-        if self.backward and level.last_interval + 1 < level.intervals and not level.front:
-            # The run begins behind whole intervals of padding.
-            interval = self.backend.index() * level.share + jnp.arange(level.share, dtype=jnp.int32)
-            starts = where(interval == level.last_interval, repeat(initial, level.share), starts)
-        return starts
+        if not self.backward or level.front or level.last_interval + 1 == level.intervals:
+            return None
+        return self.backend.index() * level.share + interval == level.last_interval
+
+    def sweep(self, f: Callable[..., PyTree], ends: PyTree, initial: PyTree, *data: PyTree) -> PyTree:
+        """`f(start, *data)` of all intervals, leaves (share, ...), from what each starts from and its entry of data."""
+        return self.accumulate(lambda *args: (f(*args), None), ends, initial, None, *data)[0]
+
+    def accumulate(
+        self,
+        f: Callable[..., tuple[PyTree, PyTree]],
+        ends: PyTree,
+        initial: PyTree,
+        total: PyTree,
+        *data: PyTree,
+        edge: PyTree = None,
+    ) -> tuple[PyTree, PyTree]:
+        """`sweep`, where f also returns an increment to the interval's entry of `total`, leaves (share, ...).
+
+        `edge` is the value that enters this device's first interval, where that is known.
+        """
+        share = self.level.share
+        if self.batch > 1 or share == 1:
+            intervals = (self.starts(ends, initial, edge), *data)
+            found, increment = by_intervals(lambda args: f(*args), intervals, share, self.batch)
+            return found, add(total, increment)
+
+        # One by one, nothing is copied: starts are looked up, and the total is changed where it is.
+        edge = self.edge(ends, initial) if edge is None else edge
+        first, before = (share - 1, 1) if self.backward else (0, -1)
+
+        def one(total: PyTree, args: PyTree) -> tuple[PyTree, PyTree]:
+            j, own = args
+            start = where(j == first, edge, entry(ends, jnp.clip(j + before, 0, share - 1)))
+            if (begins := self._begins(j)) is not None:
+                start = where(begins, initial, start)
+            found, increment = f(start, *own)
+            return jax.tree.map(lambda x, y: x.at[j].add(y), total, increment), found
+
+        total, found = jax.lax.scan(one, total, (jnp.arange(share, dtype=jnp.int32), data))
+        return found, total
+
+
+def entry(tree: PyTree, index: Any) -> PyTree:
+    """One entry of arrays."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), tree)
 
 
 def by_intervals(f: Callable[[PyTree], PyTree], intervals: PyTree, share: int, batch: int) -> PyTree:
@@ -108,11 +161,10 @@ def f_relax(grid: Grid, ends: PyTree, rhs: PyTree, initial: PyTree) -> PyTree:
         initial: C-point 0, without a leading axis.
     """
 
-    def sweep(args: PyTree) -> PyTree:
-        return run_interval(grid, *args)[0]
+    def arrive(start: PyTree, block: PyTree, mask: Any, source: PyTree) -> PyTree:
+        return run_interval(grid, start, block, mask, source)[0]
 
-    args = (grid.starts(ends, initial), grid.blocks, grid.mask, rhs)
-    return by_intervals(sweep, args, grid.level.share, grid.batch)
+    return grid.sweep(arrive, ends, initial, grid.blocks, grid.mask, rhs)
 
 
 def c_relax(grid: Grid, arrived: PyTree) -> PyTree:
@@ -123,14 +175,12 @@ def c_relax(grid: Grid, arrived: PyTree) -> PyTree:
 def points(grid: Grid, ends: PyTree, rhs: PyTree, initial: PyTree) -> PyTree:
     """F-relaxation that keeps the F-points: all points of a level after each slot, leaves (share * factor, ...)."""
 
-    def sweep(args: PyTree) -> PyTree:
-        start, end, block, mask, source = args
+    def fill(start: PyTree, end: PyTree, block: PyTree, mask: Any, source: PyTree) -> PyTree:
         inner = run_interval(grid, start, block, mask, source, keep=True, skip_last=True)[1]
         pair = (end, inner) if grid.backward else (inner, end)
         return jax.tree.map(partial(_join, backward=grid.backward), *pair)
 
-    args = (grid.starts(ends, initial), ends, grid.blocks, grid.mask, rhs)
-    return unfold(by_intervals(sweep, args, grid.level.share, grid.batch))
+    return unfold(grid.sweep(fill, ends, initial, ends, grid.blocks, grid.mask, rhs))
 
 
 def _join(a: Any, b: Any, backward: bool) -> Any:

@@ -14,7 +14,6 @@ from jaxmgrit.hierarchy import Level
 from jaxmgrit.network import Network
 from jaxmgrit.programs import cached
 from jaxmgrit.pytree import real_dtype, where
-from jaxmgrit.relaxation import by_intervals
 from jaxmgrit.solution import Solution
 from jaxmgrit.solve import STATE_SPECS, finest_grid, state_data
 
@@ -33,9 +32,7 @@ def _cost_program(equation: Equation, level: Level, backend: Backend) -> Callabl
     def body(slots: PyTree, u0: PyTree, shared: PyTree, ends: PyTree) -> jax.Array:
         grid = finest_grid(equation, slots, shared, level, u0, backend)
 
-        def interval(args: PyTree) -> jax.Array:
-            start, block, mask = args
-
+        def interval(start: PyTree, block: PyTree, mask: Any) -> jax.Array:
             def one(u: PyTree, inputs: PyTree) -> tuple[PyTree, jax.Array]:
                 slot, inside = inputs
                 cost = equation.cost(slot, u, shared)
@@ -43,7 +40,7 @@ def _cost_program(equation: Equation, level: Level, backend: Backend) -> Callabl
 
             return jnp.sum(jax.lax.scan(one, start, (block, mask))[1])
 
-        costs = by_intervals(interval, (grid.starts(ends, u0), grid.blocks, grid.mask), level.share, grid.batch)
+        costs = grid.sweep(interval, ends, u0, grid.blocks, grid.mask)
         return backend.data_sum(backend.all_sum(jnp.sum(costs)))
 
     return backend.lift(body, STATE_SPECS, REPLICATED)

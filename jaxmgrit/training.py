@@ -11,13 +11,14 @@ import optax
 
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.checks import alike, check_finite, check_layers, check_state, describe
+from jaxmgrit.found import Found, Head, Setting
 from jaxmgrit.hierarchy import lay_out
 from jaxmgrit.network import Network, make_network
 from jaxmgrit.penalty import LayerwisePenalty
 from jaxmgrit.problem import Params, Problem, check_objective
 from jaxmgrit.pytree import merge, split, where
 from jaxmgrit.running_cost import total_running_cost
-from jaxmgrit.schedule import Found, Head, Schedule, Setting
+from jaxmgrit.schedule import Schedule
 from jaxmgrit.solution import CPoints, Result
 from jaxmgrit.solve import propagate_exactly, solve_network
 

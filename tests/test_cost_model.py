@@ -243,9 +243,9 @@ def test_a_cycle_sends_what_the_formula_in_the_documentation_says(name, devices)
         assert of_level.sends == sends_of_a_cycle(solver, depth)
         to_whole_level = levels[depth + 1].devices == 1
         visits = depth + 1 if solver.cycle == "F" else 1
-        assert of_level.gathers == to_whole_level * visits * (1 if depth + 2 == len(levels) else 2)
+        assert of_level.gathers == to_whole_level * visits
         assert of_level.sums == (depth == 0)
-        values = of_level.sends + of_level.gathers * level.share
+        values = of_level.sends + of_level.gathers * level.share * (1 if depth + 2 == len(levels) else 2)
         assert of_level.bytes == values * SIZES.state + of_level.sums * SIZES.number
 
 
@@ -253,5 +253,5 @@ def sends_of_a_cycle(solver, depth):
     """The documented number of states that a device sends to its neighbour on a level that is spread."""
     nu = solver.cf_relaxations[min(depth, 1)]
     if depth == 0:
-        return 2 + nu
-    return 3 + nu if solver.cycle == "V" else (depth + 1) * (2 + nu) + depth
+        return 1 + nu
+    return 2 + nu if solver.cycle == "V" else (depth + 1) * (1 + nu) + depth

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -10,12 +11,16 @@ import jax.numpy as jnp
 
 PyTree = Any
 
-# What arrays handed to a lifted function are. The last two differ from the first two only where a data axis splits the
-# batch: states have the samples as leading axis, behind that of the layers if there is one.
+# What arrays handed to a lifted function are. The last three differ from the first two only where a data axis splits
+# the batch: states have the samples as leading axis, behind that of the layers (cut or whole) if there is one.
 SHARDED: Any = "sharded"
 REPLICATED: Any = "replicated"
 SHARDED_STATES: Any = "sharded states"
+WHOLE_STATES: Any = "whole states"
 STATE: Any = "state"
+
+# Arrays of fewer bytes travel together: a message costs more than what is in it.
+_SMALL = 1 << 16
 
 
 class Backend(Protocol):
@@ -61,7 +66,7 @@ class Backend(Protocol):
         """Sum over the parts of the batch of one array each, on every device."""
 
     def lift(self, f: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-        """Run f on every device; specs are (prefix pytrees of) SHARDED, REPLICATED, SHARDED_STATES and STATE."""
+        """Run f on every device; specs are (prefix pytrees of) SHARDED, REPLICATED and the three kinds of states."""
 
     @property
     def cut(self) -> bool:
@@ -106,6 +111,27 @@ def check_parts(x: PyTree, axis: int, parts: int) -> None:
                 "with a data axis the leading axis of x, y and every leaf of the state is the samples', and the number "
                 f"of samples must be a multiple of {parts}: leave some out, or use another size of the data axis."
             )
+
+
+def together(operation: Callable[[Any], Any], x: PyTree, axis: int) -> PyTree:
+    """An operation on every leaf, small leaves of one dtype in one array.
+
+    The operation leaves the axes from `axis` on alone; of the leaves in one array those before are the same.
+    """
+    leaves, tree = jax.tree.flatten(x)
+    groups: dict[Any, list[int]] = {}
+    for number, leaf in enumerate(leaves):
+        alike = (leaf.dtype, leaf.shape[:axis]) if leaf.nbytes < _SMALL else number
+        groups.setdefault(alike, []).append(number)
+    for members in groups.values():
+        shapes = [leaves[i].shape[axis:] for i in members]
+        flat = [leaves[i].reshape(*leaves[i].shape[:axis], -1) for i in members]
+        ends = list(itertools.accumulate(part.shape[-1] for part in flat))
+        done = operation(jnp.concatenate(flat, axis=-1) if len(flat) > 1 else leaves[members[0]])
+        parts = jnp.split(done, ends[:-1], axis=-1) if len(flat) > 1 else [done]
+        for i, part, shape in zip(members, parts, shapes, strict=True):
+            leaves[i] = part.reshape(*part.shape[:axis], *shape)
+    return jax.tree.unflatten(tree, leaves)
 
 
 def shift_blocks(

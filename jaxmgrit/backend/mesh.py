@@ -9,7 +9,17 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxmgrit.backend.base import REPLICATED, SHARDED, SHARDED_STATES, STATE, PyTree, check_parts, shift_blocks
+from jaxmgrit.backend.base import (
+    REPLICATED,
+    SHARDED,
+    SHARDED_STATES,
+    STATE,
+    WHOLE_STATES,
+    PyTree,
+    check_parts,
+    shift_blocks,
+    together,
+)
 
 
 @dataclass(frozen=True)
@@ -82,15 +92,15 @@ class Mesh:
 
     def all_gather(self, x: PyTree) -> PyTree:
         """See `Backend.all_gather`."""
-        return jax.tree.map(lambda y: jax.lax.all_gather(y, self.axis, tiled=True), x)
+        return together(lambda y: jax.lax.all_gather(y, self.axis, tiled=True), x, axis=1)
 
     def all_sum(self, x: PyTree) -> PyTree:
         """See `Backend.all_sum`."""
-        return jax.tree.map(lambda y: jax.lax.psum(y, self.axis), x)
+        return together(lambda y: jax.lax.psum(y, self.axis), x, axis=0)
 
     def data_sum(self, x: PyTree) -> PyTree:
         """See `Backend.data_sum`."""
-        return x if self.data_axis is None else jax.tree.map(lambda y: jax.lax.psum(y, self.data_axis), x)
+        return x if self.data_axis is None else together(lambda y: jax.lax.psum(y, self.data_axis), x, axis=0)
 
     @property
     def cut(self) -> bool:
@@ -119,7 +129,13 @@ class Mesh:
 
     def _spec(self, kind: Any) -> PartitionSpec:
         layers, data = (self.axis,), () if self.data_axis is None else (self.data_axis,)
-        axes = {SHARDED: layers, REPLICATED: (), SHARDED_STATES: layers + data, STATE: data}
+        axes = {
+            SHARDED: layers,
+            REPLICATED: (),
+            SHARDED_STATES: layers + data,
+            WHOLE_STATES: (None, *data),
+            STATE: data,
+        }
         return PartitionSpec(*axes[kind])
 
     def lift(self, f: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmgrit.backend.base import PyTree, check_parts, shift_blocks
+from jaxmgrit.backend.base import PyTree, check_parts, shift_blocks, together
 
 INSTALL = "pip install mpich mpi4py && pip install --no-cache-dir mpi4jax"
 
@@ -175,12 +175,12 @@ class MPI:
 
 def _gather(x: PyTree, comm: Any) -> PyTree:
     gather = _modules()[1].allgather
-    return jax.tree.map(lambda y: gather(y, comm=comm).reshape(-1, *y.shape[1:]), x)
+    return together(lambda y: gather(y, comm=comm).reshape(-1, *y.shape[1:]), x, axis=1)
 
 
 def _sum(x: PyTree, comm: Any) -> PyTree:
     gather = _modules()[1].allgather
-    return jax.tree.map(lambda y: jnp.sum(gather(y, comm=comm), axis=0), x)
+    return together(lambda y: jnp.sum(gather(y, comm=comm), axis=0), x, axis=0)
 
 
 def _block(x: PyTree, axis: int, index: int, count: int) -> PyTree:
