@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from experiments import torch_loop
 from experiments.calibration import calibrate
-from experiments.contenders import LAYOUTS, Case, Contender, contenders
+from experiments.contenders import LAYOUTS, Case, Contender, Where, contenders
 from experiments.errors import ConfigError
 from experiments.workers import (
     Compiled,
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     try:
         options = _options(sys.argv[1:] if arguments is None else arguments)
-        places = _places(options.devices, options.platform)
+        places = _places(options)
         facts = {
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
             "jax": jax.__version__,
@@ -119,6 +119,8 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="of everything")
     parser.add_argument("--factor", type=_positive, default=32, metavar="M", help="layers per interval and segment")
     parser.add_argument("--devices", type=_positive, nargs="+", default=[1], metavar="P", help="devices, each in turn")
+    parser.add_argument("--ranks", type=_positive, nargs="*", default=[], metavar="P", help="MPI ranks, a device each")
+    parser.add_argument("--loop", type=_positive, default=1, metavar="K", help="steps in one call of a program")
     parser.add_argument("--platform", choices=["cpu", "gpu"], default="cpu", help="where to run")
     parser.add_argument("--layouts", choices=LAYOUTS, nargs="+", default=list(LAYOUTS), help="first axis of a state")
     parser.add_argument("--repeats", type=_positive, default=9, metavar="R", help="times each program is timed")
@@ -140,24 +142,35 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _places(devices: list[int], platform_name: str) -> list[Place]:
-    if platform_name == "gpu":
-        return [Place(None, count, "gpu") for count in dict.fromkeys(devices)]
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    if cores is None:
-        return [Place(None, count) for count in dict.fromkeys(devices)]
-    if max(devices) > len(cores):
-        raise ConfigError(
-            f"--devices {max(devices)}: expected at most {len(cores)}, the cores this process may use. Take fewer."
-        )
-    return [Place(tuple(cores[-count:]), count) for count in dict.fromkeys(devices)]
+def _places(options: argparse.Namespace) -> list[Place]:
+    wanted = [(count, False) for count in dict.fromkeys(options.devices)]
+    wanted += [(count, True) for count in dict.fromkeys(options.ranks)]
+    cores: list[int] | None = None
+    if options.platform == "cpu" and hasattr(os, "sched_getaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+    for count, mpi in wanted if cores is not None else ():
+        if count > len(cores or ()):
+            raise ConfigError(
+                f"--{'ranks' if mpi else 'devices'} {count}: expected at most {len(cores or ())}, the cores this "
+                "process may use. Take fewer."
+            )
+    return [
+        Place(None if cores is None else tuple(cores[-count:]), count, options.platform, mpi) for count, mpi in wanted
+    ]
 
 
-def compile_contender(memory: dict[str, Any], key: str, case: Case, devices: int, name: str, layout: Any) -> Compiled:
+def where_of(place: Place) -> Where:
+    """What the programs of a place are told."""
+    return Where(place.devices, place.mpi)
+
+
+def compile_contender(
+    memory: dict[str, Any], key: str, case: Case, place: Place, name: str, layout: Any, loop: int
+) -> Compiled:
     """Task of a worker: make a contender by name."""
     jax.config.update("jax_enable_x64", case.dtype == "float64")
-    found = next(c for c in contenders(case, (layout,), devices) if c.name == name)
-    return compile_program(memory, key, found.build)
+    found = next(c for c in contenders(case, (layout,), where_of(place)) if c.name == name)
+    return compile_program(memory, key, found.build, loop)
 
 
 def _case(case: Case, places: list[Place], options: argparse.Namespace) -> dict[str, Any]:
@@ -167,7 +180,7 @@ def _case(case: Case, places: list[Place], options: argparse.Namespace) -> dict[
         entries = [
             (worker, contender)
             for worker in workers
-            for contender in contenders(case, tuple(options.layouts), worker.place.devices)
+            for contender in contenders(case, tuple(options.layouts), where_of(worker.place))
             if contender.solver is None or options.only in contender.name
         ]
         rows: list[Measured] = []
@@ -176,7 +189,7 @@ def _case(case: Case, places: list[Place], options: argparse.Namespace) -> dict[
                 key = f"{contender.name} {contender.layout}"
                 bar.set_description(f"compiling {contender.name}")
                 compiled = worker.ask(
-                    compile_contender, key, case, worker.place.devices, contender.name, contender.layout
+                    compile_contender, key, case, worker.place, contender.name, contender.layout, options.loop
                 )
                 rows.append(Measured(contender, worker, key, compiled))
                 bar.update()
@@ -203,7 +216,7 @@ def _case(case: Case, places: list[Place], options: argparse.Namespace) -> dict[
 
 def _worth_timing(rows: list[Measured]) -> list[Measured]:
     def group(row: Measured) -> Any:
-        return row.contender.kind, row.worker.place.devices
+        return row.contender.kind, row.worker.place
 
     best: dict[Any, float] = {}
     for row in rows:
@@ -232,7 +245,7 @@ def _predict(rows: list[Measured], case: Case) -> None:
         level = build_levels(case.layers, contender.solver, place.devices)[0]
         state = np.zeros((case.batch, case.width), case.dtype)
         batch = sweep_batch(contender.solver, state, place.platform, level.share)
-        what = (contender.layout, place.devices, level.factor, batch)
+        what = (contender.layout, where_of(place), level.factor, batch)
         if what not in known:
             known[what] = row.worker.ask(calibrate, case, *what)
         row.predicted = sum(known[what].seconds(counts) for counts in contender.counts)
@@ -248,6 +261,7 @@ def _as_json(case: Case, rows: list[Measured], best: Measured) -> dict[str, Any]
                 "kind": row.contender.kind,
                 "layout": row.contender.layout,
                 "devices": row.worker.place.devices,
+                "mpi": row.worker.place.mpi,
                 "cores": row.worker.place.cores and len(row.worker.place.cores),
                 "milliseconds": 1e3 * row.median,
                 "quartiles": [1e3 * q for q in row.quartiles],
@@ -271,8 +285,8 @@ def _print(found: dict[str, Any]) -> None:
         f"{tuned['name']} ({tuned['layout']}), {tuned['milliseconds']:.2f} ms"
     )
     print(
-        f"{'method':48} {'layout':12} P  {'ms':>8} {'quartiles':>17} {'ratio':>6} {'error':>8} {'model':>8} "
-        f"{'compile':>8} {'temp MB':>8} {'grown MB':>8}"
+        f"{'method':50} {'layout':12} {'devices':>8} {'ms':>8} {'quartiles':>17} {'ratio':>6} {'error':>8} "
+        f"{'model':>8} {'compile':>8} {'temp MB':>8} {'grown MB':>8}"
     )
     order = {"sequential": 0, "data parallel": 1, "gradient": 2, "one-shot": 3}
     rows = sorted(found["programs"], key=lambda r: (order[r["kind"]], r["devices"], r["milliseconds"]))
@@ -283,9 +297,10 @@ def _print(found: dict[str, Any]) -> None:
     for row in shown:
         low, high = row["quartiles"]
         model = row["predicted_milliseconds"]
+        where = f"{row['devices']} ranks" if row["mpi"] else row["devices"]
         grown = row["resident_bytes"]
         print(
-            f"{row['name']:48} {row['layout']:12} {row['devices']}  {row['milliseconds']:8.2f} "
+            f"{row['name']:50} {row['layout']:12} {where:>8} {row['milliseconds']:8.2f} "
             f"{f'{low:.2f}-{high:.2f}':>17} {row['ratio']:6.2f} {row['gradient_error']:8.1e} "
             f"{'' if model is None else f'{model:.2f}':>8} {row['compile_seconds']:7.2f}s "
             f"{row['temporary_bytes'] / 1e6:8.1f} {'' if grown is None else f'{grown / 1e6:.1f}':>8}",

@@ -1,6 +1,7 @@
 """What the cost model needs to know: the time of one Phi, one pullback and one message, measured in plain JAX loops."""
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -10,12 +11,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from experiments.contenders import Case, Layout, mesh_of, network
+from experiments.contenders import Case, Layout, Where, network
 from jaxmgrit.cost_model import Costs, Sizes
 from jaxmgrit.equation import keeping_little
 
 REPEATS = 7
 HOPS = 64  # messages in the loop that measures one
+WORK = 20  # small layers between two of them, so that no device waits long for the other
+
+PyTree = Any
 
 
 class Network(NamedTuple):
@@ -34,7 +38,7 @@ class Network(NamedTuple):
         return Sizes(sum(x.nbytes for x in state), layer, max(x.dtype.itemsize for x in state))
 
 
-def calibrate(memory: Any, case: Case, layout: Layout, devices: int, length: int, batch: int) -> Costs:
+def calibrate(memory: Any, case: Case, layout: Layout, where: Where, length: int, batch: int) -> Costs:
     """Task of a worker: measure Phi and its pullbacks at `batch` intervals of `length` layers at a time, and by itself.
 
     All devices compute at once, each its share, as in the program that is modelled.
@@ -42,13 +46,13 @@ def calibrate(memory: Any, case: Case, layout: Layout, devices: int, length: int
     jax.config.update("jax_enable_x64", case.dtype == "float64")
     problem, params, (x, _) = network(case, layout)
     found = Network(problem.step, params.layers, x, problem.h)
-    message, byte = messages(found.u0, devices) if devices > 1 else (0.0, 0.0)
-    alone = three(found, 1, length, 1, devices)
-    swept = three(found, devices, length, batch, devices) if batch > 1 else three(found, devices, length, 1, devices)
+    message, byte = messages(found.u0, where) if where.devices > 1 else (0.0, 0.0)
+    alone = three(found, 1, length, 1, where)
+    swept = three(found, where.devices, length, batch, where)
     return Costs(*swept, *alone, message, byte, coarse=2.0)
 
 
-def three(network: Network, parts: int, length: int, batch: int, devices: int = 1) -> tuple[float, float, float]:
+def three(network: Network, parts: int, length: int, batch: int, where: Where) -> tuple[float, float, float]:
     """Seconds of one Phi, one pullback to the state, and one to state and parameters, `batch` intervals at a time.
 
     Args:
@@ -56,7 +60,7 @@ def three(network: Network, parts: int, length: int, batch: int, devices: int = 
         parts: a device goes through the N/parts first layers.
         length: layers of an interval.
         batch: intervals at a time.
-        devices: how many compute at once.
+        where: the devices, which all compute at once.
     """
     layers = jax.tree.leaves(network.theta)[0].shape[0]
     length = min(length, layers)
@@ -89,7 +93,7 @@ def three(network: Network, parts: int, length: int, batch: int, devices: int = 
         def sweep(t: Any, u: Any) -> Any:
             return jax.lax.map(lambda pair: jax.vmap(f)(*pair), (t, u))
 
-        return _seconds(_everywhere(sweep, devices), theta, starts) / (count * length)
+        return _seconds(_everywhere(sweep, where), theta, starts) / (count * length)
 
     phi, state, both = (measured(f) for f in (forward, to_state, to_all))
     return phi, max(0.0, state - phi), max(0.0, both - phi)
@@ -120,29 +124,37 @@ def sequential(network: Network, segment: int) -> float:
     return min(_seconds(f, network.theta, network.u0) for f in programs)
 
 
-def messages(state: Any, devices: int) -> tuple[float, float]:
-    """Seconds per message, and per byte of it."""
-    pairs = [(i, (i + 1) % devices) for i in range(devices)]
+def messages(state: Any, where: Where) -> tuple[float, float]:
+    """Seconds per message, and per byte of it: what loops of some work take longer with a message in every pass."""
+    backend = where.backend
 
-    def send(y: jax.Array) -> jax.Array:
-        return jax.lax.fori_loop(0, HOPS, lambda _, z: jax.lax.ppermute(z, "layers", pairs), y)
+    def seconds(y: jax.Array, send: bool) -> float:
+        def one(_: Any, carry: PyTree) -> PyTree:
+            y, work = carry
+            work = jax.lax.fori_loop(0, WORK, lambda _, w: jnp.tanh(w @ w), work)
+            return (backend.shift(y, y.shape[0], None) if send else y), work + 1e-9 * y.ravel()[0]
+
+        work = jnp.zeros((32, 32), y.dtype)
+        f = _everywhere(lambda y, work: jax.lax.fori_loop(0, HOPS, one, (y, work)), where)
+        return _seconds(f, y, work) / HOPS
 
     x = jax.tree.leaves(state)[0]
     small, large = jnp.zeros((8,), x.dtype), jnp.broadcast_to(x, (4, *x.shape)) + jnp.zeros((), x.dtype)
-    times = [_seconds(_everywhere(send, devices), y) / HOPS for y in (small, large)]
-    return times[0], max(0.0, times[1] - times[0]) / large.nbytes
+    message, longer = (max(0.0, seconds(y, True) - seconds(y, False)) for y in (small, large))
+    return message, max(0.0, longer - message) / large.nbytes
 
 
-def _everywhere(f: Callable[..., Any], devices: int) -> Callable[..., Any]:
+def _everywhere(f: Callable[..., Any], where: Where) -> Callable[..., Any]:
     """The function on every device at once, with the same arguments."""
-    if devices == 1:
+    if where.mpi or where.devices == 1:
         return jax.jit(f)
     none, each = PartitionSpec(), PartitionSpec("layers")
 
     def on_one(*args: Any) -> Any:
         return jax.tree.map(lambda y: y[None], f(*args))
 
-    return jax.jit(jax.shard_map(on_one, mesh=mesh_of(devices), in_specs=none, out_specs=each, check_vma=False))
+    mesh = where.backend.mesh
+    return jax.jit(jax.shard_map(on_one, mesh=mesh, in_specs=none, out_specs=each, check_vma=False))
 
 
 def _seconds(f: Callable[..., Any], *args: Any) -> float:
@@ -150,7 +162,7 @@ def _seconds(f: Callable[..., Any], *args: Any) -> float:
     start = time.perf_counter()
     jax.block_until_ready(f(*args))
     once = time.perf_counter() - start
-    times = max(1, round(0.01 / once))
+    times = _agreed(max(1, round(0.01 / once)))
     found = []
     for _ in range(REPEATS):
         start = time.perf_counter()
@@ -159,3 +171,12 @@ def _seconds(f: Callable[..., Any], *args: Any) -> float:
         jax.block_until_ready(last)
         found.append((time.perf_counter() - start) / times)
     return statistics.median(found)
+
+
+def _agreed(count: int) -> int:
+    """The same on all ranks of an MPI job."""
+    if "mpi4jax" not in sys.modules:
+        return count
+    from mpi4py import MPI
+
+    return int(MPI.COMM_WORLD.bcast(count))

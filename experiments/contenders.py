@@ -105,41 +105,56 @@ def network(case: Case, layout: Layout) -> tuple[jm.Problem, jm.Params, tuple[ja
     return problem, jm.Params({}, theta, {}), (x, jnp.zeros_like(x))
 
 
-def contenders(case: Case, layouts: tuple[Layout, ...], devices: int) -> Iterator[Contender]:
+@dataclass(frozen=True)
+class Where:
+    """On how many devices a program runs: of one process, or each that of an MPI rank."""
+
+    devices: int = 1
+    mpi: bool = False
+
+    @property
+    def backend(self) -> Any:
+        """Jaxmgrit's."""
+        if self.mpi:
+            return jm.MPI()
+        return jm.Local() if self.devices == 1 else jm.Mesh(mesh_of(self.devices))
+
+
+def contenders(case: Case, layouts: tuple[Layout, ...], where: Where) -> Iterator[Contender]:
     """Everything that is timed on so many devices."""
     for layout in layouts:
-        if devices == 1:
+        if where.devices == 1:
             yield from _sequential(case, layout)
         else:
-            yield from _data_parallel(case, layout, devices)
-        yield from _gradients(case, layout, devices)
-        yield from _one_shot(case, layout, devices)
+            yield from _data_parallel(case, layout, where)
+        yield from _gradients(case, layout, where)
+        yield from _one_shot(case, layout, where)
 
 
 def _sequential(case: Case, layout: Layout) -> Iterator[Contender]:
     for name, options in _SCANS.items():
-        yield Contender(f"scan{name}", "sequential", layout, lambda o=options: _scan(case, layout, 1, **o))  # type: ignore[misc]
+        yield Contender(f"scan{name}", "sequential", layout, lambda o=options: _scan(case, layout, Where(), **o))  # type: ignore[misc]
     sequential = jm.Sequential(case.factor)
 
     def build() -> Program:
-        return _trained(case, layout, 1, sequential, jm.CyclesThenGradient())
+        return _trained(case, layout, Where(), sequential, jm.CyclesThenGradient())
 
     yield Contender("jm.Sequential", "sequential", layout, build)
 
 
-def _data_parallel(case: Case, layout: Layout, devices: int) -> Iterator[Contender]:
-    if case.batch % devices:
+def _data_parallel(case: Case, layout: Layout, where: Where) -> Iterator[Contender]:
+    if case.batch % where.devices:
         return
     for name in (", layers rematerialised", ", segments", ", segments, layers rematerialised"):
         yield Contender(
             f"scan{name}, batch split",
             "data parallel",
             layout,
-            lambda o=_SCANS[name]: _scan(case, layout, devices, **o),  # type: ignore[misc]
+            lambda o=_SCANS[name]: _scan(case, layout, where, **o),  # type: ignore[misc]
         )
 
 
-def _gradients(case: Case, layout: Layout, devices: int) -> Iterator[Contender]:
+def _gradients(case: Case, layout: Layout, where: Where) -> Iterator[Contender]:
     for cycles in (1, 2):
         for name, hierarchy in {
             "2 levels, m = 16": {"coarsening_factor": 16, "levels": 2},
@@ -150,31 +165,29 @@ def _gradients(case: Case, layout: Layout, devices: int) -> Iterator[Contender]:
                 f"{cycles} + {cycles} cycles, {name}",
                 case,
                 layout,
-                devices,
+                where,
                 solver,
                 jm.CyclesThenGradient(),
                 "gradient",
             )
 
 
-def _one_shot(case: Case, layout: Layout, devices: int) -> Iterator[Contender]:
+def _one_shot(case: Case, layout: Layout, where: Where) -> Iterator[Contender]:
     for name, hierarchy in {
         f"2 levels, m = {case.factor}": {"coarsening_factor": case.factor, "levels": 2},
         "3 levels, m = 16, 4": {"coarsening_factor": (16, 4), "levels": 3, "cycles": 1},
     }.items():
         solver = jm.MGRIT(coarse_params=jm.average, coarse_step=jm.midpoint, **hierarchy)  # type: ignore[arg-type]
-        yield _multigrid(
-            f"predict, then sweep, {name}", case, layout, devices, solver, jm.PredictThenSweep(), "one-shot"
-        )
+        yield _multigrid(f"predict, then sweep, {name}", case, layout, where, solver, jm.PredictThenSweep(), "one-shot")
 
 
 def _multigrid(
-    name: str, case: Case, layout: Layout, devices: int, solver: jm.MGRIT, schedule: Any, kind: Kind
+    name: str, case: Case, layout: Layout, where: Where, solver: jm.MGRIT, schedule: Any, kind: Kind
 ) -> Contender:
     item = 4 if case.dtype == "float32" else 8
     sizes = Sizes(case.batch * case.width * item, (case.width + 1) * case.width * item, item)
-    counts = iteration_counts(schedule, case.layers, solver, solver, devices, sizes)
-    return Contender(name, kind, layout, lambda: _trained(case, layout, devices, solver, schedule), counts, solver)
+    counts = iteration_counts(schedule, case.layers, solver, solver, where.devices, sizes)
+    return Contender(name, kind, layout, lambda: _trained(case, layout, where, solver, schedule), counts, solver)
 
 
 _SCANS: dict[str, dict[str, Any]] = {
@@ -198,13 +211,17 @@ def _kept(optimizer_state: Any) -> Any:
     return optimizer_state[0].trace.layers
 
 
-def _trained(case: Case, layout: Layout, devices: int, solver: Any, schedule: Any) -> Program:
+def _trained(case: Case, layout: Layout, where: Where, solver: Any, schedule: Any) -> Program:
     """One step of jaxmgrit's training."""
     problem, params, batch = network(case, layout)
-    backend: Any = jm.Local() if devices == 1 else jm.Mesh(mesh_of(devices))
+    backend = where.backend
     trainer = jm.OneShot(problem, _optimizer(), solver, solver, schedule, backend)
     state = trainer.init(params, batch)
-    return Program(trainer.step, state, batch, lambda s: jax.tree.map(lambda x: x[: case.layers], _kept(s.optimizer)))
+
+    def gradient(state: Any) -> Any:
+        return jax.tree.map(lambda x: x[: case.layers], backend.gather(_kept(state.optimizer)))
+
+    return Program(trainer.step, state, batch, gradient)
 
 
 def mesh_of(devices: int) -> jax.sharding.Mesh:
@@ -212,7 +229,7 @@ def mesh_of(devices: int) -> jax.sharding.Mesh:
     return jax.make_mesh((devices,), ("layers",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
 
 
-def _scan(case: Case, layout: Layout, devices: int, segments: bool, layers: bool, unroll: int) -> Program:
+def _scan(case: Case, layout: Layout, where: Where, segments: bool, layers: bool, unroll: int) -> Program:
     """Reverse mode through a scan over the layers, rematerialised by segment, by layer or not; the batch split."""
     problem, params, (x, y) = network(case, layout)
     length = case.factor if segments and case.layers % case.factor == 0 else case.layers
@@ -231,12 +248,19 @@ def _scan(case: Case, layout: Layout, devices: int, segments: bool, layers: bool
             u = jax.lax.scan(jax.checkpoint(several), x, theta)[0]
         else:
             u = several(x, params.layers)[0]
-        return problem.loss(params.closing, u, y)[0] / devices
+        return problem.loss(params.closing, u, y)[0] / where.devices
 
     gradient = jax.value_and_grad(objective)
-    if devices > 1:
+    if where.mpi:
+        axis = 0 if layout == "batch_first" else 1
+        backend = where.backend
+        x, y = backend.scatter((x, y), axis)
+
+        def gradient(params: jm.Params, x: jax.Array, y: jax.Array) -> Any:
+            return backend.all_sum(jax.value_and_grad(objective)(params, x, y))
+    elif where.devices > 1:
         points = PartitionSpec("layers") if layout == "batch_first" else PartitionSpec(None, "layers")
-        mesh = mesh_of(devices)
+        mesh = mesh_of(where.devices)
         x, y = jax.device_put((x, y), NamedSharding(mesh, points))
         params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
 

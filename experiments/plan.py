@@ -21,6 +21,7 @@ import jaxmgrit as jm
 from experiments import build, problems
 from experiments.calibration import Network, messages, sequential, three
 from experiments.config import read
+from experiments.contenders import Where
 from experiments.errors import ConfigError
 from experiments.schema import Config
 from experiments.workers import Place, Worker, WorkerError
@@ -122,14 +123,14 @@ def measure(memory: Any, config: Config) -> Calibration:
     share = config.network.layers // INTERVAL or 1
     most = sweep_batch(jm.MGRIT(INTERVAL), state, jax.default_backend(), share)
     sizes = sorted({1, most, *(2**k for k in range(6) if 2**k < most)})
-    swept = {batch: three(network, 1, INTERVAL, batch) for batch in sizes}
+    swept = {batch: three(network, 1, INTERVAL, batch, Where()) for batch in sizes}
     return Calibration(swept, sequential(network, INTERVAL), (0.0, 0.0), network.sizes, state)
 
 
 def measure_messages(memory: Any, config: Config) -> tuple[float, float]:
     """Task of a worker with two devices: seconds per message and per byte."""
     jax.config.update("jax_enable_x64", config.dtype == "float64")
-    return messages(_network(config).u0, 2)
+    return messages(_network(config).u0, Where(2))
 
 
 def _network(config: Config) -> Network:

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from jaxmgrit.fas import Norm, c_point_norm, coarse_rhs, correct, restrict
 from jaxmgrit.options import MGRIT
-from jaxmgrit.pytree import unfold
-from jaxmgrit.relaxation import Grid, c_points, c_relax, f_relax, points, run_interval
+from jaxmgrit.pytree import add, unfold, where
+from jaxmgrit.relaxation import Grid, c_points, c_relax, entry, f_relax, points, run_interval
 
 PyTree = Any
 Grids = Sequence[Grid]
@@ -107,9 +107,20 @@ def _f_cycle(grids: Grids, depth: int, solver: MGRIT, ends: PyTree, rhs: PyTree,
 
 
 def solve_coarsest(grid: Grid, rhs: PyTree, initial: PyTree) -> PyTree:
-    """All slots of the coarsest level, one step after another: leaves (steps, ...)."""
+    """All slots of the coarsest level, one step after another: leaves (steps, ...), in the place of the rhs."""
     block, mask, source = jax.tree.map(lambda x: x[0], (grid.blocks, grid.mask, rhs))
-    return run_interval(grid, initial, block, mask, source, keep=True)[1]
+    if source is None:
+        return run_interval(grid, initial, block, mask, None, keep=True)[1]
+
+    def one(carry: tuple[PyTree, PyTree], inputs: PyTree) -> tuple[tuple[PyTree, PyTree], None]:
+        value, values = carry
+        j, slot, inside = inputs
+        value = where(inside, add(grid.advance(slot, value), entry(values, j)), value)
+        return (value, jax.tree.map(lambda x, y: x.at[j].set(y), values, value)), None
+
+    steps = jnp.arange(grid.level.factor, dtype=jnp.int32)
+    inputs = (steps, grid.expand(block), mask)
+    return jax.lax.scan(one, (initial, source), inputs, reverse=grid.backward)[0][1]
 
 
 def skip_first_down(grids: Grids, depth: int, solver: MGRIT, initial: PyTree) -> PyTree:

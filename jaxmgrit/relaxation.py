@@ -61,6 +61,9 @@ class Grid:
 
     def starts(self, ends: PyTree, initial: PyTree, edge: PyTree = None) -> PyTree:
         """The value each interval starts from: its neighbour's end, or the initial value."""
+        if self.batch == 1 and self.level.share > 1:
+            # A loop, since XLA would make a shifted array anew for everybody who needs it.
+            return self.accumulate(lambda start: (start, None), ends, initial, None, edge=edge)[0]
         edge = self.edge(ends, initial) if edge is None else edge
         starts = LOCAL.shift(ends, -1 if self.backward else 1, edge)
         begins = self._begins(jnp.arange(self.level.share, dtype=jnp.int32))
