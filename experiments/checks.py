@@ -248,9 +248,22 @@ def _first_factor(solver: Solver) -> int:
     return factors[0] if isinstance(factors, list) else factors
 
 
+def _layout(config: Config) -> Iterator[str]:
+    if config.network.layout == "batch_first":
+        return
+    has = "network.layout = 'width_first': expected batch_first with"
+    if config.network.kind != "dense":
+        yield f"{has} network.kind = {config.network.kind!r}. Leave it out."
+    if config.backend.data > 1:
+        yield f"{has} backend.data = {config.backend.data}, which splits the leading axis. Leave one of them out."
+    if config.training.batch_size is not None and config.training.start == "warm":
+        yield f"{has} warm mini-batches, which take a state's samples from its leading axis. Use training.start: cold."
+
+
 CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _hierarchy,
     _predict_then_sweep,
+    _layout,
     _devices,
     _processes,
     _published,

@@ -66,6 +66,7 @@ def predict(problem: jm.Problem, params: jm.Params, x: np.ndarray, dtype: str) -
 def _parts(problem: jm.Problem, params: jm.Params, x: np.ndarray) -> Iterator[slice]:
     """Slices of the points whose states are computed at a time, of at most two lengths."""
     one = jax.eval_shape(problem.opening, params.opening, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
-    count = math.ceil(len(x) / max(1, NUMBERS // one.size))
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(one))
+    count = math.ceil(len(x) / max(1, NUMBERS // numbers))
     ends = np.linspace(0, len(x), count + 1).astype(int).tolist()
     return (slice(*ends[i : i + 2]) for i in range(count))

@@ -4,12 +4,12 @@ Parameters are `jm.Params` of dicts. Of a dense network of width w: opening {w: 
 {w: (N, w, w), b: (N, w)}, closing {w: (w, classes), b: (classes,)}; a state is an array (batch, w). Of a convolutional
 one with w channels: layers {w: (N, 3, 3, w, w), b: (N, w)}, closing {w: (height width w, classes), b: (classes,)}; a
 state is an array (batch, height, width, w). A fixed opening has no parameters. With `bias: scalar` every b of the
-opening and the layers has one entry.
+opening and the layers has one entry. With `layout: width_first` a dense network's state is `Columns`.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,12 @@ from experiments.schema import Network, Penalty
 
 Layer = dict[str, jax.Array]
 KERNEL = 3  # pixels along each side of a convolution's kernel
+
+
+class Columns(NamedTuple):
+    """A state that is kept (width, batch)."""
+
+    values: jax.Array
 
 
 def smooth_relu(x: jax.Array) -> jax.Array:
@@ -58,7 +64,7 @@ def convolution(theta: Layer, u: jax.Array) -> jax.Array:
 LINEAR: dict[str, Callable[[Layer, jax.Array], jax.Array]] = {"dense": affine, "convolutional": convolution}
 
 
-def opening(network: Network) -> Callable[[Layer, jax.Array], jax.Array]:
+def opening(network: Network) -> Callable[[Layer, jax.Array], Any]:
     """The opening layer: inputs (batch, features) or images (batch, height, width, channels) -> states.
 
     `dense` is act(x W + b), `zero_padding` appends zeros, `replicate` repeats the input; all on the last axis. A dense
@@ -78,30 +84,36 @@ def opening(network: Network) -> Callable[[Layer, jax.Array], jax.Array]:
     chosen = {"dense": dense, "zero_padding": zero_padding, "replicate": replicate}[network.opening]
     if network.kind == "convolutional":
         return chosen
+    if network.layout == "width_first":
+        return lambda theta, x: Columns(chosen(theta, x.reshape(x.shape[0], -1)).T)
     return lambda theta, x: chosen(theta, x.reshape(x.shape[0], -1))
 
 
-def residual_step(network: Network) -> Callable[[Layer, jax.Array, Any], jax.Array]:
+def residual_step(network: Network) -> Callable[[Layer, Any, Any], Any]:
     """The residual layer `u + h act(K(theta) u + b)`, forward Euler for u' = act(K u + b)."""
     act, linear = ACTIVATIONS[network.activation], LINEAR[network.kind]
 
     def step(theta: Layer, u: jax.Array, h: Any) -> jax.Array:
         return u + h * act(linear(theta, u))
 
-    return step
+    def columns(theta: Layer, u: Columns, h: Any) -> Columns:
+        return Columns(u.values + h * act(theta["w"].T @ u.values + theta["b"][:, None]))
+
+    return columns if network.layout == "width_first" else step
 
 
-def logits(theta: Layer, u: jax.Array) -> jax.Array:
-    """The classification layer: final states (batch, ...) -> (batch, classes)."""
+def logits(theta: Layer, u: Any) -> jax.Array:
+    """The classification layer: final states (batch, ...) or `Columns` -> (batch, classes)."""
+    u = u.values.T if isinstance(u, Columns) else u
     return affine(theta, u.reshape(u.shape[0], -1))
 
 
-def classification(theta: Layer, u: jax.Array, y: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+def classification(theta: Layer, u: Any, y: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Softmax cross-entropy, mean over the batch.
 
     Args:
         theta: The classification layer.
-        u: Final states, (batch, ...).
+        u: Final states, (batch, ...) or `Columns`.
         y: Labels, (batch,).
 
     Returns:

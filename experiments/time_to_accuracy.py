@@ -1,9 +1,10 @@
 """Wall time until the exact validation accuracy holds a target: `python -m experiments.time_to_accuracy CONFIG ...`.
 
 Trains the config's network, from the same initial values, sequentially on one core and on all of them, and one-shot on
-one device (one core) and on two, for several seeds and learning rates, one after another; every method is judged by the
-rate with the smallest median time. The clock runs during iterations only: not while compiling, nor while the network
-is evaluated exactly. Prints a table and writes `times.json` and `accuracy.png` into a folder.
+one device (one core), on two, and on two MPI ranks where there is MPI, for several seeds and learning rates, one after
+another; every method is judged by the rate with the smallest median time. The clock runs during iterations only: not
+while compiling, nor while the network is evaluated exactly. Prints a table and writes `times.json` and `accuracy.png`
+into a folder.
 """
 
 import argparse
@@ -17,7 +18,9 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import jax
@@ -41,12 +44,14 @@ class Method:
         training: `training.method`.
         devices: JAX's.
         cores: how many.
+        mpi: whether every device is that of an MPI rank.
     """
 
     name: str
     training: str
     devices: int
     cores: int
+    mpi: bool = False
 
     def config(self, config: Config, rate: float, seed: int) -> Config:
         """The config of one run; sequential training has no lag in its gradients to be anticipated."""
@@ -57,11 +62,15 @@ class Method:
                 "seed": seed,
                 "training": config.training.model_copy(update={"method": self.training}),
                 "optimizer": config.optimizer.model_copy(update=optimizer),
-                "backend": config.backend.model_copy(
-                    update={"kind": "local" if self.devices == 1 else "mesh", "devices": self.devices}
-                ),
+                "backend": config.backend.model_copy(update=self._backend),
             }
         )
+
+    @property
+    def _backend(self) -> dict[str, Any]:
+        if self.mpi:
+            return {"kind": "mpi", "devices": None}
+        return {"kind": "local" if self.devices == 1 else "mesh", "devices": self.devices}
 
 
 @dataclass(frozen=True)
@@ -161,6 +170,8 @@ def methods() -> list[Method]:
     if cores > 1:
         found.insert(1, Method(f"sequential, {cores} cores", "sequential", 1, cores))
         found.append(Method("one-shot, 2 devices", "one_shot", 2, 2))
+        if find_spec("mpi4jax") is not None and which("mpirun") is not None:
+            found.append(Method("one-shot, 2 MPI ranks", "one_shot", 2, 2, mpi=True))
     return found
 
 
@@ -195,7 +206,7 @@ def compare(config: Config, options: argparse.Namespace) -> None:
     with tqdm(runs, leave=False, disable=not sys.stderr.isatty()) as bar:
         for seed, rate, method in bar:
             bar.set_description(f"{method.name}, rate {rate:g}, seed {seed}")
-            worker = Worker(Place(cores and cores[-method.cores :], method.devices))
+            worker = Worker(Place(cores and cores[-method.cores :], method.devices, mpi=method.mpi))
             try:
                 curve = worker.ask(train, method.config(config, rate, seed), options.target, options.hold)
             finally:

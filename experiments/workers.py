@@ -106,8 +106,11 @@ def _start_ranks(place: Place) -> tuple[list[Connection], "subprocess.Popen[byte
     with Listener(("localhost", 0), authkey=key) as listener:
         command = ["mpirun", "-n", str(place.devices), sys.executable, "-m", "experiments.workers"]
         command += [str(listener.address[1]), key.hex(), main.name if main else __name__]
+        # One device a rank, however many this process was told to make of its CPU.
+        flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if "host_platform_device_count" not in f]
+        own = {**os.environ, "XLA_FLAGS": " ".join(flags)}
         try:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=own)
         except FileNotFoundError:
             raise WorkerError("mpirun is not on the PATH; install MPI support, or leave the MPI ranks out.") from None
         found = {}

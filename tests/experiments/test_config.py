@@ -13,6 +13,7 @@ from experiments.schema import Config
 
 ROOT = Path(__file__).parents[2]
 PREDICT = "--training.schedule predict_then_sweep"
+WIDE = "--network.layout width_first"
 PUBLISHED = "--optimizer.name published"
 PLAIN = "problem: {name: level_sets}\n"
 
@@ -143,6 +144,9 @@ def test_wrong_files(tmp_path, text, message):
         ("--backend.devices 17", r"backend\.devices = 17: expected at most 16, the number of intervals"),
         ("--backend.kind local --backend.devices 2", r"backend\.devices = 2: expected 1 with backend\.kind = 'local'"),
         ("--backend.kind mpi --backend.devices 2", r"backend\.devices = 2: expected null with backend\.kind = 'mpi'"),
+        (f"{WIDE} --backend.data 2", r"network\.layout = 'width_first': expected batch_first with backend\.data = 2"),
+        (f"{WIDE} --training.batch-size 9", r"network\.layout = 'width_first': .* warm mini-batches.*start: cold"),
+        (f"{WIDE} --network.kind convolutional", r"network\.layout = 'width_first': .* network\.kind = 'conv"),
         ("--iterations 10 --optimizer.warmup 10", r"optimizer\.warmup = 10: expected fewer than iterations = 10"),
         (
             "--training.method sequential --solver.cycles 1",

@@ -87,6 +87,23 @@ def test_openings():
         np.testing.assert_array_equal(opened, f(x))
 
 
+def test_both_layouts_of_a_state_are_the_same_network():
+    own = network(kind="dense", opening="dense")
+    params = networks.initialise(own, (6,), 3, 0, "float32")
+    x, y = jax.random.normal(jax.random.key(0), (5, 6)), jnp.arange(5) % 3
+
+    def loss(network, params):
+        u = networks.opening(network)(params.opening, x)
+        for w, b in zip(params.layers["w"], params.layers["b"], strict=True):
+            u = networks.residual_step(network)({"w": w, "b": b}, u, 0.5)
+        return networks.classification(params.closing, u, y)[0]
+
+    other = own.model_copy(update={"layout": "width_first"})
+    assert networks.opening(other)(params.opening, x).values.shape == (4, 5)
+    found, expected = (jax.value_and_grad(loss, argnums=1)(one, params) for one in (other, own))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
+
+
 @pytest.mark.parametrize("activation", sorted(networks.ACTIVATIONS))
 @pytest.mark.parametrize("kind", ["dense", "convolutional"])
 def test_residual_step_with_vector_and_scalar_bias(kind, activation):

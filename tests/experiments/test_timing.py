@@ -39,6 +39,7 @@ def test_methods_differ_in_method_and_devices_only_and_sequential_training_does_
     one_shot = Method("one-shot", "one_shot", 2, 2).config(own, 0.5, 7)
     assert (one_shot.seed, one_shot.optimizer.learning_rate, one_shot.backend.devices) == (7, 0.5, 2)
     assert one_shot.optimizer.anticipate == own.optimizer.anticipate > 0
+    assert Method("ranks", "one_shot", 2, 2, mpi=True).config(own, 0.5, 7).backend.kind == "mpi"
     sequential = Method("sequential", "sequential", 1, 1).config(own, 0.5, 7)
     assert (sequential.training.method, sequential.optimizer.anticipate) == ("sequential", 0.0)
     assert sequential.network == one_shot.network == own.network
