@@ -16,7 +16,7 @@ import platform
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -245,7 +245,7 @@ def _predict(rows: list[Measured], case: Case) -> None:
         level = build_levels(case.layers, contender.solver, place.devices)[0]
         state = np.zeros((case.batch, case.width), case.dtype)
         batch = sweep_batch(contender.solver, state, place.platform, level.share)
-        what = (contender.layout, where_of(place), level.factor, batch)
+        what = (contender.layout, where_of(place), replace(contender.solver, cycles=1), level.factor, batch)
         if what not in known:
             known[what] = row.worker.ask(calibrate, case, *what)
         row.predicted = sum(known[what].seconds(counts) for counts in contender.counts)

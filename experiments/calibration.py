@@ -1,4 +1,7 @@
-"""What the cost model needs to know: the time of one Phi, one pullback and one message, measured in plain JAX loops."""
+"""What the cost model needs to know: the time of one Phi, one pullback and one message, measured by themselves.
+
+Pullbacks are timed in the library's own sweep of intervals, whatever it keeps or computes again.
+"""
 
 import statistics
 import sys
@@ -11,9 +14,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+import jaxmgrit as jm
 from experiments.contenders import Case, Layout, Where, network
 from jaxmgrit.cost_model import Costs, Sizes
-from jaxmgrit.equation import keeping_little
+from jaxmgrit.equation import Equation, Shared, Slot, keeping_little
+from jaxmgrit.gradient import interval_gradient
+from jaxmgrit.grids import AdjointBlock, pull_state, record
 
 REPEATS = 7
 HOPS = 64  # messages in the loop that measures one
@@ -38,7 +44,9 @@ class Network(NamedTuple):
         return Sizes(sum(x.nbytes for x in state), layer, max(x.dtype.itemsize for x in state))
 
 
-def calibrate(memory: Any, case: Case, layout: Layout, where: Where, length: int, batch: int) -> Costs:
+def calibrate(
+    memory: Any, case: Case, layout: Layout, where: Where, solver: jm.MGRIT, length: int, batch: int
+) -> Costs:
     """Task of a worker: measure Phi and its pullbacks at `batch` intervals of `length` layers at a time, and by itself.
 
     All devices compute at once, each its share, as in the program that is modelled.
@@ -49,7 +57,41 @@ def calibrate(memory: Any, case: Case, layout: Layout, where: Where, length: int
     message, byte = messages(found.u0, where) if where.devices > 1 else (0.0, 0.0)
     alone = three(found, 1, length, 1, where)
     swept = three(found, where.devices, length, batch, where)
-    return Costs(*swept, *alone, message, byte, coarse=2.0)
+    coarse = coarse_steps(found, solver, length, where)
+    return Costs(*swept, *alone, *coarse, message, byte, evaluations(solver))
+
+
+def evaluations(solver: jm.MGRIT) -> float:
+    """Of Phi in one coarse step."""
+    return 2.0 if solver.coarse_step is jm.midpoint else 1.0
+
+
+def coarse_steps(network: Network, solver: jm.MGRIT, factor: int, where: Where) -> tuple[float, float]:
+    """Seconds of one coarse step for `factor` layers, and of its pullback, one by one as on the coarsest level."""
+    theta = jax.tree.map(lambda t: t[::factor], network.theta)
+    count = jax.tree.leaves(theta)[0].shape[0]
+    states = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)) + jnp.zeros((), x.dtype), network.u0)
+
+    def step(t: Any, u: Any) -> Any:
+        return solver.coarse_step(network.step, t, u, network.h * factor, factor)
+
+    def forward(t: Any, rhs: Any, u: Any) -> Any:
+        def one(u: Any, inputs: Any) -> tuple[Any, Any]:
+            u = jax.tree.map(jnp.add, step(inputs[0], u), inputs[1])
+            return u, u
+
+        return jax.lax.scan(one, u, (t, rhs))
+
+    def backward(t: Any, rhs: Any, lam: Any) -> Any:
+        def one(lam: Any, inputs: Any) -> tuple[Any, Any]:
+            slot, u, source = inputs
+            lam = jax.tree.map(jnp.add, jax.vjp(lambda v: step(slot, v), u)[1](lam)[0], source)
+            return lam, lam
+
+        return jax.lax.scan(one, lam, (t, rhs, rhs), reverse=True)
+
+    there, back = (_seconds(_everywhere(f, where), theta, states, network.u0) / count for f in (forward, backward))
+    return there, max(0.0, back - there)
 
 
 def three(network: Network, parts: int, length: int, batch: int, where: Where) -> tuple[float, float, float]:
@@ -73,30 +115,33 @@ def three(network: Network, parts: int, length: int, batch: int, where: Where) -
     theta = jax.tree.map(cut, network.theta)
     starts = jax.tree.map(lambda x: jnp.tile(x, (count // batch, batch, *[1] * x.ndim)), network.u0)
 
-    def layer(u: Any, t: Any) -> tuple[Any, None]:
-        return network.step(t, u, network.h), None
-
-    kept = keeping_little(layer, network.u0)
+    equation, shared = Equation(network.step, h=network.h), Shared()
 
     def forward(t: Any, u: Any) -> Any:
-        return jax.lax.scan(layer, u, t)[0]
+        return jax.lax.scan(lambda u, t: (network.step(t, u, network.h), None), u, t)[0]
 
     def to_state(t: Any, u: Any) -> Any:
-        after, pullback = jax.vjp(lambda v: jax.lax.scan(kept, v, t)[0], u)
-        return after, pullback(u)
+        tape = record(lambda slot, v: equation.vjp_state(slot, v, shared), _block(t, u), 0)
+        taped = tape.pullbacks, tape.costs
+        return tape.end, jax.lax.scan(lambda lam, one: (pull_state(one, lam), None), u, taped, reverse=True)[0]
 
     def to_all(t: Any, u: Any) -> Any:
-        after, pullback = jax.vjp(lambda s, v: jax.lax.scan(kept, v, s)[0], t, u)
-        return after, pullback(u)
+        return interval_gradient(equation, shared, _block(t, u), 0, u, False)
 
     def measured(f: Callable[..., Any]) -> float:
         def sweep(t: Any, u: Any) -> Any:
-            return jax.lax.map(lambda pair: jax.vmap(f)(*pair), (t, u))
+            # As `by_intervals` does: one interval is not batched.
+            one_by_one = jax.tree.map(lambda x: x[:, 0], (t, u)) if batch == 1 else (t, u)
+            return jax.lax.map(lambda pair: (f if batch == 1 else jax.vmap(f))(*pair), one_by_one)
 
         return _seconds(_everywhere(sweep, where), theta, starts) / (count * length)
 
     phi, state, both = (measured(f) for f in (forward, to_state, to_all))
     return phi, max(0.0, state - phi), max(0.0, both - phi)
+
+
+def _block(theta: Any, start: Any) -> AdjointBlock:
+    return AdjointBlock(Slot(theta), None, start, None, None)
 
 
 def sequential(network: Network, segment: int) -> float:

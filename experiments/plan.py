@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 import jaxmgrit as jm
 from experiments import build, problems
-from experiments.calibration import Network, messages, sequential, three
+from experiments.calibration import Network, coarse_steps, evaluations, messages, sequential, three
 from experiments.config import read
 from experiments.contenders import Where
 from experiments.errors import ConfigError
@@ -39,6 +39,7 @@ class Calibration:
 
     Attributes:
         swept: (Phi, pullback to the state, pullback to state and parameters) by intervals per sweep.
+        coarse: (a coarse step by itself, its pullback).
         sequential: seconds of the sequential gradient.
         message: (seconds per message, seconds per byte).
         sizes: bytes of what is sent.
@@ -46,6 +47,7 @@ class Calibration:
     """
 
     swept: dict[int, tuple[float, float, float]]
+    coarse: tuple[float, float]
     sequential: float
     message: tuple[float, float]
     sizes: Sizes
@@ -64,8 +66,7 @@ class Calibration:
         level = levels[0]
         batch = sweep_batch(solver, self.like, jax.default_backend(), level.share)
         nearest = min(self.swept, key=lambda known: abs(known - batch))
-        coarse = 2.0 if solver.coarse_step is jm.midpoint else 1.0
-        costs = Costs(*self.swept[nearest], *self.swept[1], *self.message, coarse=coarse)
+        costs = Costs(*self.swept[nearest], *self.swept[1], *self.coarse, *self.message, evaluations(solver))
         counts = iteration_counts(schedule, config.network.layers, solver, solver, devices, self.sizes)
         return sum(costs.seconds(part) for part in counts)
 
@@ -124,7 +125,8 @@ def measure(memory: Any, config: Config) -> Calibration:
     most = sweep_batch(jm.MGRIT(INTERVAL), state, jax.default_backend(), share)
     sizes = sorted({1, most, *(2**k for k in range(6) if 2**k < most)})
     swept = {batch: three(network, 1, INTERVAL, batch, Where()) for batch in sizes}
-    return Calibration(swept, sequential(network, INTERVAL), (0.0, 0.0), network.sizes, state)
+    coarse = coarse_steps(network, build.solver(config.solver), INTERVAL, Where())
+    return Calibration(swept, coarse, sequential(network, INTERVAL), (0.0, 0.0), network.sizes, state)
 
 
 def measure_messages(memory: Any, config: Config) -> tuple[float, float]:

@@ -271,7 +271,7 @@ def draw(best: dict[str, tuple[float, list[Curve]]], options: argparse.Namespace
     axes.axhline(100 * options.target, color="0.5", lw=0.8, ls="--")
     axes.set(xlabel="seconds of training", ylabel="exact validation accuracy, %", ylim=(50, 100))
     axes.legend(loc="lower right", frameon=False)
-    axes.set_title(f"Time to {options.target:.0%}, {len(options.seeds)} seed(s) each", fontsize=10)
+    axes.set_title(f"Time to {options.target:.0%}, seeds {', '.join(map(str, options.seeds))}", fontsize=10)
     figure.savefig(options.folder / "accuracy.png", dpi=150)
     pyplot.close(figure)
 

@@ -111,6 +111,8 @@ class Costs:
         serial_phi: one Phi by itself.
         serial_vjp: a pullback to the state by itself.
         serial_grad: a pullback to state and parameters by itself.
+        coarse_phi: one step of a coarse level by itself.
+        coarse_vjp: its pullback to the state, linearised at a given state, likewise.
         message: an operation that communicates, beside its bytes.
         byte: of a message.
         coarse: evaluations of Phi in one step of a coarse level: 1 for `same_step`, 2 for `midpoint`.
@@ -122,17 +124,22 @@ class Costs:
     serial_phi: float
     serial_vjp: float
     serial_grad: float
+    coarse_phi: float
+    coarse_vjp: float
     message: float = 0.0
     byte: float = 0.0
     coarse: float = 1.0
 
     def seconds(self, counts: tuple[Counts, ...]) -> float:
         """Time of what is counted, everything done and sent one after the other."""
-        kinds = ("phi", "vjp", "grad", "serial_phi", "serial_vjp", "serial_grad")
         found = 0.0
         for depth, level in enumerate(counts):
-            computed = sum(getattr(level, kind) * getattr(self, kind) for kind in kinds)
-            found += computed * (1.0 if depth == 0 else self.coarse)
+            swept = level.phi * self.phi + level.vjp * self.vjp + level.grad * self.grad
+            if depth == 0:
+                serial = level.serial_phi * self.serial_phi + level.serial_vjp * self.serial_vjp
+                found += swept + serial + level.serial_grad * self.serial_grad
+            else:
+                found += swept * self.coarse + level.serial_phi * self.coarse_phi + level.serial_vjp * self.coarse_vjp
             found += level.messages * self.message + level.bytes * self.byte
         return found
 

@@ -223,7 +223,7 @@ def adjoint_grids(
                     grid.level,
                     grid.backend,
                     block,
-                    _pull_state,
+                    pull_state,
                     partial(_expand, equation, shared, lin.offset),
                     backward=True,
                     batch=grid.batch,
@@ -243,7 +243,8 @@ def _transpose(equation: Equation, shared: Shared, stride: int, slot_and_state: 
     return equation.transpose(slot, u, shared, lam, stride)
 
 
-def _pull_state(taped: PyTree, lam: PyTree) -> PyTree:
+def pull_state(taped: PyTree, lam: PyTree) -> PyTree:
+    """One step of the adjoint on the finest level, back through a linearised layer."""
     pullback, cost = taped
     return pullback((lam, jnp.ones_like(cost)))[0]
 

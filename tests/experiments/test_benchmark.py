@@ -75,10 +75,11 @@ def test_a_benchmark_leaves_a_table_and_a_file(tmp_path, capsys):
 
 
 def test_seconds_are_counts_times_costs():
-    costs = Costs(1.0, 10.0, 100.0, 1e3, 1e4, 1e5, message=1e6, byte=1e8, coarse=2.0)
+    costs = Costs(1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 7.0, 70.0, message=1e6, byte=1e8, coarse=2.0)
     counts = Counts(phi=1, grad=2, serial_vjp=3, sends=1, sums=1, bytes=5)
     assert costs.seconds((counts,)) == 1 + 200 + 3e4 + 2e6 + 5e8
-    assert costs.seconds((Counts(), counts)) == 2 * (1 + 200 + 3e4) + 2e6 + 5e8
+    coarse = Counts(phi=1, vjp=1, serial_phi=2, serial_vjp=3)
+    assert costs.seconds((counts, coarse)) == costs.seconds((counts,)) + 2 * (1 + 10) + 2 * 7 + 3 * 70
 
 
 def test_the_predicted_time_of_an_iteration_is_that_of_its_counts():
