@@ -247,7 +247,7 @@ def _explain(job: Job, error: BaseException, remedy: str) -> None:
     elif isinstance(error, TrainingStopped):
         print(f"{job.name} stopped: {error}", file=sys.stderr)
         remedy = ""
-    elif isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error) for word in _LOST):
+    elif isinstance(error, (jax.errors.JaxRuntimeError, ValueError)) and any(word in str(error) for word in _LOST):
         print(f"{job.name} stopped: it lost contact with another one, which was killed or stopped.", file=sys.stderr)
         print(f"({text})", file=sys.stderr)
     else:

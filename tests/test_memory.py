@@ -29,7 +29,7 @@ def test_an_iteration_keeps_c_points_and_the_layers_of_one_sweep_and_not_all_sta
     trainer = jm.OneShot(problem, optax.sgd(0.1), solver, solver, jm.PredictThenSweep())
     temporary, whole = memory(trainer.step, trainer.init(params, batch), batch)
     # State and adjoint have C-points, and with several intervals at a time copies of what those start from.
-    assert temporary <= 1.1 * ((4 if intervals == 1 else 6) * LAYERS / factor + intervals * factor)
+    assert temporary <= 1.1 * ((4 if intervals == 1 else 6.5) * LAYERS / factor + intervals * factor)
     plain = memory(jax.grad(lambda p: nets.exact_objective(problem, p, batch)), params)[1]
     assert whole <= plain / 3
 

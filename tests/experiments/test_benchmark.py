@@ -86,11 +86,11 @@ def test_the_predicted_time_of_an_iteration_is_that_of_its_counts():
     config = read(["configs/level_sets.yaml", "--network.layers", "256"], "experiments.plan")
     state = jax.ShapeDtypeStruct((5000, 8), np.float32)
     swept = {1: (1e-6, 2e-6, 4e-6)}
-    known = plan.Calibration(swept, 1e-2, (1e-5, 1e-10), Sizes(160000, 288, 4), state)
+    known = plan.Calibration(swept, (3e-6, 5e-6), 1e-2, (1e-5, 1e-10), Sizes(160000, 288, 4), state)
     solver = jm.MGRIT(8, levels=2, coarse_params=jm.average, coarse_step=jm.midpoint)
     predict, sweep = map(total, iteration_counts(jm.PredictThenSweep(), 256, solver, solver))
     assert (predict.serial_phi, sweep.phi, sweep.grad, sweep.serial_vjp) == (32, 256, 256, 32)
-    by_hand = 2 * 32 * 1e-6 + 256 * 5e-6 + 2 * 32 * 3e-6
+    by_hand = 32 * 3e-6 + 256 * 5e-6 + 32 * (3e-6 + 5e-6)
     assert known.seconds(config, solver, 1) == pytest.approx(by_hand)
     assert known.seconds(config, solver, 4) < known.seconds(config, solver, 1)
     with pytest.raises(ValueError, match="devices"):
