@@ -4,7 +4,6 @@ Pullbacks are timed in the library's own sweep of intervals, whatever it keeps o
 """
 
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +15,7 @@ from jax.sharding import PartitionSpec
 
 import jaxmgrit as jm
 from experiments.contenders import Case, Layout, Where, network
+from experiments.workers import agreed
 from jaxmgrit.cost_model import Costs, Sizes
 from jaxmgrit.equation import Equation, Shared, Slot, keeping_little
 from jaxmgrit.gradient import interval_gradient
@@ -207,7 +207,7 @@ def _seconds(f: Callable[..., Any], *args: Any) -> float:
     start = time.perf_counter()
     jax.block_until_ready(f(*args))
     once = time.perf_counter() - start
-    times = _agreed(max(1, round(0.01 / once)))
+    times = agreed(max(1, round(0.01 / once)))
     found = []
     for _ in range(REPEATS):
         start = time.perf_counter()
@@ -216,12 +216,3 @@ def _seconds(f: Callable[..., Any], *args: Any) -> float:
         jax.block_until_ready(last)
         found.append((time.perf_counter() - start) / times)
     return statistics.median(found)
-
-
-def _agreed(count: int) -> int:
-    """The same on all ranks of an MPI job."""
-    if "mpi4jax" not in sys.modules:
-        return count
-    from mpi4py import MPI
-
-    return int(MPI.COMM_WORLD.bcast(count))

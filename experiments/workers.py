@@ -132,7 +132,14 @@ def _serve_rank(port: int, key: bytes, main: str) -> None:
     pipe.send(comm.rank)
     place: Place = pipe.recv()
     own = None if place.cores is None else (place.cores[comm.rank],)
-    _serve(pipe, replace(place, cores=own, devices=1), comm.bcast)
+    _serve(pipe, replace(place, cores=own, devices=1))
+
+
+def agreed(value: Any) -> Any:
+    """The first rank's value on all ranks of an MPI job, which wait for each other; elsewhere the value itself."""
+    if "mpi4py.MPI" not in sys.modules:
+        return value
+    return sys.modules["mpi4py.MPI"].COMM_WORLD.bcast(value)
 
 
 def _prepare(place: Place) -> None:
@@ -151,11 +158,11 @@ def _answer(memory: dict[str, Any], task: Callable[..., Any], args: Any) -> tupl
         return True, traceback.format_exc(limit=-3)
 
 
-def _serve(pipe: Connection, place: Place, agree: Callable[[Any], Any] = lambda value: value) -> None:
+def _serve(pipe: Connection, place: Place) -> None:
     if place.cores is not None:
         os.sched_setaffinity(0, place.cores)
     _prepare(place)
-    memory: dict[str, Any] = {"agree": agree}
+    memory: dict[str, Any] = {}
     while True:
         try:
             question = pipe.recv()
@@ -223,7 +230,7 @@ def compile_program(memory: dict[str, Any], name: str, build: Callable[[], Any],
     running = Running(jitted if mpi else compiled, program.state, program.batch, loop)
     memory[name] = running, program.gradient
     once = min(running.run(1), running.run(1))
-    times = memory["agree"](max(1, round(SHORTEST / (once * loop))))
+    times = agreed(max(1, round(SHORTEST / (once * loop))))
     memory[name] = replace(running, times=times), program.gradient
     if sizes is None:
         return Compiled(seconds, 0, 0)
@@ -234,7 +241,7 @@ def compile_program(memory: dict[str, Any], name: str, build: Callable[[], Any],
 def time_program(memory: dict[str, Any], name: str) -> float:
     """Task: seconds per step."""
     running: Running = memory[name][0]
-    memory["agree"](None)  # ranks begin together
+    agreed(None)  # ranks begin together
     return running.run(running.times)
 
 
