@@ -25,11 +25,11 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments import torch_loop
-from experiments.calibration import calibrate
-from experiments.contenders import LAYOUTS, Case, Contender, Where, contenders
 from experiments.errors import ConfigError
-from experiments.workers import (
+from experiments.timing import torch_loop
+from experiments.timing.calibration import calibrate
+from experiments.timing.contenders import LAYOUTS, Case, Contender, Where, contenders
+from experiments.timing.workers import (
     Compiled,
     Place,
     Worker,
@@ -39,8 +39,8 @@ from experiments.workers import (
     resident_peak,
     time_program,
 )
-from jaxmgrit.grids import sweep_batch
-from jaxmgrit.hierarchy import build_levels
+from jaxmgrit.solvers.mgrit.grids import sweep_batch
+from jaxmgrit.system.partition import build_levels
 
 SCREENED = 1.5  # times slower than the best of its kind after the first two turns
 ERROR_STEPS = 2  # steps before the gradient is compared: a schedule's first has no warm values

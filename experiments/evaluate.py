@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import jaxmgrit as jm
-from experiments import build, launch, problems
-from experiments.checkpoints import Checkpoints, Refused, binding
-from experiments.config import read_run
+from experiments import problems
+from experiments.config.reader import read_run
+from experiments.config.schema import Config
 from experiments.errors import AgreedError, ConfigError
-from experiments.evaluation import evaluator
-from experiments.loop import Loop
-from experiments.runs import load_params
-from experiments.schema import Config
+from experiments.processes import launch
+from experiments.runs.checkpoints import Checkpoints, Refused, binding
+from experiments.runs.folder import load_params
+from experiments.training import build
+from experiments.training.evaluation import evaluator
+from experiments.training.loop import Loop
 
 SPLITS = ("train", "validation")
 Row = dict[str, Any]

@@ -1,10 +1,10 @@
 """What more devices would bring, before they are there: `python -m experiments.plan CONFIG --devices 1 2 4 ... 1024`.
 
 Measures one Phi, one pullback and one message of a config's network on this machine, counts what an iteration does on
-P devices (`jaxmgrit.cost_model`), and prints the time of an iteration, speed-up and efficiency over the sequential
-gradient, the break-even number of devices, the best coarsening factor and number of levels for each P, and what
-pipeline parallelism, P M / (M + P - 1) for M micro-batches, would bring beside it. Messages between devices of this
-machine are measured with two of them; another network's are given by `--latency` and `--bandwidth`.
+P devices (`jaxmgrit.analysis.cost_model`), and prints the time of an iteration, speed-up and efficiency over the
+sequential gradient, the break-even number of devices, the best coarsening factor and number of levels for each P, and
+what pipeline parallelism, P M / (M + P - 1) for M micro-batches, would bring beside it. Messages between devices of
+this machine are measured with two of them; another network's are given by `--latency` and `--bandwidth`.
 """
 
 import argparse
@@ -18,16 +18,17 @@ import jax
 import jax.numpy as jnp
 
 import jaxmgrit as jm
-from experiments import build, problems
-from experiments.calibration import Network, coarse_steps, evaluations, messages, sequential, three
-from experiments.config import read
-from experiments.contenders import Where
+from experiments import problems
+from experiments.config.reader import read
+from experiments.config.schema import Config
 from experiments.errors import ConfigError
-from experiments.schema import Config
-from experiments.workers import Place, Worker, WorkerError
-from jaxmgrit.cost_model import Costs, Sizes, iteration_counts
-from jaxmgrit.grids import sweep_batch
-from jaxmgrit.hierarchy import build_levels
+from experiments.timing.calibration import Network, coarse_steps, evaluations, messages, sequential, three
+from experiments.timing.contenders import Where
+from experiments.timing.workers import Place, Worker, WorkerError
+from experiments.training import build
+from jaxmgrit.analysis.cost_model import Costs, Sizes, iteration_counts
+from jaxmgrit.solvers.mgrit.grids import sweep_batch
+from jaxmgrit.system.partition import build_levels
 
 FACTORS = (4, 8, 16, 32, 64, 128, 256)
 INTERVAL = 32  # layers of the intervals in which the times are measured

@@ -17,12 +17,13 @@ from typing import Any
 
 import jax
 
-from experiments import build, plan, problems
-from experiments.batches import Batches
-from experiments.config import read
+from experiments import plan, problems
+from experiments.config.reader import read
+from experiments.config.schema import Config
 from experiments.errors import ConfigError
-from experiments.schema import Config
-from experiments.workers import Place, Worker, WorkerError
+from experiments.timing.workers import Place, Worker, WorkerError
+from experiments.training import build
+from experiments.training.batches import Batches
 
 REPEATS = 9
 INTERVALS = 4  # per device, in weak scaling

@@ -26,13 +26,14 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from experiments import build, problems
-from experiments.batches import Batches
-from experiments.config import read
+from experiments import problems
+from experiments.config.reader import read
+from experiments.config.schema import Config
 from experiments.errors import ConfigError
-from experiments.evaluation import evaluator
-from experiments.schema import Config
-from experiments.workers import Place, Worker, WorkerError
+from experiments.timing.workers import Place, Worker, WorkerError
+from experiments.training import build
+from experiments.training.batches import Batches
+from experiments.training.evaluation import evaluator
 
 
 @dataclass(frozen=True)

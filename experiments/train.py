@@ -1,8 +1,8 @@
 """Train a network as a config file says: `python -m experiments.train configs/level_sets.yaml [--key VALUE ...]`.
 
 Or go on with a run that was interrupted: `python -m experiments.train --resume RUN [--backend.devices ...]`. Everything
-the run leaves is in its folder, see `experiments.runs`. Exit code 0: done; 1: stopped because training went wrong or
-nothing more could be written; 2: the config cannot be run; 130 and 143: interrupted by Ctrl-C or SIGTERM.
+the run leaves is in its folder, see `experiments.runs.folder`. Exit code 0: done; 1: stopped because training went
+wrong or nothing more could be written; 2: the config cannot be run; 130 and 143: interrupted by Ctrl-C or SIGTERM.
 """
 
 import contextlib
@@ -13,18 +13,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments import launch, memory, pictures, problems
-from experiments.checkpoints import Checkpoints, binding
-from experiments.config import read_run
+from experiments import problems
+from experiments.config.reader import read_run
+from experiments.config.schema import Config
 from experiments.errors import AgreedError, ConfigError, Interrupted, TrainingStopped
-from experiments.evaluation import predict
-from experiments.interruption import Interruption
-from experiments.loop import Loop
-from experiments.nested import most_iterations
-from experiments.progress import Progress, summary_lines
-from experiments.recorder import Recorder, Silent, go_on
-from experiments.runs import Run, read_metrics, save_params
-from experiments.schema import Config
+from experiments.processes import launch
+from experiments.processes.interruption import Interruption
+from experiments.runs import pictures
+from experiments.runs.checkpoints import Checkpoints, binding
+from experiments.runs.folder import Run, read_metrics, save_params
+from experiments.runs.progress import Progress, summary_lines
+from experiments.runs.recorder import Recorder, Silent, go_on
+from experiments.training import memory
+from experiments.training.evaluation import predict
+from experiments.training.loop import Loop
+from experiments.training.nested import most_iterations
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,26 +1,26 @@
 """Layer-parallel training of deep residual networks: multigrid over the layers, in JAX."""
 
 from jaxmgrit.adjoint import adjoint_solve, adjoint_trajectory, layer_gradients
+from jaxmgrit.analysis.comparison import Comparison, compare
+from jaxmgrit.analysis.control import Control
 from jaxmgrit.backend.local import Local
 from jaxmgrit.backend.mesh import Mesh
 from jaxmgrit.backend.mpi import MPI
-from jaxmgrit.coarsen import average, injection, midpoint, same_step
-from jaxmgrit.comparison import Comparison, compare
-from jaxmgrit.control import Control
-from jaxmgrit.one_shot import Info, OneShot, TrainState
-from jaxmgrit.optimizers import anticipate, l2_gradient
-from jaxmgrit.options import MGRIT, Sequential
-from jaxmgrit.penalty import LayerwisePenalty, published_penalty
-from jaxmgrit.predict_then_sweep import PredictThenSweep
-from jaxmgrit.problem import Params, Problem
 from jaxmgrit.propagate import propagate
-from jaxmgrit.published import Outcome, PublishedInfo, PublishedLoop
-from jaxmgrit.quasi_newton import BFGS, LBFGS, SteepestDescent
-from jaxmgrit.refine import refine
-from jaxmgrit.schedule import CyclesThenGradient
-from jaxmgrit.snapshot import Snapshot
 from jaxmgrit.solution import AdjointSolution, CPoints, Result, Solution, SolveError, check
 from jaxmgrit.solve import solve, trajectory
+from jaxmgrit.solvers.mgrit.coarse import average, injection, midpoint, same_step
+from jaxmgrit.solvers.mgrit.options import MGRIT, Sequential
+from jaxmgrit.training.nested import refine
+from jaxmgrit.training.one_shot import Info, OneShot, TrainState
+from jaxmgrit.training.penalty import LayerwisePenalty, published_penalty
+from jaxmgrit.training.problem import Params, Problem
+from jaxmgrit.training.quasi_newton.hessian import BFGS, LBFGS, SteepestDescent
+from jaxmgrit.training.quasi_newton.loop import Outcome, PublishedInfo, PublishedLoop
+from jaxmgrit.training.schedules.cycles_then_gradient import CyclesThenGradient
+from jaxmgrit.training.schedules.predict_then_sweep import PredictThenSweep
+from jaxmgrit.training.snapshot import Snapshot
+from jaxmgrit.training.transforms import anticipate, l2_gradient
 
 __all__ = [
     "BFGS",

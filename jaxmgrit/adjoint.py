@@ -9,20 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxmgrit._checks import check_backend, check_like, check_state, check_type
+from jaxmgrit._programs import cached
+from jaxmgrit._pytree import merge, repeat, split, zero_cotangent
 from jaxmgrit.backend.base import REPLICATED, SHARDED, SHARDED_STATES, STATE, Backend
 from jaxmgrit.backend.local import LOCAL
-from jaxmgrit.checks import check_backend, check_like, check_state, check_type
-from jaxmgrit.equation import Equation
-from jaxmgrit.gradient import Gradients, sequential_gradient, vjp_sweep
-from jaxmgrit.grids import Linearisation, adjoint_grids, state_grids, sweep_batch
-from jaxmgrit.hierarchy import Level, build_levels, relayout
-from jaxmgrit.iteration import Outcome, run, sequential_outcome
-from jaxmgrit.linearise import linearise
-from jaxmgrit.network import Network, make_network
-from jaxmgrit.options import DEFAULT, MGRIT, SEQUENTIAL, Solver
-from jaxmgrit.programs import cached
-from jaxmgrit.pytree import merge, repeat, split, zero_cotangent
-from jaxmgrit.relaxation import Grid, points
 from jaxmgrit.solution import AdjointSolution, CPoints, Solution
 from jaxmgrit.solve import (
     OUTCOME_SPECS,
@@ -33,6 +24,15 @@ from jaxmgrit.solve import (
     finest_grid,
     state_data,
 )
+from jaxmgrit.solvers.mgrit.grids import Linearisation, adjoint_grids, state_grids, sweep_batch
+from jaxmgrit.solvers.mgrit.iteration import Outcome, run, sequential_outcome
+from jaxmgrit.solvers.mgrit.options import DEFAULT, MGRIT, SEQUENTIAL, Solver
+from jaxmgrit.solvers.mgrit.relaxation import Grid, points
+from jaxmgrit.system.fused_sweep import Gradients, sequential_gradient, vjp_sweep
+from jaxmgrit.system.linearise import linearise
+from jaxmgrit.system.network import Network, make_network
+from jaxmgrit.system.partition import Level, build_levels, relayout
+from jaxmgrit.system.step import Equation
 
 PyTree = Any
 

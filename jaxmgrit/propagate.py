@@ -11,16 +11,16 @@ import jax
 import jax.extend.core as core
 import jax.numpy as jnp
 
+from jaxmgrit._checks import check_backend, check_state
+from jaxmgrit._pytree import merge, split
 from jaxmgrit.adjoint import adjoint_network
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.backend.local import LOCAL
-from jaxmgrit.checks import check_backend, check_state
-from jaxmgrit.equation import Equation, Slot
-from jaxmgrit.network import Network, make_network
-from jaxmgrit.options import MGRIT, Solver, match_segments
-from jaxmgrit.pytree import merge, split
 from jaxmgrit.solution import Solution
 from jaxmgrit.solve import solve_network
+from jaxmgrit.solvers.mgrit.options import MGRIT, Solver, match_segments
+from jaxmgrit.system.network import Network, make_network
+from jaxmgrit.system.step import Equation, Slot
 
 PyTree = Any
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmgrit.hierarchy import Level
+from jaxmgrit.system.partition import Level
 
 PyTree = Any
 

@@ -9,19 +9,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxmgrit._checks import check_backend, check_like, check_state, check_type
+from jaxmgrit._programs import cached
+from jaxmgrit._pytree import repeat
 from jaxmgrit.backend.base import REPLICATED, SHARDED, SHARDED_STATES, STATE, Backend
 from jaxmgrit.backend.local import LOCAL
-from jaxmgrit.checks import check_backend, check_like, check_state, check_type
-from jaxmgrit.equation import Equation
-from jaxmgrit.grids import state_grids, sweep_batch
-from jaxmgrit.hierarchy import Level, build_levels
-from jaxmgrit.iteration import Outcome, run
-from jaxmgrit.network import Network, make_network
-from jaxmgrit.options import DEFAULT, MGRIT, SEQUENTIAL, Solver
-from jaxmgrit.programs import cached
-from jaxmgrit.pytree import repeat
-from jaxmgrit.relaxation import Grid, points
 from jaxmgrit.solution import CPoints, Solution
+from jaxmgrit.solvers.mgrit.grids import state_grids, sweep_batch
+from jaxmgrit.solvers.mgrit.iteration import Outcome, run
+from jaxmgrit.solvers.mgrit.options import DEFAULT, MGRIT, SEQUENTIAL, Solver
+from jaxmgrit.solvers.mgrit.relaxation import Grid, points
+from jaxmgrit.system.network import Network, make_network
+from jaxmgrit.system.partition import Level, build_levels
+from jaxmgrit.system.step import Equation
 
 PyTree = Any
 

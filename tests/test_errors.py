@@ -6,7 +6,7 @@ import re
 
 import jax
 import jax.numpy as jnp
-import networks as nets
+from helpers import networks as nets
 import optax
 import pytest
 

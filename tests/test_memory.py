@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-import networks as nets
+from helpers import networks as nets
 import optax
 import pytest
 

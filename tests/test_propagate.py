@@ -5,7 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import networks as nets
+from helpers import networks as nets
 import numpy as np
 import optax
 import pytest

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import networks as nets
+from helpers import networks as nets
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings

@@ -7,23 +7,20 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import networks as nets
+from helpers import networks as nets
 import numpy as np
 import optax
 import pytest
 
 import jaxmgrit as jm
-from jaxmgrit.hierarchy import build_levels
+from jaxmgrit.system.partition import build_levels
 
-FOLDER = Path(os.environ.get("JAXMGRIT_REFERENCE", Path(__file__).parents[2] / "shared" / "reference"))
-FILE = FOLDER / "xbraid_tanh_N16_w8.npz"
-DATA = dict(np.load(FILE)) if FILE.exists() else {}
-META = json.loads(str(DATA["meta"])) if DATA else {"residual_configs": []}
+DATA = dict(np.load(Path(__file__).parent / "data" / "xbraid_tanh_N16_w8.npz"))
+META = json.loads(str(DATA["meta"]))
 CONFIGS = {config["name"]: config for config in META["residual_configs"]}
-H = META.get("dt")
+H = META["dt"]
 
-pytestmark = pytest.mark.skipif(not DATA, reason=f"{FILE} is absent; JAXMGRIT_REFERENCE names its folder")
-by_config = pytest.mark.parametrize("name", CONFIGS or ["absent"])
+by_config = pytest.mark.parametrize("name", CONFIGS)
 
 
 def step(theta, u, h):

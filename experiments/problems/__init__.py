@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+from experiments.config.schema import IndianPines, LevelSets, Mnist
 from experiments.problems import indian_pines, level_sets, mnist
 from experiments.problems.data import Data, DataSet, Picture
-from experiments.schema import IndianPines, LevelSets, Mnist
 
 __all__ = ["Data", "DataSet", "Picture", "load"]
 

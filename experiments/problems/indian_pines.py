@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.config.schema import IndianPines
 from experiments.errors import ConfigError
 from experiments.problems import sources
 from experiments.problems.data import Data, DataSet, Picture, check_classes, stratified
 from experiments.problems.sources import Place
-from experiments.schema import IndianPines
 
 NAMES = (
     "Alfalfa",

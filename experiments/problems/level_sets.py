@@ -4,9 +4,9 @@ import functools
 
 import numpy as np
 
+from experiments.config.schema import LevelSets
 from experiments.errors import ConfigError
 from experiments.problems.data import Data, DataSet, Picture
-from experiments.schema import LevelSets
 
 CLASSES = 5
 REFERENCE_GRID = 256  # points per side of the grid whose extreme values define the classes, whatever grid is drawn from

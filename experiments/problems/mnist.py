@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.config.schema import Mnist
 from experiments.errors import ConfigError
 from experiments.problems import sources
 from experiments.problems.data import Data, DataSet, check_classes, stratified
 from experiments.problems.sources import Place
-from experiments.schema import Mnist
 
 SIDE = 28
 NAMES = tuple("0123456789")

@@ -4,13 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.batches import Batches
+from experiments.config.schema import Config
 from experiments.errors import ConfigError
-from experiments.interruption import Interruption
-from experiments.loop import Loop
 from experiments.problems import Data, DataSet, mnist
-from experiments.recorder import Silent
-from experiments.schema import Config
+from experiments.processes.interruption import Interruption
+from experiments.runs.recorder import Silent
+from experiments.training.batches import Batches
+from experiments.training.loop import Loop
 
 POINTS = 23
 

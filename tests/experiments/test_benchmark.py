@@ -8,9 +8,9 @@ import pytest
 
 import jaxmgrit as jm
 from experiments import benchmark, plan
-from experiments.config import read
-from experiments.contenders import Case, Where, contenders
-from jaxmgrit.cost_model import Costs, Counts, Sizes, iteration_counts, total
+from experiments.config.reader import read
+from experiments.timing.contenders import Case, Where, contenders
+from jaxmgrit.analysis.cost_model import Costs, Counts, Sizes, iteration_counts, total
 
 
 @pytest.mark.parametrize(

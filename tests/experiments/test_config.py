@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experiments import checks, config, keys
+from experiments import config
+from experiments.config import describe as keys
+from experiments.config import rules as checks
+from experiments.config.schema import Config
 from experiments.errors import ConfigError
-from experiments.schema import Config
 
 ROOT = Path(__file__).parents[2]
 PREDICT = "--training.schedule predict_then_sweep"

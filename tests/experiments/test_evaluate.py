@@ -6,9 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import build, config, evaluation, problems, runs
+from experiments import config, problems
 from experiments.evaluate import main
+from experiments.runs import folder as runs
 from experiments.train import main as train
+from experiments.training import build, evaluation
 
 TINY = """
 dtype: float64

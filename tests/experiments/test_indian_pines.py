@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy import io
 
+from experiments.config.schema import IndianPines
 from experiments.errors import ConfigError
 from experiments.problems import indian_pines, sources
-from experiments.schema import IndianPines
 
 BANDS = 220  # of the stand-in, of which no checksum is known
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.config.schema import LevelSets
 from experiments.errors import ConfigError
 from experiments.problems import level_sets
-from experiments.schema import LevelSets
 
 DATA = Path(os.environ.get("JAXMGRIT_DATA", "shared/data"))
 SECTION = LevelSets(name="level_sets")

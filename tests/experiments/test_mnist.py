@@ -6,9 +6,9 @@ import struct
 import numpy as np
 import pytest
 
+from experiments.config.schema import Mnist
 from experiments.errors import ConfigError
 from experiments.problems import mnist, sources
-from experiments.schema import Mnist
 
 TRAIN, TEST = 60, 20  # digits of the small stand-ins
 

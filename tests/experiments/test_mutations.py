@@ -10,9 +10,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from experiments import build, config, keys
+from experiments import config
+from experiments.config import describe as keys
 from experiments.errors import ConfigError
 from experiments.train import main
+from experiments.training import build
 
 CASES = int(os.environ.get("JAXMGRIT_CASES", "500"))
 SHIPPED = [yaml.safe_load(file.read_text()) for file in sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))]

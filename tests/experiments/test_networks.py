@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import jaxmgrit as jm
-from experiments import networks
+from experiments.config.schema import Network, Penalty
 from experiments.errors import ConfigError
-from experiments.schema import Network, Penalty
+from experiments.networks import residual as networks
 
 
 def initial(kind, layers=32):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments import class_pictures, pictures
 from experiments.problems import Data, DataSet, Picture
+from experiments.runs import class_pictures, pictures
 
 NAMES = ("meadow", "wood", "lake")
 

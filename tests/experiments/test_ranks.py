@@ -6,8 +6,8 @@ import pytest
 from processes import launch
 
 from experiments import benchmark, time_to_accuracy
-from experiments.config import read
-from experiments.workers import Place, Worker, WorkerError
+from experiments.config.reader import read
+from experiments.timing.workers import Place, Worker, WorkerError
 
 
 @pytest.fixture(autouse=True)

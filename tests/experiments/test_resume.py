@@ -11,11 +11,13 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import problems, recorder, runs
-from experiments.checkpoints import Checkpoints, binding
-from experiments.config import read_run
-from experiments.loop import Loop
+from experiments import problems
+from experiments.config.reader import read_run
+from experiments.runs import folder as runs
+from experiments.runs import recorder
+from experiments.runs.checkpoints import Checkpoints, binding
 from experiments.train import main
+from experiments.training.loop import Loop
 
 TINY = """
 name: tiny

@@ -7,14 +7,14 @@ tell a leak from the allocator's warm-up, so there a leak of more than 64 KiB in
 import os
 
 import jax
-import networks as nets
+from helpers import networks as nets
 import pytest
 
-from experiments.interruption import Interruption
-from experiments.loop import Loop
+from experiments.config.schema import Config
 from experiments.problems import level_sets
-from experiments.recorder import Silent
-from experiments.schema import Config
+from experiments.processes.interruption import Interruption
+from experiments.runs.recorder import Silent
+from experiments.training.loop import Loop
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from experiments import scaling, time_to_accuracy
-from experiments.config import read
+from experiments.config.reader import read
 from experiments.time_to_accuracy import Method, train
 
 TINY = "--network.layers 16 --network.width 2 --problem.train-per-class 4 --problem.validation-per-class 4".split()

@@ -14,8 +14,9 @@ import pytest
 from processes import launch
 
 import jaxmgrit as jm
-from experiments import config, runs
+from experiments import config
 from experiments.problems import level_sets
+from experiments.runs import folder as runs
 from experiments.train import main
 
 ROOT = Path(__file__).parents[2]

@@ -2,7 +2,9 @@
 
 import sys
 
-from experiments import launch, loop, train
+from experiments import train
+from experiments.processes import launch
+from experiments.training import loop
 
 start, iterate = launch.start, loop.Loop._iterate
 job = launch.ALONE

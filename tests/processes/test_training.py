@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import runs
+from experiments.runs import folder as runs
 from processes import launch
 
 TINY = """

@@ -1,0 +1,207 @@
+"""Configs in one place: a YAML file, overridden from the command line, checked once, with readable errors.
+
+File and command line are merged first and validated together by `experiments.schema.Config`, so that both give the same
+messages: the key, the value, what was expected, and the remedy.
+"""
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from experiments.config import command_line, rules
+from experiments.config.describe import SCHEMA, Rule, expected, fields, flag, resolve, show, variant, words
+from experiments.config.schema import Config
+from experiments.errors import ConfigError
+
+FREE = ("iterations", "evaluation", "checkpoints", "backend", "output")  # what --resume may change
+
+
+def read(arguments: Sequence[str], program: str) -> Config:
+    """Read `CONFIG [--section.key VALUE ...]`.
+
+    Args:
+        arguments: The command line without the program's name.
+        program: The module that runs, such as `experiments.train`, for the usage line.
+
+    Raises:
+        ConfigError: For a file that cannot be read, and for unknown, misplaced, wrong or contradictory keys.
+    """
+    file, overrides = command_line.parse(arguments, program, _parse_word)
+    return _checked(_load(Path(file)), overrides, file)
+
+
+def read_run(arguments: Sequence[str], program: str) -> tuple[Config, Path | None]:
+    """Read `CONFIG [--section.key VALUE ...]` or `--resume RUN [--section.key VALUE ...]`.
+
+    Returns:
+        The config, and the folder of the run to go on with, if any; then only keys under `FREE` may be given, and
+        giving any of a section's replaces the whole section.
+
+    Raises:
+        ConfigError: As in `read`; RUN is not the folder of a run, or a given key would change its training.
+    """
+    rest, folder = _resume(list(arguments))
+    if folder is None:
+        return read(rest, program), None
+    file = folder / "config.yaml"
+    if not file.is_file():
+        raise ConfigError(
+            f"--resume {folder}: expected the folder of a run, with its config.yaml. Name one under runs/."
+        )
+    overrides = command_line.parse([str(file), *rest], program, _parse_word)[1]
+    for key in overrides:
+        if key.partition(".")[0] not in FREE or key == "output.folder":
+            raise ConfigError(
+                f"{flag(key)} {words(overrides[key])}: expected not to be given with --resume, as it would be another "
+                f"training. Leave it out; what may be given: {', '.join(flag(key) for key in FREE)}."
+            )
+    values = _load(file)
+    for section in {key.partition(".")[0] for key in overrides if "." in key}:
+        values.pop(section, None)
+    return _checked(values, {**overrides, "output.folder": str(folder)}, str(file)), folder
+
+
+def _resume(words: list[str]) -> tuple[list[str], Path | None]:
+    """Take `--resume RUN` out of a command line."""
+    given = [i for i, word in enumerate(words) if word == "--resume" or word.startswith("--resume=")]
+    if not given:
+        return words, None
+    if len(given) > 1:
+        raise ConfigError("--resume: given twice. Keep one of them.")
+    before, (first, *rest) = words[: given[0]], words[given[0] :]
+    if first == "--resume" and (not rest or rest[0].startswith("--")):
+        raise ConfigError("--resume: expected the folder of a run after it, such as runs/level_sets-20260101-120000.")
+    name = rest.pop(0) if first == "--resume" else first.partition("=")[2]
+    return [*before, *rest], Path(name)
+
+
+def _checked(values: dict[str, Any], overrides: dict[str, Any], file: str) -> Config:
+    """The config of a file's values and the command line's."""
+    for key, value in overrides.items():
+        _put(values, key, value)
+    config = _validate(values, file)
+    idle = rules.idle(config)
+    if wrong := rules.problems(config) + [
+        f"{flag(key)} {words(overrides[key])}: expected not to be given, as it has no effect with {idle[key]}. "
+        f"Leave it out, or change {idle[key].split()[0]}."
+        for key in overrides
+        if key in idle
+    ]:
+        raise ConfigError("\n".join(wrong))
+    return config
+
+
+def write(config: Config, path: Path) -> None:
+    """Write the resolved config, every key given, as a file that `read` takes."""
+    path.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False), encoding="utf-8")
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML that reads 1e-3 as a number and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {name!r} is given twice", problem_mark=key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _parse_word(word: str) -> Any:
+    try:
+        return yaml.load(word, _Loader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """The keys and values of a file."""
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError:
+        known = ", ".join(map(str, sorted(Path("configs").glob("*.yaml")))) or "none under configs/ from here"
+        raise ConfigError(f"{path}: no such file. Configs here: {known}.") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}. Give the path of a YAML file.") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: expected a YAML text file in UTF-8. Is this the right file?") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "cannot be parsed"
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{path}{place}: not valid YAML: {problem}. Correct it there.") from None
+    if values is None:
+        raise ConfigError(f"{path}: the file is empty; expected keys such as problem: {{name: level_sets}}.")
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{path}: expected keys and values at the top, found {show(values)}. Write `key: value` lines."
+        )
+    return values
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key."""
+    *sections, name = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{section} = {show(values)}: expected a section with keys below it. Correct the file.")
+    values[name] = value
+
+
+def _validate(values: dict[str, Any], file: str) -> Config:
+    try:
+        return Config.model_validate(values)
+    except (ValidationError, RecursionError) as error:
+        details = error.errors() if isinstance(error, ValidationError) else []
+        lines = dict.fromkeys(_message(detail, values) for detail in details)
+        raise ConfigError("\n".join(lines) or f"{file}: nested too deeply. Write plain sections.") from None
+
+
+def _message(detail: Any, values: dict[str, Any]) -> str:
+    """One of pydantic's complaints as key, value, expectation and remedy."""
+    rule: Rule = SCHEMA
+    keys: list[str] = []
+    value: Any = values
+    beyond = None
+    for part in detail["loc"]:
+        if chosen := variant(rule, part):
+            rule = chosen
+            continue
+        properties = resolve(rule).get("properties", {})
+        if part not in properties:
+            beyond = part
+            break
+        keys.append(part)
+        rule, value = properties[part], value.get(part, ...) if isinstance(value, dict) else ...
+    if detail["type"].startswith("union_tag"):
+        name = rule["discriminator"]["propertyName"]
+        keys, rule, value = [*keys, name], resolve(rule)["properties"][name], value.get(name, ...)
+    key = ".".join(keys)
+    if detail["type"] in ("extra_forbidden", "invalid_key"):
+        return _unknown(key, str(beyond), list(resolve(rule)["properties"]))
+    if value is ...:
+        return f"{key}: missing; expected {expected(rule)}. Add it to the file."
+    plain = "properties" not in resolve(rule) and "default" in rule
+    remedy = f"For example {flag(key)} {words(rule['default'])}, the default." if plain else "Correct it in the file."
+    return f"{key} = {show(value)}: expected {expected(rule)}. {remedy}"
+
+
+def _unknown(section: str, name: str, known: list[str]) -> str:
+    """What to say of an unknown key: where it may belong, or what it may be a misspelling of."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    given = f"{section}.{name}".lstrip(".")
+    close = close or [field for field in fields() if field.rpartition(".")[2] == name and field != given]
+    hint = f"Did you mean {' or '.join(close)}?" if close else "Leave it out."
+    return f"{show(given)[1:-1]}: unknown key. {hint} Known here: {', '.join(known)}."

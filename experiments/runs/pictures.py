@@ -1,0 +1,99 @@
+"""Pictures of a run: loss and accuracy, residual norms, and what the network makes of its points."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.runs import class_pictures
+from experiments.problems import Data
+
+Rows = Sequence[Mapping[str, Any]]
+Predict = Callable[[np.ndarray], np.ndarray]
+
+INEXACT, TRAIN, VALIDATION, ADJOINT = "#9ab8d6", "#1f5a96", "#d1622b", "#d1622b"
+
+
+def draw(folder: Path, rows: Rows, data: Data, predict: Predict) -> None:
+    """Draw all pictures of a run into its folder.
+
+    Args:
+        folder: Where `training.png`, `confusion.png` and, for a multigrid run, `residuals.png` go; `class_map.png`
+            where the points are the pixels of a picture, `misclassified.png` where they are images themselves.
+        rows: The metrics.
+        data: What was trained on.
+        predict: From inputs (points, ...) to classes (points,) by the exactly evaluated network.
+    """
+    figures = {"training": training(rows)}
+    if (_column(rows, "residual_norm") > 0).any():  # sequential training has none
+        figures["residuals"] = residuals(rows)
+    predicted = predict(data.validation.x)
+    figures["confusion"] = class_pictures.confusion(data.validation.y, predicted, data.names)
+    if data.picture is not None:
+        figures["class_map"] = class_pictures.class_map(data.picture, predict(data.picture.x), data.names)
+    if data.validation.x.ndim == 4:
+        figures["misclassified"] = class_pictures.misclassified(data.validation, predicted, data.names)
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png", dpi=150)
+
+
+def training(rows: Rows) -> Figure:
+    """Loss and accuracy over iterations: as training sees them, and by exact evaluation."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axes, quantity, scale in ((left, "loss", 1), (right, "accuracy", 100)):
+        for label, key, style in (
+            ("inexact, as training sees it", f"inexact_{quantity}", {"color": INEXACT, "lw": 1.5}),
+            ("exact, training points", f"exact_train_{quantity}", {"color": TRAIN, "marker": ".", "lw": 1}),
+            ("exact, validation points", f"exact_validation_{quantity}", {"color": VALIDATION, "marker": ".", "lw": 1}),
+        ):
+            iterations, values = _series(rows, key)
+            end = f"{values[-1]:.4f}" if quantity == "loss" else f"{values[-1]:.2%}"
+            axes.plot(iterations, scale * values, label=f"{label}: {end}", **style)
+        axes.legend(frameon=False, title="at the end", alignment="left")
+        axes.set_xlabel("iteration")
+        axes.grid(alpha=0.3)
+    left.set_yscale("log")
+    left.set_ylabel("loss (mean cross-entropy)")
+    right.set_ylabel("accuracy, %")
+    _zoom(right, rows)
+    return figure
+
+
+def residuals(rows: Rows) -> Figure:
+    """Residual norms of state and adjoint over iterations."""
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    axes = figure.subplots()
+    for label, key, colour in (
+        ("state", "residual_norm", TRAIN),
+        ("adjoint", "adjoint_residual_norm", ADJOINT),
+    ):
+        iterations, values = _series(rows, key)
+        if len(values):  # none are recorded of a single cycle that starts on the coarsest level
+            axes.plot(iterations, values, label=label, color=colour, lw=1.2)
+    axes.set_yscale("log")
+    axes.set_xlabel("iteration")
+    axes.set_ylabel("residual norm over all C-points and samples")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return figure
+
+
+def _column(rows: Rows, key: str) -> np.ndarray:
+    return np.array([row.get(key) for row in rows], dtype=float)
+
+
+def _series(rows: Rows, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Iterations and values of the rows that have a finite value."""
+    iterations, values = _column(rows, "iteration"), _column(rows, key)
+    there = np.isfinite(values)
+    return iterations[there], values[there]
+
+
+def _zoom(axes: Axes, rows: Rows) -> None:
+    """Start the accuracy axis where training has left its first moments behind."""
+    accuracies = _series(rows, "exact_train_accuracy")[1]
+    axes.set_ylim(max(0.0, 100 * np.quantile(accuracies, 0.1) - 5), 101)

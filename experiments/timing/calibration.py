@@ -1,0 +1,218 @@
+"""What the cost model needs to know: the time of one Phi, one pullback and one message, measured by themselves.
+
+Pullbacks are timed in the library's own sweep of intervals, whatever it keeps or computes again.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+import jaxmgrit as jm
+from experiments.timing.contenders import Case, Layout, Where, network
+from experiments.timing.workers import agreed
+from jaxmgrit.analysis.cost_model import Costs, Sizes
+from jaxmgrit.solvers.mgrit.grids import AdjointBlock, pull_state, record
+from jaxmgrit.system.fused_sweep import interval_gradient
+from jaxmgrit.system.step import Equation, Shared, Slot, keeping_little
+
+REPEATS = 7
+HOPS = 64  # messages in the loop that measures one
+WORK = 20  # small layers between two of them, so that no device waits long for the other
+
+PyTree = Any
+
+
+class Network(NamedTuple):
+    """Layers to be measured: the step, parameters with leading axis N, a state, the step size."""
+
+    step: Callable[..., Any]
+    theta: Any
+    u0: Any
+    h: float
+
+    @property
+    def sizes(self) -> Sizes:
+        """Bytes of what is sent."""
+        layer = sum(x.nbytes // x.shape[0] for x in jax.tree.leaves(self.theta))
+        state = jax.tree.leaves(self.u0)
+        return Sizes(sum(x.nbytes for x in state), layer, max(x.dtype.itemsize for x in state))
+
+
+def calibrate(
+    memory: Any, case: Case, layout: Layout, where: Where, solver: jm.MGRIT, length: int, batch: int
+) -> Costs:
+    """Task of a worker: measure Phi and its pullbacks at `batch` intervals of `length` layers at a time, and by itself.
+
+    All devices compute at once, each its share, as in the program that is modelled.
+    """
+    jax.config.update("jax_enable_x64", case.dtype == "float64")
+    problem, params, (x, _) = network(case, layout)
+    found = Network(problem.step, params.layers, x, problem.h)
+    message, byte = messages(found.u0, where) if where.devices > 1 else (0.0, 0.0)
+    alone = three(found, 1, length, 1, where)
+    swept = three(found, where.devices, length, batch, where)
+    coarse = coarse_steps(found, solver, length, where)
+    return Costs(*swept, *alone, *coarse, message, byte, evaluations(solver))
+
+
+def evaluations(solver: jm.MGRIT) -> float:
+    """Of Phi in one coarse step."""
+    return 2.0 if solver.coarse_step is jm.midpoint else 1.0
+
+
+def coarse_steps(network: Network, solver: jm.MGRIT, factor: int, where: Where) -> tuple[float, float]:
+    """Seconds of one coarse step for `factor` layers, and of its pullback, one by one as on the coarsest level."""
+    theta = jax.tree.map(lambda t: t[::factor], network.theta)
+    count = jax.tree.leaves(theta)[0].shape[0]
+    states = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)) + jnp.zeros((), x.dtype), network.u0)
+
+    def step(t: Any, u: Any) -> Any:
+        return solver.coarse_step(network.step, t, u, network.h * factor, factor)
+
+    def forward(t: Any, rhs: Any, u: Any) -> Any:
+        def one(u: Any, inputs: Any) -> tuple[Any, Any]:
+            u = jax.tree.map(jnp.add, step(inputs[0], u), inputs[1])
+            return u, u
+
+        return jax.lax.scan(one, u, (t, rhs))
+
+    def backward(t: Any, rhs: Any, lam: Any) -> Any:
+        def one(lam: Any, inputs: Any) -> tuple[Any, Any]:
+            slot, u, source = inputs
+            lam = jax.tree.map(jnp.add, jax.vjp(lambda v: step(slot, v), u)[1](lam)[0], source)
+            return lam, lam
+
+        return jax.lax.scan(one, lam, (t, rhs, rhs), reverse=True)
+
+    there, back = (_seconds(_everywhere(f, where), theta, states, network.u0) / count for f in (forward, backward))
+    return there, max(0.0, back - there)
+
+
+def three(network: Network, parts: int, length: int, batch: int, where: Where) -> tuple[float, float, float]:
+    """Seconds of one Phi, one pullback to the state, and one to state and parameters, `batch` intervals at a time.
+
+    Args:
+        network: the layers.
+        parts: a device goes through the N/parts first layers.
+        length: layers of an interval.
+        batch: intervals at a time.
+        where: the devices, which all compute at once.
+    """
+    layers = jax.tree.leaves(network.theta)[0].shape[0]
+    length = min(length, layers)
+    count = max(1, layers // length // parts // batch) * batch  # intervals, in whole batches
+    repeats = -(-count * length // layers)
+
+    def cut(t: Any) -> Any:
+        return jnp.tile(t, (repeats, *[1] * (t.ndim - 1)))[: count * length].reshape(-1, batch, length, *t.shape[1:])
+
+    theta = jax.tree.map(cut, network.theta)
+    starts = jax.tree.map(lambda x: jnp.tile(x, (count // batch, batch, *[1] * x.ndim)), network.u0)
+
+    equation, shared = Equation(network.step, h=network.h), Shared()
+
+    def forward(t: Any, u: Any) -> Any:
+        return jax.lax.scan(lambda u, t: (network.step(t, u, network.h), None), u, t)[0]
+
+    def to_state(t: Any, u: Any) -> Any:
+        tape = record(lambda slot, v: equation.vjp_state(slot, v, shared), _block(t, u), 0)
+        taped = tape.pullbacks, tape.costs
+        return tape.end, jax.lax.scan(lambda lam, one: (pull_state(one, lam), None), u, taped, reverse=True)[0]
+
+    def to_all(t: Any, u: Any) -> Any:
+        return interval_gradient(equation, shared, _block(t, u), 0, u, False)
+
+    def measured(f: Callable[..., Any]) -> float:
+        def sweep(t: Any, u: Any) -> Any:
+            # As `by_intervals` does: one interval is not batched.
+            one_by_one = jax.tree.map(lambda x: x[:, 0], (t, u)) if batch == 1 else (t, u)
+            return jax.lax.map(lambda pair: (f if batch == 1 else jax.vmap(f))(*pair), one_by_one)
+
+        return _seconds(_everywhere(sweep, where), theta, starts) / (count * length)
+
+    phi, state, both = (measured(f) for f in (forward, to_state, to_all))
+    return phi, max(0.0, state - phi), max(0.0, both - phi)
+
+
+def _block(theta: Any, start: Any) -> AdjointBlock:
+    return AdjointBlock(Slot(theta), None, start, None, None)
+
+
+def sequential(network: Network, segment: int) -> float:
+    """Seconds of the gradient of all layers, one after the other: the faster of two rematerialised scans."""
+    layers = jax.tree.leaves(network.theta)[0].shape[0]
+
+    def layer(u: Any, t: Any) -> tuple[Any, None]:
+        return network.step(t, u, network.h), None
+
+    kept = keeping_little(layer, network.u0)
+
+    def objective(theta: Any, u: Any, length: int) -> Any:
+        whole = layers // length * length
+
+        def run(u: Any, t: Any) -> tuple[Any, None]:
+            return jax.lax.scan(kept, u, t)[0], None
+
+        segments = jax.tree.map(lambda t: t[:whole].reshape(-1, length, *t.shape[1:]), theta)
+        u = jax.lax.scan(jax.checkpoint(run) if length < layers else run, u, segments)[0]
+        u = run(u, jax.tree.map(lambda t: t[whole:], theta))[0] if whole < layers else u
+        return sum(jnp.sum(x * x) for x in jax.tree.leaves(u))
+
+    lengths = {layers, min(segment, layers)}
+    programs = [jax.jit(jax.grad(partial(objective, length=length))) for length in lengths]
+    return min(_seconds(f, network.theta, network.u0) for f in programs)
+
+
+def messages(state: Any, where: Where) -> tuple[float, float]:
+    """Seconds per message, and per byte of it: what loops of some work take longer with a message in every pass."""
+    backend = where.backend
+
+    def seconds(y: jax.Array, send: bool) -> float:
+        def one(_: Any, carry: PyTree) -> PyTree:
+            y, work = carry
+            work = jax.lax.fori_loop(0, WORK, lambda _, w: jnp.tanh(w @ w), work)
+            return (backend.shift(y, y.shape[0], None) if send else y), work + 1e-9 * y.ravel()[0]
+
+        work = jnp.zeros((32, 32), y.dtype)
+        f = _everywhere(lambda y, work: jax.lax.fori_loop(0, HOPS, one, (y, work)), where)
+        return _seconds(f, y, work) / HOPS
+
+    x = jax.tree.leaves(state)[0]
+    small, large = jnp.zeros((8,), x.dtype), jnp.broadcast_to(x, (4, *x.shape)) + jnp.zeros((), x.dtype)
+    message, longer = (max(0.0, seconds(y, True) - seconds(y, False)) for y in (small, large))
+    return message, max(0.0, longer - message) / large.nbytes
+
+
+def _everywhere(f: Callable[..., Any], where: Where) -> Callable[..., Any]:
+    """The function on every device at once, with the same arguments."""
+    if where.mpi or where.devices == 1:
+        return jax.jit(f)
+    none, each = PartitionSpec(), PartitionSpec("layers")
+
+    def on_one(*args: Any) -> Any:
+        return jax.tree.map(lambda y: y[None], f(*args))
+
+    mesh = where.backend.mesh
+    return jax.jit(jax.shard_map(on_one, mesh=mesh, in_specs=none, out_specs=each, check_vma=False))
+
+
+def _seconds(f: Callable[..., Any], *args: Any) -> float:
+    jax.block_until_ready(f(*args))
+    start = time.perf_counter()
+    jax.block_until_ready(f(*args))
+    once = time.perf_counter() - start
+    times = agreed(max(1, round(0.01 / once)))
+    found = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        for _ in range(times):
+            last = f(*args)
+        jax.block_until_ready(last)
+        found.append((time.perf_counter() - start) / times)
+    return statistics.median(found)

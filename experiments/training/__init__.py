@@ -1,0 +1,1 @@
+"""From a config to a training, and the loop that runs it."""

@@ -1,0 +1,301 @@
+"""From a config to the objects of jaxmgrit and optax it names."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AxisType
+
+import jaxmgrit as jm
+from experiments.config.schema import Backend, Config, Solver
+from experiments.errors import ConfigError
+from experiments.networks import residual as networks
+from experiments.problems import Data
+from experiments.training.batches import Batch, Batches
+
+
+class Trainer(Protocol):
+    """What `jm.OneShot` and `jm.PublishedLoop` have in common."""
+
+    @property
+    def problem(self) -> jm.Problem:
+        """What is trained."""
+
+    @property
+    def backend(self) -> Any:
+        """Where the layers live."""
+
+    def init(self, params: jm.Params, batch: Any) -> jm.TrainState:
+        """The state before the first iteration."""
+
+    def params(self, state: jm.TrainState) -> jm.Params:
+        """The parameters."""
+
+    def evaluate(self, state: jm.TrainState, batch: Any) -> tuple[Any, Any]:
+        """The exact loss and its aux."""
+
+    def export(self, state: jm.TrainState) -> jm.Snapshot:
+        """The state as NumPy arrays."""
+
+    def restore(self, state: jm.TrainState, snapshot: jm.Snapshot) -> jm.TrainState:
+        """Undo `export`."""
+
+
+COARSE_PARAMS = {"injection": jm.injection, "average": jm.average}
+COARSE_STEPS = {"same_step": jm.same_step, "midpoint": jm.midpoint}
+SCHEDULES: dict[str, jm.CyclesThenGradient | jm.PredictThenSweep] = {
+    "cycles_then_gradient": jm.CyclesThenGradient(),
+    "predict_then_sweep": jm.PredictThenSweep(),
+}
+
+
+def prepare_jax(config: Config) -> None:
+    """Set what JAX must know before it first computes: the precision, and how many devices a CPU shall be."""
+    jax.config.update("jax_enable_x64", config.dtype == "float64")
+    devices = config.backend.devices or 1
+    if devices > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        try:
+            jax.config.update("jax_num_cpu_devices", devices)
+        except RuntimeError:  # JAX has computed already, with the devices it has: `backend` counts them
+            pass
+
+
+def backend(section: Backend) -> Any:
+    """The backend of a config.
+
+    Raises:
+        ConfigError: More devices are asked for than there are, or MPI does not work here; the message says why.
+    """
+    if section.kind == "local":
+        return jm.Local()
+    if section.kind == "mpi":
+        try:
+            return jm.MPI(data=section.data)
+        except (ImportError, RuntimeError) as error:
+            raise ConfigError(f"backend.kind = 'mpi': {error}") from None
+        except ValueError as error:
+            raise ConfigError(f"backend.data = {section.data}: {error}") from None
+    there, processes = jax.devices(), jax.process_count()
+    own = len(there) // processes
+    wanted = section.devices or own
+    if wanted > own or (processes > 1 and wanted < own):
+        raise ConfigError(
+            f"backend.devices = {wanted}: expected {'at most ' if processes == 1 else ''}{own}, the "
+            f"{there[0].platform} devices JAX sees{' in each process' if processes > 1 else ''}. "
+            "Leave it out, or on a CPU unset XLA_FLAGS so that as many as asked for are made."
+        )
+    wanted *= processes
+    if wanted % section.data:
+        raise ConfigError(
+            f"backend.data = {section.data}: expected a divisor of {wanted}, the number of devices in all, as every "
+            "part of the batch needs as many devices for the layers. Change it, or backend.devices."
+        )
+    # The layers along the last axis: neighbours among them, which talk most, are neighbours among the devices.
+    shape, auto = (section.data, wanted // section.data), AxisType.Auto
+    mesh = jax.make_mesh(shape, ("data", "layers"), axis_types=(auto, auto), devices=there[:wanted])
+    return jm.Mesh(mesh, axis="layers", data_axis="data")
+
+
+def solver(section: Solver) -> jm.MGRIT:
+    """The multigrid solver of a `solver` or `adjoint` section."""
+    options = section.model_dump()
+    factor = options.pop("coarsening_factor")
+    return jm.MGRIT(
+        coarsening_factor=tuple(factor) if isinstance(factor, list) else factor,
+        cf_relaxations=tuple(options.pop("cf_relaxations")),
+        coarse_params=COARSE_PARAMS[options.pop("coarse_params")],
+        coarse_step=COARSE_STEPS[options.pop("coarse_step")],
+        **options,
+    )
+
+
+def optimizer(config: Config, rate: float = 1.0) -> optax.GradientTransformation:
+    """The optax optimiser with its learning-rate schedule times `rate`, behind what is done to the gradient."""
+    section, iterations = config.optimizer, config.iterations
+    peak, warmup = rate * section.learning_rate, section.warmup
+    rates = optax.join_schedules(
+        [
+            optax.linear_schedule(peak / (warmup + 1), peak, warmup),  # from above zero, or the first iteration is idle
+            optax.cosine_decay_schedule(peak, iterations - warmup)
+            if section.schedule == "cosine"
+            else optax.constant_schedule(peak),
+        ],
+        [warmup],
+    )
+    chain = [jm.anticipate(section.anticipate)] if section.anticipate > 0 else []
+    if config.training.mesh_independent:
+        chain.append(jm.l2_gradient(step_size(config)))
+    update = {"adam": optax.adam, "sgd": optax.sgd}[section.name](rates)
+    return optax.chain(*chain, update) if chain else update
+
+
+def step_size(config: Config) -> float:
+    """The layers' step size, T/N."""
+    return config.network.final_time / config.network.layers
+
+
+def problem(config: Config) -> jm.Problem:
+    """The residual network's training problem."""
+    h = step_size(config)
+    return jm.Problem(
+        networks.opening(config.network),
+        networks.residual_step(config.network),
+        networks.classification,
+        h=h,
+        penalty=networks.penalty(config.penalty, h, config.training.mesh_independent),
+    )
+
+
+def initial_params(config: Config, data: Data) -> jm.Params:
+    """The seeded initial parameters for these data."""
+    return networks.initialise(config.network, data.train.x.shape[1:], data.classes, config.seed, config.dtype)
+
+
+def ladder(config: Config) -> list[int | None]:
+    """State cycles of the solvers that `control` chooses from, the config's own first; None: sequential sweeps."""
+    if config.training.method == "sequential":
+        return [None]
+    if not config.control.active:
+        return [config.solver.cycles]
+    cycles = config.solver.cycles if config.training.schedule == "cycles_then_gradient" else 1
+    more = [cycles * 2**i for i in range(1, 20) if cycles * 2**i <= config.control.most_cycles]
+    return [cycles, *more, None]
+
+
+def trainer(config: Config, rate: float = 1.0, rung: int = 0) -> Trainer:
+    """The trainer: one-shot, or its conventional counterpart with exact states and gradients.
+
+    Args:
+        config: Of the run.
+        rate: Factor on the learning rate (of the published loop, on the first trial's step size).
+        rung: Of the `ladder`.
+
+    Raises:
+        ConfigError: An option that the library refuses; its message says which and why.
+    """
+    try:
+        schedule, state, adjoint = _solvers(config, rung)
+        if config.optimizer.name == "published":
+            return published_loop(config, rate, state, adjoint)
+        return jm.OneShot(
+            problem(config),
+            optimizer(config, rate),
+            solver=state,
+            adjoint=adjoint,
+            schedule=schedule,
+            backend=backend(config.backend),
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from None
+
+
+def published_loop(config: Config, rate: float, state: Any, adjoint: Any) -> jm.PublishedLoop:
+    """The published loop with the options of the `optimizer` section."""
+    section = config.optimizer
+    hessian: Any = {
+        "identity": jm.SteepestDescent(),
+        "l-bfgs": jm.LBFGS(memory=section.memory),
+        "bfgs": jm.BFGS(),
+    }[section.hessian]
+    return jm.PublishedLoop(
+        problem(config),
+        solver=state,
+        adjoint=adjoint,
+        hessian=hessian,
+        initial_step=rate * section.initial_step,
+        ls_max=section.ls_max,
+        c1=section.c1,
+        gtol=section.gtol,
+        inner_product="l2" if config.training.mesh_independent else "euclidean",
+        backend=backend(config.backend),
+    )
+
+
+def _solvers(config: Config, rung: int) -> tuple[Any, jm.MGRIT | jm.Sequential, jm.MGRIT | jm.Sequential]:
+    """Schedule, solver and adjoint of a rung."""
+    if config.training.method == "sequential":
+        return jm.CyclesThenGradient(), jm.Sequential(), jm.Sequential()
+    own, adjoint = solver(config.solver), solver(config.adjoint)
+    if rung == 0:
+        return SCHEDULES[config.training.schedule], own, adjoint
+    cycles = ladder(config)[rung]
+    if cycles is None:
+        return jm.CyclesThenGradient(), jm.Sequential(own.factor(0)), jm.Sequential(own.factor(0))
+    first, predicted = ladder(config)[0], config.training.schedule == "predict_then_sweep"
+    assert first is not None
+
+    def longer(given: jm.MGRIT) -> jm.MGRIT:
+        return replace(given, cycles=cycles // first * (1 if predicted else given.cycles))
+
+    return jm.CyclesThenGradient(), longer(own), longer(adjoint)
+
+
+def initial_state(
+    config: Config, data: Data, trainer: Trainer, batches: Batches, params: jm.Params | None = None, iteration: int = 0
+) -> jm.TrainState:
+    """The trainer's state before its first iteration.
+
+    Args:
+        config: Of the run.
+        data: What is trained on.
+        trainer: The config's.
+        batches: The config's.
+        params: To start from; None: the config's own initial values.
+        iteration: How many iterations there were before.
+
+    Raises:
+        ConfigError: Options that the library refuses for this network; its message says which and why.
+    """
+    try:
+        state = trainer.init(initial_params(config, data) if params is None else params, batches.first())
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from None
+    return dataclasses.replace(state, iteration=trainer.backend.replicate(jnp.asarray(iteration, jnp.int32)))
+
+
+def update(trainer: Trainer, batches: Batches) -> Callable[[Any, Batch], tuple[Any, Any]]:
+    """One iteration, compiled; it uses up the state it is given."""
+    if isinstance(trainer, jm.PublishedLoop):
+        return _published_update(trainer)
+    assert isinstance(trainer, jm.OneShot)
+    return _one_shot_update(trainer, batches)
+
+
+def _published_update(trainer: jm.PublishedLoop) -> Callable[[Any, Batch], tuple[Any, Any]]:
+    return jax.jit(lambda state, batch: trainer.step(state, batch.points), donate_argnums=0)
+
+
+def _one_shot_update(trainer: jm.OneShot, batches: Batches) -> Callable[[Any, Batch], tuple[Any, Any]]:
+    def step(state: jm.TrainState, batch: Batch) -> tuple[jm.TrainState, jm.Info]:
+        return trainer.step(_started(trainer, batches, state, batch), batch.points, batch.samples)
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def comparison(trainer: Trainer, batches: Batches) -> Callable[[Any, Batch], jm.Comparison]:
+    """How inexact the gradient of the next iteration would be, compiled when first used."""
+
+    def compare(state: jm.TrainState, batch: Batch) -> jm.Comparison:
+        assert isinstance(trainer, jm.OneShot)
+        return jm.compare(trainer, _started(trainer, batches, state, batch), batch.points, batch.samples)
+
+    return jax.jit(compare)
+
+
+def refresh(trainer: Trainer, batches: Batches) -> Callable[[Any, Batch], Any]:
+    """Warm values one iteration nearer to their fixed point, everything else as it is; compiled when first used."""
+
+    def warmed(state: jm.TrainState, batch: Batch) -> jm.TrainState:
+        assert isinstance(trainer, jm.OneShot)
+        return replace(state, warm=trainer.step(state, batch.points, batch.samples)[0].warm)
+
+    return jax.jit(warmed)
+
+
+def _started(trainer: jm.OneShot, batches: Batches, state: jm.TrainState, batch: Batch) -> jm.TrainState:
+    return state if batches.warm else trainer.cold(state, batch.points)

@@ -1,0 +1,72 @@
+"""The network evaluated exactly: layer after layer, as a user will run it."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxmgrit as jm
+from experiments.networks.residual import logits
+from experiments.problems import DataSet
+
+Evaluator = Callable[[Any], tuple[float, float]]
+NUMBERS = 2**22  # of the states that are computed at a time
+
+
+def evaluator(
+    problem: jm.Problem,
+    evaluate: Callable[[Any, tuple[jax.Array, jax.Array]], tuple[Any, Any]],
+    data: DataSet,
+    dtype: str,
+    most: int | None = None,
+) -> Evaluator:
+    """A function to the loss and accuracy on a data set, or on `most` points spread over it.
+
+    Args:
+        problem: Of the network.
+        evaluate: From a trainer's state, or parameters, and a batch to (loss, aux); it is compiled.
+        data: The data set.
+        dtype: Of the inputs.
+        most: None: all points.
+    """
+    if most is not None and most < len(data.y):
+        some = np.linspace(0, len(data.y) - 1, most).astype(int)
+        data = DataSet(data.x[some], data.y[some])
+    compiled = jax.jit(evaluate)
+    parts: list[slice] = []  # found once: JAX remembers something of every function whose shapes it is asked for
+
+    def figures(network: Any) -> tuple[float, float]:
+        params = network if isinstance(network, jm.Params) else network.params
+        total = np.zeros(2)
+        parts[:] = parts or list(_parts(problem, params, data.x.astype(dtype, copy=False)))
+        for part in parts:
+            loss, aux = compiled(network, (jnp.asarray(data.x[part], dtype), jnp.asarray(data.y[part])))
+            total += (part.stop - part.start) * np.array([loss, aux["accuracy"]], float)
+        loss, accuracy = total / len(data.y)
+        return float(loss), float(accuracy)
+
+    return figures
+
+
+def predict(problem: jm.Problem, params: jm.Params, x: np.ndarray, dtype: str) -> np.ndarray:
+    """The exactly evaluated network's class of each point: (points,) integers."""
+
+    @jax.jit
+    def classes(params: jm.Params, x: jax.Array) -> jax.Array:
+        u0 = problem.opening(params.opening, x)
+        u_final = jm.solve(problem.step, params.layers, u0, h=problem.h, solver=jm.Sequential()).u_final
+        return jnp.argmax(logits(params.closing, u_final), axis=1)
+
+    return np.concatenate([classes(params, jnp.asarray(x[part], dtype)) for part in _parts(problem, params, x)])
+
+
+def _parts(problem: jm.Problem, params: jm.Params, x: np.ndarray) -> Iterator[slice]:
+    """Slices of the points whose states are computed at a time, of at most two lengths."""
+    one = jax.eval_shape(problem.opening, params.opening, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(one))
+    count = math.ceil(len(x) / max(1, NUMBERS // numbers))
+    ends = np.linspace(0, len(x), count + 1).astype(int).tolist()
+    return (slice(*ends[i : i + 2]) for i in range(count))

@@ -1,0 +1,189 @@
+"""Checks of what the user hands over, before anything is compiled; every message says what was expected."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmgrit._pytree import is_inexact, real_dtype, strong
+
+PyTree = Any
+
+
+def _path(path: Any) -> str:
+    return jax.tree_util.keystr(path) or "(the array itself)"
+
+
+def describe(tree: PyTree) -> str:
+    """The structure, shapes and dtypes of a pytree, for messages."""
+    return str(jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", tree))
+
+
+def alike(a: PyTree, b: PyTree) -> bool:
+    """Whether two pytrees have the same structure, shapes and dtypes."""
+    one: Any = jax.tree.structure(a)
+    return bool(one == jax.tree.structure(b)) and all(
+        jnp.shape(x) == jnp.shape(y) and jnp.result_type(x) == jnp.result_type(y)
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def check_layers(theta: PyTree, name: str = "theta") -> int:
+    """The number of layers: the common leading axis of all leaves.
+
+    Raises:
+        ValueError: no leaves, a leaf without axes, or leading axes that differ.
+        TypeError: a leaf is not an array.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(theta)
+    if not leaves:
+        raise ValueError(
+            f"{name} has no leaves, so the number of layers is unknown; give at least one array with leading axis N."
+        )
+    sizes: dict[str, int] = {}
+    for path, leaf in leaves:
+        if not hasattr(leaf, "shape"):
+            raise TypeError(
+                f"{name}{_path(path)}={leaf!r} is not an array; stack the layers' values along a leading axis N."
+            )
+        if not leaf.shape:
+            raise ValueError(
+                f"{name}{_path(path)} has no axes; every leaf of {name} needs the leading axis N (one "
+                "entry per layer): "
+                "repeat it for every layer, or close over it in the step."
+            )
+        sizes[_path(path)] = leaf.shape[0]
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{name}{path}: {size}" for path, size in sizes.items())
+        raise ValueError(
+            f"the leaves of {name} have different leading axes ({listed}); all must be N, the number of layers."
+        )
+    layers = next(iter(sizes.values()))
+    if layers < 1:
+        raise ValueError(f"{name} has 0 layers (leading axis 0); at least 1 is needed.")
+    return layers
+
+
+def check_state(u0: PyTree, name: str = "u0") -> PyTree:
+    """The state as arrays of definite dtype.
+
+    Raises:
+        ValueError: no leaves.
+        TypeError: a leaf is not floating point or complex.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(u0)
+    if not leaves:
+        raise ValueError(f"{name} has no leaves; a state is a pytree of one or more floating-point arrays.")
+    for path, leaf in leaves:
+        if not is_inexact(leaf):
+            raise TypeError(
+                f"{name}{_path(path)} has dtype {jnp.result_type(leaf)}; a state's leaves must be floating "
+                "point (it is corrected "
+                "by differences): convert it, or carry what is not a number in theta."
+            )
+    return strong(u0)
+
+
+def check_like(given: PyTree, expected: PyTree, name: str, remedy: str) -> None:
+    """Raise a ValueError unless structure, shapes and dtypes of `given` are those of `expected`."""
+    if not alike(given, expected):
+        raise ValueError(f"{name} does not fit: expected {describe(expected)}, given {describe(given)}. {remedy}")
+
+
+def check_step_size(h: Any, layers: int, state: PyTree) -> tuple[float | None, Any, Any]:
+    """Sort a step size into (Python number, traced or array scalar, one per layer): exactly one is not None.
+
+    Raises:
+        ValueError: wrong shape, or not finite (where the value is known).
+        TypeError: not a real number.
+    """
+    if h is None:
+        raise TypeError("h=None is not a step size; give a scalar or one step size per layer, T/N for final time T.")
+    if isinstance(h, numbers.Real) and not isinstance(h, (bool, np.generic)):
+        value = float(h)
+        if not math.isfinite(value):
+            raise ValueError(f"h={h} is not finite; give the layers' step size, T/N for a network of final time T.")
+        return value, None, None
+    try:
+        array = jnp.asarray(h)
+    except TypeError as error:
+        raise TypeError(f"h={h!r} is not a number or an array; give a scalar or one step size per layer.") from error
+    if not jnp.issubdtype(array.dtype, jnp.floating) and not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"h has dtype {array.dtype}; step sizes are real numbers.")
+    if array.shape not in ((), (layers,)):
+        raise ValueError(f"h has shape {array.shape}; expected a scalar or one step size per layer, shape ({layers},).")
+    if not isinstance(h, jax.core.Tracer) and not np.all(np.isfinite(np.asarray(h))):
+        raise ValueError("h has entries that are not finite; step sizes are finite numbers.")
+    array = array.astype(real_dtype(state))
+    return (None, array, None) if array.ndim == 0 else (None, None, array)
+
+
+def check_step(result: PyTree, state: PyTree, what: str) -> None:
+    """Raise a TypeError unless `result`, the shapes one evaluation of Phi returned, is like the state."""
+    if not alike(result, state):
+        raise TypeError(
+            f"{what} changes the state: it was given {describe(state)} and returned {describe(result)}. "
+            "Structure, shapes and dtypes must stay the same through all layers: put what changes them "
+            "into the opening or "
+            "the closing layer, and convert to the state's dtype inside the step."
+        )
+
+
+def evaluated(f: Callable[..., Any], what: str, *args: Any) -> Any:
+    """The shapes f returns; where it cannot be evaluated, a TypeError that says on what.
+
+    The first two arguments are a slot and a state.
+    """
+    try:
+        return jax.eval_shape(f, *args)
+    except (TypeError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise TypeError(
+            f"{what} cannot be evaluated with the parameters of one layer {describe(args[0].theta)} and the state "
+            f"{describe(args[1])}: {reason} Check that the two fit together."
+        ) from error
+
+
+def check_type(value: Any, kind: type, name: str, remedy: str) -> None:
+    """Raise a TypeError unless a value is of a kind."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is a {type(value).__name__}, not a {kind.__name__}; {remedy}")
+
+
+def check_backend(backend: Any, name: str = "backend") -> None:
+    """Raise a TypeError unless `backend` can spread layers."""
+    if not hasattr(backend, "lift"):
+        raise TypeError(
+            f"{name}={backend!r} is not a backend; give jm.Local(), jm.Mesh(mesh, axis='layers') or jm.MPI(comm)."
+        )
+
+
+def is_scalar(result: Any) -> bool:
+    """Whether a shape is that of one real floating-point number."""
+    dtype = getattr(result, "dtype", None)
+    return getattr(result, "shape", None) == () and dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+
+
+def check_scalar(result: Any, what: str) -> None:
+    """Raise a TypeError unless `result`, the shape a function returned, is one real floating-point number."""
+    if not is_scalar(result):
+        raise TypeError(f"{what} must return one floating-point number (shape ()), got {result}.")
+
+
+def check_finite(tree: PyTree, name: str) -> None:
+    """Raise a ValueError naming the first leaf with values that are not finite; traced leaves are not looked at."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, jax.core.Tracer) or not is_inexact(leaf):
+            continue
+        bad = int(np.sum(~np.isfinite(np.asarray(leaf))))
+        if bad:
+            raise ValueError(
+                f"{name}{_path(path)} has {bad} of {jnp.size(leaf)} entries that are not finite (NaN or infinity); "
+                "clean the data or look at the initialisation."
+            )

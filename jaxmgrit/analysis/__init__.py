@@ -1,0 +1,1 @@
+"""What can be said of a training before or beside it: inexactness, cost, control."""

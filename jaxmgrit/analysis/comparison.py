@@ -1,0 +1,90 @@
+"""How inexact an inexact gradient is: its angle to the exact one, and how fast state and adjoint cycles converge."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxmgrit.solvers.mgrit.options import MGRIT, Sequential
+from jaxmgrit.system.partition import Level, lay_out
+from jaxmgrit.training.objective import Training
+from jaxmgrit.training.one_shot import OneShot, TrainState
+from jaxmgrit.training.problem import Params
+from jaxmgrit.training.schedules.base import Setting
+from jaxmgrit.training.schedules.cycles_then_gradient import CyclesThenGradient
+from jaxmgrit.training.warm import take
+
+PyTree = Any
+
+
+class Comparison(NamedTuple):
+    """The inexact gradient beside the exact one, at the same parameters.
+
+    Attributes:
+        cosine: of the angle between them; a step against the inexact gradient descends if it is positive.
+        distance: norm of their difference over the norm of the exact one.
+        factor: by which the last residual norm of the state shrinks if the same cycles are done once more; 0 for a
+            sequential solve.
+        adjoint_factor: of the adjoint, likewise.
+    """
+
+    cosine: jax.Array
+    distance: jax.Array
+    factor: jax.Array
+    adjoint_factor: jax.Array
+
+
+def compare(
+    trainer: OneShot, state: TrainState, batch: tuple[Any, Any], samples: jax.Array | None = None
+) -> Comparison:
+    """Compare the gradient that the next step would use with the exact one; pure, jit it.
+
+    It costs about two steps and one sequential gradient, and leaves the state as it is.
+
+    Args:
+        trainer: what trains.
+        state: of the trainer.
+        batch: as for `trainer.step`.
+        samples: likewise.
+    """
+    training, layers = trainer.training, state.layers
+    warm = state.warm if samples is None else take(state.warm, samples)
+    first = training.evaluate(state.params, warm, batch, layers)
+    again = training.evaluate(state.params, first.found.warm, batch, layers)
+    exact = _exact_gradient(training, state.params, batch, layers)
+
+    def inner(a: Params, b: Params) -> jax.Array:
+        return training.backend.total(optax.tree.vdot(a.layers, b.layers)) + optax.tree.vdot(
+            (a.opening, a.closing), (b.opening, b.closing)
+        )
+
+    def ratio(after: jax.Array, before: jax.Array) -> jax.Array:
+        return jnp.where(before > 0, after / jnp.where(before > 0, before, 1), 0)
+
+    norm, own = jnp.sqrt(inner(exact, exact)), training.norm(first.gradients)
+    return Comparison(
+        ratio(inner(first.gradients, exact), norm * own),
+        ratio(training.norm(optax.tree.sub(first.gradients, exact)), norm),
+        ratio(again.found.residual_norm, first.found.residual_norm),
+        ratio(again.found.adjoint_residual_norm, first.found.adjoint_residual_norm),
+    )
+
+
+def _exact_gradient(training: Training, params: Params, batch: tuple[Any, Any], layers: int) -> Params:
+    """The exact gradient, laid out as the trainer's own."""
+    solver, _, backend = training.setting
+    segment = Sequential(solver.factor(0) if isinstance(solver, MGRIT) else solver.segment)
+    exactly = Training(training.problem, CyclesThenGradient(), Setting(segment, segment, backend))
+    here, there = (t.schedule.level(layers, t.setting) for t in (training, exactly))
+
+    def moved(tree: PyTree, target: Level) -> PyTree:
+        if here.slots == there.slots:
+            return tree
+        whole = jax.tree.map(lambda x: x[:layers], backend.gather(tree))
+        return backend.scatter(lay_out(whole, target))
+
+    found = exactly.evaluate(params._replace(layers=moved(params.layers, there)), (None, None), batch, layers).gradients
+    return found._replace(layers=training.mask(moved(found.layers, here), layers))

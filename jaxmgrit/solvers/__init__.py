@@ -1,0 +1,1 @@
+"""How a solve is done."""

@@ -1,0 +1,1 @@
+"""Multigrid reduction in time: the full approximation scheme over the layers."""

@@ -1,0 +1,134 @@
+"""The cycle, on one page: relax, restrict, recurse, correct."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmgrit._pytree import add, unfold, where
+from jaxmgrit.solvers.mgrit.fas import Norm, c_point_norm, coarse_rhs, correct, restrict
+from jaxmgrit.solvers.mgrit.options import MGRIT
+from jaxmgrit.solvers.mgrit.relaxation import Grid, c_points, c_relax, entry, f_relax, points, run_interval
+
+PyTree = Any
+Grids = Sequence[Grid]
+
+
+def cycle(grids: Grids, solver: MGRIT, ends: PyTree, initial: PyTree, norm: Norm) -> tuple[PyTree, jax.Array]:
+    """One V- or F-cycle from the finest level.
+
+    Args:
+        grids: two or more levels.
+        solver: relaxations and kind of cycle.
+        ends: C-points of the finest level.
+        initial: C-point 0.
+        norm: of one C-point's residual.
+
+    Returns:
+        The corrected C-points, and the residual norm before the correction.
+    """
+    ends = fc_relax(grids[0], solver.cf_relaxations[0], ends, None, initial)
+    rhs, squares = coarse_rhs(grids[0], grids[1], ends, None, initial, norm)
+    assert squares is not None
+    return coarse_solve(grids, 1, solver, ends, rhs, initial), c_point_norm(grids[0], squares)
+
+
+def fc_relax(grid: Grid, nu: int, ends: PyTree, rhs: PyTree, initial: PyTree) -> PyTree:
+    """The C-points after nu FC-relaxations."""
+    for _ in range(nu):
+        ends = c_relax(grid, f_relax(grid, ends, rhs, initial))
+    return ends
+
+
+def coarse_solve(
+    grids: Grids, depth: int, solver: MGRIT, ends: PyTree, rhs: PyTree, initial: PyTree, first: Any = 0
+) -> PyTree:
+    """Solve level `depth` for the C-points of the level above: exactly on the coarsest, else by one cycle.
+
+    Args:
+        grids: all levels.
+        depth: the level to solve.
+        solver: relaxations and kind of cycle.
+        ends: C-points of level depth - 1, the guess.
+        rhs: right-hand side of level `depth`, one entry per interval of level depth - 1; None for zero.
+        initial: C-point 0.
+        first: 0 for the way down of an F-cycle, 1 once it is on its way up; see `_f_cycle`.
+
+    Returns:
+        C-points of level depth - 1.
+    """
+    above, grid = grids[depth - 1], grids[depth]
+    guess = None if depth == len(grids) - 1 else ends
+    guess, rhs = restrict(above, grid, (guess, rhs))
+    return correct(above, grid, solve_level(grids, depth, solver, unfold(guess), rhs, initial, first))
+
+
+def solve_level(
+    grids: Grids, depth: int, solver: MGRIT, guess: PyTree, rhs: PyTree, initial: PyTree, first: Any = 0
+) -> PyTree:
+    """The values at all slots of a level below the finest, leaves (share * factor, ...); `guess` likewise."""
+    grid = grids[depth]
+    if depth == len(grids) - 1:
+        return solve_coarsest(grid, rhs, initial)
+    own = c_points(guess, grid.level.factor, grid.backward)
+    if solver.cycle == "F":
+        own = _f_cycle(grids, depth, solver, own, rhs, initial, first)
+    else:
+        own = v_cycle(grids, depth, solver, own, rhs, initial)
+    return points(grid, own, rhs, initial)
+
+
+def v_cycle(
+    grids: Grids, depth: int, solver: MGRIT, ends: PyTree, rhs: PyTree, initial: PyTree, first: Any = 0
+) -> PyTree:
+    """Relax, restrict, recurse, correct on a level below the finest: its corrected C-points."""
+    grid, below = grids[depth], grids[depth + 1]
+    ends = fc_relax(grid, solver.cf_relaxations[1], ends, rhs, initial)
+    below_rhs, _ = coarse_rhs(grid, below, ends, rhs, initial)
+    return coarse_solve(grids, depth + 1, solver, ends, below_rhs, initial, first)
+
+
+def _f_cycle(grids: Grids, depth: int, solver: MGRIT, ends: PyTree, rhs: PyTree, initial: PyTree, first: Any) -> PyTree:
+    """Pass 0 recurses into an F-cycle, pass 1 (the additional V-cycle) into passes 1 only; from pass `first` on.
+
+    As a loop every level is traced once; unrolled, the program would grow with the square of the number of levels.
+    """
+
+    def one(own: PyTree, number: jax.Array) -> tuple[PyTree, None]:
+        def run(own: PyTree) -> PyTree:
+            return v_cycle(grids, depth, solver, own, rhs, initial, number)
+
+        return jax.lax.cond(number >= first, run, lambda own: own, own), None
+
+    return jax.lax.scan(one, ends, jnp.arange(2))[0]
+
+
+def solve_coarsest(grid: Grid, rhs: PyTree, initial: PyTree) -> PyTree:
+    """All slots of the coarsest level, one step after another: leaves (steps, ...), in the place of the rhs."""
+    block, mask, source = jax.tree.map(lambda x: x[0], (grid.blocks, grid.mask, rhs))
+    if source is None:
+        return run_interval(grid, initial, block, mask, None, keep=True)[1]
+
+    def one(carry: tuple[PyTree, PyTree], inputs: PyTree) -> tuple[tuple[PyTree, PyTree], None]:
+        value, values = carry
+        j, slot, inside = inputs
+        value = where(inside, add(grid.advance(slot, value), entry(values, j)), value)
+        return (value, jax.tree.map(lambda x, y: x.at[j].set(y), values, value)), None
+
+    steps = jnp.arange(grid.level.factor, dtype=jnp.int32)
+    inputs = (steps, grid.expand(block), mask)
+    return jax.lax.scan(one, (initial, source), inputs, reverse=grid.backward)[0][1]
+
+
+def skip_first_down(grids: Grids, depth: int, solver: MGRIT, initial: PyTree) -> PyTree:
+    """The first cycle when it starts on the coarsest level: C-points of level depth - 1, all right-hand sides zero."""
+    above, grid = grids[depth - 1], grids[depth]
+    if depth == len(grids) - 1:
+        return correct(above, grid, solve_coarsest(grid, None, initial))
+    own = skip_first_down(grids, depth + 1, solver, initial)
+    if solver.cycle == "F":
+        own = v_cycle(grids, depth, solver, own, None, initial, 1)
+    return correct(above, grid, points(grid, own, None, initial))

@@ -1,0 +1,72 @@
+"""The full approximation scheme between two levels: residual, coarse right-hand side, transfer of values.
+
+With u^{jm} the C-points, v^j = u^{jm} their injection and E^j = Phi(u^{jm-1}) + g^{jm} what the intervals arrive at:
+residual r = E - v, right-hand side g_{l+1}^j = r^j + v^j - Phi_{l+1}(v^{j-1}) = E^j - Phi_{l+1}(v^{j-1}), and the
+correction
+u^{jm} += u_{l+1}^j - v^j replaces C-points by the coarse solution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmgrit._pytree import fold, subtract, unfold, where
+from jaxmgrit.solvers.mgrit.relaxation import Grid, run_interval
+from jaxmgrit.system.partition import coarse_grid_data, fine_grid_data
+
+PyTree = Any
+Norm = Callable[[PyTree], Any]
+
+
+def c_norm(grid: Grid, values: PyTree, norm: Norm) -> jax.Array:
+    """Sqrt of the sum over all C-points (and parts of the batch) of norm(value)^2."""
+    return c_point_norm(grid, jax.vmap(norm)(values) ** 2)
+
+
+def c_point_norm(grid: Grid, squares: jax.Array) -> jax.Array:
+    """Sqrt of the sum over all C-points (and parts of the batch)."""
+    return jnp.sqrt(grid.backend.data_sum(grid.backend.all_sum(own_sum(grid, squares))))
+
+
+def own_sum(grid: Grid, squares: jax.Array) -> jax.Array:
+    """The sum over this device's C-points."""
+    mask = grid.level.complete_mask(grid.backend.index())
+    return jnp.sum(squares if mask is None else jnp.where(mask, squares, jnp.zeros_like(squares)))
+
+
+def coarse_rhs(
+    fine: Grid, coarse: Grid, ends: PyTree, rhs: PyTree, initial: PyTree, norm: Norm | None = None
+) -> tuple[PyTree, jax.Array | None]:
+    """F-relaxation, and while its results are in the cache the FAS right-hand side E^j - Phi_{l+1}(v^{j-1}).
+
+    Returns:
+        One entry per interval of the fine level; and norm(residual)^2 of each, where a norm is given.
+    """
+    blocks = unfold(coarse.blocks)
+    mask = None if coarse.mask is None else unfold(coarse.mask)
+    slots = fine_grid_data((blocks, mask), fine.level, coarse.level, fine.backend)
+
+    def one(
+        start: PyTree, end: PyTree, block: PyTree, mask: Any, source: PyTree, coarse_slot: PyTree
+    ) -> tuple[PyTree, jax.Array | None]:
+        slot, inside = coarse_slot
+        arrived = run_interval(fine, start, block, mask, source)[0]
+        made = subtract(arrived, where(inside, coarse.advance(slot, start), start))
+        return made, None if norm is None else norm(subtract(arrived, end)) ** 2
+
+    found: tuple[PyTree, jax.Array | None] = fine.sweep(one, ends, initial, ends, fine.blocks, fine.mask, rhs, slots)
+    return found
+
+
+def restrict(fine: Grid, coarse: Grid, values: PyTree) -> PyTree:
+    """One entry per fine interval -> one per coarse slot, leaves (share, factor, ...)."""
+    return fold(coarse_grid_data(values, fine.level, coarse.level, fine.backend), coarse.level.factor)
+
+
+def correct(fine: Grid, coarse: Grid, values: PyTree) -> PyTree:
+    """The coarse solution at all coarse slots, leaves (share * factor, ...), becomes the fine level's C-points."""
+    return fine_grid_data(values, fine.level, coarse.level, fine.backend)

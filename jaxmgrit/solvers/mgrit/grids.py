@@ -1,0 +1,254 @@
+"""Grids ready to run: the slots' data on every level, for the state and for the adjoint."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmgrit._pytree import fold, where
+from jaxmgrit.backend.base import Backend
+from jaxmgrit.backend.local import Local
+from jaxmgrit.solvers.mgrit.fas import restrict
+from jaxmgrit.solvers.mgrit.options import MGRIT, Solver
+from jaxmgrit.solvers.mgrit.relaxation import Grid
+from jaxmgrit.system.partition import Level, coarse_grid_data
+from jaxmgrit.system.step import Equation, Shared, Slot, Vjp
+
+PyTree = Any
+
+_STATES_BYTES = 1 << 13
+
+# Layers in one pass of the loops that linearise and pull back, a twelfth faster on a CPU than one; four are slower.
+UNROLL = 2
+
+
+def sweep_batch(solver: Solver, state: PyTree, platform: str, share: int) -> int:
+    """How many intervals go through one batched sweep: the user's choice, or a good one for the platform.
+
+    An accelerator takes all. On a CPU small states go through together, as many as leave room in the first-level cache
+    for what a layer computes from them: thin layers alone cannot fill the vector units. Large states go one by one.
+    """
+    if isinstance(solver, MGRIT) and solver.intervals_per_sweep is not None:
+        return min(solver.intervals_per_sweep, share)
+    if platform != "cpu":
+        return share
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    return _divisor_near(share, max(1, _STATES_BYTES // max(1, size)))
+
+
+def _divisor_near(share: int, batch: int) -> int:
+    """A batch about as large that divides the share, so that no remainder needs a program of its own."""
+    if batch >= share:
+        return share
+    divisors = [b for b in range(1, share + 1) if share % b == 0 and batch <= 4 * b and b <= 2 * batch]
+    return min(divisors, key=lambda b: max(b / batch, batch / b)) if divisors else batch
+
+
+def coarsen(block: Slot, mask: Any, solver: MGRIT) -> Slot:
+    """Slots of a level, leaves (share, factor, ...), to one coarse slot per interval, leaves (share, ...)."""
+    theta = jax.vmap(solver.coarse_params)(block.theta)
+    h = block.h
+    if h is not None:
+        h = jnp.sum(h if mask is None else jnp.where(mask, h, jnp.zeros_like(h)), axis=1)
+    return Slot(theta, h)
+
+
+def _padded_by_interval(theta: PyTree, mask: Any) -> PyTree:
+    """Let the padding of an incomplete interval repeat its last layer, so that its coarse layer is made of it alone."""
+    if mask is None:
+        return theta
+    last = jnp.maximum(jnp.sum(mask, axis=1, dtype=jnp.int32) - 1, 0)
+    return where(mask, theta, jax.tree.map(lambda x: x[jnp.arange(x.shape[0]), last][:, None], theta))
+
+
+def _backend_of(level: Level, backend: Backend) -> Backend:
+    return backend if level.devices > 1 or backend.size == 1 else Local()
+
+
+def coarse_blocks(
+    block: Slot, levels: tuple[Level, ...], solver: Solver, backend: Backend, beside: PyTree = None
+) -> tuple[tuple[Slot, ...], PyTree]:
+    """The slots of the levels below the finest, leaves (share, factor, ...), made from those of the finest.
+
+    `beside`, values by interval of the finest level, goes to the next level in the same message.
+    """
+    found = []
+    for depth, (fine, coarse) in enumerate(itertools.pairwise(levels)):
+        assert isinstance(solver, MGRIT)
+        on = _backend_of(fine, backend)
+        mask = fine.slot_mask(on.index())
+        if fine.ragged:
+            block = block._replace(theta=_padded_by_interval(block.theta, mask))
+        made = coarsen(block, mask, solver)
+        if depth == 0:
+            made, beside = coarse_grid_data((made, beside), fine, coarse, on)
+        else:
+            made = coarse_grid_data(made, fine, coarse, on)
+        block = fold(made, coarse.factor)
+        found.append(block)
+    return tuple(found), beside
+
+
+def state_grids(
+    equation: Equation,
+    slots: Slot,
+    shared: Shared,
+    levels: tuple[Level, ...],
+    solver: Solver,
+    backend: Backend,
+    batch: int,
+) -> tuple[Grid, ...]:
+    """The state's grids on this device, from its slots of the finest level (leading axis share * factor)."""
+    block = fold(slots, levels[0].factor)
+    coarse, _ = coarse_blocks(block, levels, solver, backend)
+    return grids_of(equation, (block, *coarse), shared, levels, backend, batch)
+
+
+def grids_of(
+    equation: Equation,
+    blocks: tuple[Slot, ...],
+    shared: Shared,
+    levels: tuple[Level, ...],
+    backend: Backend,
+    batch: int,
+) -> tuple[Grid, ...]:
+    """The state's grids on this device, from the slots of all levels, leaves (share, factor, ...)."""
+
+    def grid(depth: int, level: Level) -> Grid:
+        def advance(slot: Slot, u: PyTree) -> PyTree:
+            return equation.advance(slot, u, shared, level.stride, depth == 0)
+
+        return Grid(level, _backend_of(level, backend), blocks[depth], advance, batch=batch)
+
+    return tuple(grid(depth, level) for depth, level in enumerate(levels))
+
+
+class Linearisation(NamedTuple):
+    """The fine states the adjoint is linearised at: recomputed within each interval, or given.
+
+    Attributes:
+        starts: state at the left end of each interval, leaves (share, ...).
+        resets: C-points of the state that lie inside the intervals, at slot `offset`; None if there are none.
+        offset: that slot.
+        states: the state before every slot, leaves (share, factor, ...), where they are not to be recomputed.
+    """
+
+    starts: PyTree
+    resets: PyTree = None
+    offset: int = 0
+    states: PyTree = None
+
+
+class AdjointBlock(NamedTuple):
+    """Data of the adjoint's intervals on the finest level."""
+
+    slots: Slot
+    mask: Any
+    starts: PyTree
+    resets: PyTree
+    states: PyTree
+
+
+class Tape(NamedTuple):
+    """An interval's layers, linearised on the way forward.
+
+    Attributes:
+        end: the state at the interval's end.
+        costs: running cost of each slot, (factor,).
+        pullbacks: of each slot, see `Vjp`; leaves (factor, ...).
+    """
+
+    end: PyTree
+    costs: Any
+    pullbacks: Any
+
+
+def record(vjp: Callable[[Slot, PyTree], Vjp], block: AdjointBlock, offset: int) -> Tape:
+    """Run an interval forward from its start, through the C-point inside if there is one, and keep the pullbacks.
+
+    Recomputing the state and linearising it in one pass evaluates every layer once. What a pullback takes from the
+    parameters is taken from the block again rather than stored.
+    """
+    position = None
+    if block.resets is not None:
+        position = jnp.arange(jax.tree.leaves(block.slots)[0].shape[0]) == offset
+    structure: list[Any] = []
+
+    def one(u: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
+        slot, inside, at_reset, given = inputs
+        if given is not None:
+            u = given
+        if at_reset is not None:
+            u = where(at_reset, block.resets, u)
+        made = vjp(slot, u)
+        leaves, tree = jax.tree.flatten(made.pullback)
+        own = [id(x) for x in jax.tree.leaves(slot)]
+        sources = [own.index(id(x)) if id(x) in own else None for x in leaves]
+        structure[:] = [tree, sources]
+        kept = [x for x, source in zip(leaves, sources, strict=True) if source is None]
+        return where(inside, made.after, u), (made.cost, kept)
+
+    end, (costs, kept) = jax.lax.scan(one, block.starts, (block.slots, block.mask, position, block.states))
+    tree, sources = structure
+    parameters, rest = jax.tree.leaves(block.slots), iter(kept)
+    leaves = [next(rest) if source is None else parameters[source] for source in sources]
+    return Tape(end, costs, jax.tree.unflatten(tree, leaves))
+
+
+def adjoint_grids(
+    equation: Equation,
+    forward: tuple[Grid, ...],
+    shared: Shared,
+    linearisation: Linearisation,
+    coarse_starts: PyTree = None,
+) -> tuple[Grid, ...]:
+    """The adjoint's grids on this device: the state's in the adjoint's partition, transposed and run backwards.
+
+    The step of level l from the end of a slot to its start is the transpose of that slot's step, linearised at the
+    fine state at its start. `coarse_starts` are these states on level 1, leaves (share, factor, ...), where known.
+    """
+    grids: list[Grid] = []
+    lin = linearisation
+    starts = lin.starts
+    for depth, grid in enumerate(forward):
+        if depth == 0:
+            block: PyTree = AdjointBlock(grid.blocks, grid.mask, lin.starts, lin.resets, lin.states)
+            grids.append(
+                Grid(
+                    grid.level,
+                    grid.backend,
+                    block,
+                    pull_state,
+                    partial(_expand, equation, shared, lin.offset),
+                    backward=True,
+                    batch=grid.batch,
+                )
+            )
+            continue
+        known = depth == 1 and coarse_starts is not None
+        block = (grid.blocks, coarse_starts if known else restrict(grids[-1], grid, starts))
+        starts = jax.tree.map(lambda x: x[:, 0], block[1])
+        advance = partial(_transpose, equation, shared, grid.level.stride)
+        grids.append(Grid(grid.level, grid.backend, block, advance, backward=True, batch=grid.batch))
+    return tuple(grids)
+
+
+def _transpose(equation: Equation, shared: Shared, stride: int, slot_and_state: PyTree, lam: PyTree) -> PyTree:
+    slot, u = slot_and_state
+    return equation.transpose(slot, u, shared, lam, stride)
+
+
+def pull_state(taped: PyTree, lam: PyTree) -> PyTree:
+    """One step of the adjoint on the finest level, back through a linearised layer."""
+    pullback, cost = taped
+    return pullback((lam, jnp.ones_like(cost)))[0]
+
+
+def _expand(equation: Equation, shared: Shared, offset: int, block: AdjointBlock) -> PyTree:
+    tape = record(lambda slot, u: equation.vjp_state(slot, u, shared), block, offset)
+    return tape.pullbacks, tape.costs

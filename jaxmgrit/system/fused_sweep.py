@@ -1,0 +1,114 @@
+"""The fused sweep: state, adjoint and parameter gradient of an interval in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmgrit._pytree import add, split, unfold, where
+from jaxmgrit.solvers.mgrit.grids import UNROLL, AdjointBlock, record
+from jaxmgrit.solvers.mgrit.relaxation import Grid
+from jaxmgrit.system.step import Equation, Shared, Slot
+
+PyTree = Any
+
+
+class Gradients(NamedTuple):
+    """Cotangents of all layers and what they share; the running cost's sum comes along."""
+
+    slots: PyTree
+    shared: PyTree
+    cost: jax.Array
+
+
+def vjp_sweep(
+    equation: Equation,
+    grid: Grid,
+    shared: Shared,
+    offset: int,
+    ends: PyTree,
+    lam_final: PyTree,
+    step_sizes: bool,
+    finish: Callable[..., tuple[PyTree, PyTree]] = lambda arrived, lam, beside: (None, None),
+    beside: PyTree = None,
+    total: PyTree = None,
+    edge: PyTree = None,
+) -> tuple[Gradients, PyTree, PyTree]:
+    """State, adjoint and gradient of all intervals in one pass: the fused sweep.
+
+    Args:
+        equation: the state's.
+        grid: the adjoint's finest grid.
+        shared: what the layers share.
+        offset: where inside the intervals the state is reset to a C-point.
+        ends: C-points of the adjoint, leaves (share, ...).
+        lam_final: C-point 0 of the adjoint.
+        step_sizes: whether h (and what the step closes over) is to be differentiated too.
+        finish: (what an interval's state arrives at, its adjoint, its entry of `beside`) -> what is wanted of them,
+            while they are in the cache, and the increment to its entry of `total`.
+        beside: leaves (share, ...).
+        total: leaves (share, ...).
+        edge: the adjoint that enters this device's intervals, where that is known.
+
+    Returns:
+        The gradients of this device's layers, leaves (share * factor, ...), and what `finish` makes, leaves (share,
+        ...).
+    """
+
+    def one(lam: PyTree, block: AdjointBlock, beside: PyTree) -> tuple[PyTree, PyTree]:
+        arrived, lam, gradients = interval_gradient(equation, shared, block, offset, lam, step_sizes)
+        kept, increment = finish(arrived, lam, beside)
+        return (gradients, kept), increment
+
+    (found, kept), total = grid.accumulate(one, ends, lam_final, total, grid.blocks, beside, edge=edge)
+    summed = jax.tree.map(lambda x: jnp.sum(x, axis=0), (found.shared, found.cost))
+    return Gradients(unfold(found.slots), *summed), kept, total
+
+
+def interval_gradient(
+    equation: Equation, shared: Shared, block: AdjointBlock, offset: int, lam: PyTree, step_sizes: bool
+) -> tuple[PyTree, PyTree, Gradients]:
+    """The fused sweep of one interval, from the state at its start and the adjoint at its end."""
+    tape = record(lambda slot, u: equation.vjp_all(slot, u, shared, step_sizes), block, offset)
+
+    def one(carry: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
+        lam, total = carry
+        pullback, cost, inside = inputs
+        d_slot, before, d_shared = pullback((lam, jnp.ones_like(cost)))
+        found = (d_slot, d_shared, cost)
+        d_slot, d_shared, cost = where(inside, found, jax.tree.map(jnp.zeros_like, found))
+        return (where(inside, before, lam), add(total, d_shared)), (d_slot, cost)
+
+    start = (lam, zero_shared(shared, step_sizes))
+    (lam, total), (d_slots, costs) = jax.lax.scan(
+        one, start, (tape.pullbacks, tape.costs, block.mask), reverse=True, unroll=UNROLL
+    )
+    d_slots = d_slots if step_sizes else Slot(d_slots)
+    return tape.end, lam, Gradients(d_slots, total, jnp.sum(costs))
+
+
+def zero_shared(shared: Shared, step_sizes: bool) -> Shared:
+    """Where the cotangent of what is shared starts from."""
+    return jax.tree.map(jnp.zeros_like, split(shared)[0]) if step_sizes else Shared()
+
+
+def sequential_gradient(
+    equation: Equation, grid: Grid, shared: Shared, offset: int, lam: PyTree, step_sizes: bool
+) -> tuple[PyTree, Gradients]:
+    """Adjoint and gradient in one run through the intervals of one device, one after another.
+
+    Returns:
+        The adjoint at the left end of every interval, and the gradients.
+    """
+
+    def one(carry: PyTree, block: AdjointBlock) -> tuple[PyTree, PyTree]:
+        lam, total = carry
+        _, lam, gradients = interval_gradient(equation, shared, block, offset, lam, step_sizes)
+        return (lam, add(total, gradients.shared)), (lam, gradients.slots, gradients.cost)
+
+    start = (lam, zero_shared(shared, step_sizes))
+    (_, total), (ends, slots, costs) = jax.lax.scan(one, start, grid.blocks, reverse=True)
+    return ends, Gradients(unfold(slots), total, jnp.sum(costs))

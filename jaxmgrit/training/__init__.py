@@ -1,0 +1,1 @@
+"""Training: problems, trainers, their states, and what goes into and out of them."""

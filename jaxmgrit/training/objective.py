@@ -1,0 +1,278 @@
+"""What every trainer does: parameters laid out over the devices, the objective, and its inexact gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxmgrit._checks import alike, check_finite, check_layers, check_state, describe
+from jaxmgrit._pytree import merge, split, where
+from jaxmgrit.backend.base import Backend
+from jaxmgrit.solution import CPoints, Result
+from jaxmgrit.solve import propagate_exactly, solve_network
+from jaxmgrit.system.network import Network, make_network
+from jaxmgrit.system.partition import lay_out
+from jaxmgrit.training.penalty import LayerwisePenalty
+from jaxmgrit.training.problem import Params, Problem, check_objective
+from jaxmgrit.training.running_cost import total_running_cost
+from jaxmgrit.training.schedules.base import Found, Head, Setting
+from jaxmgrit.training.schedules.cycles_then_gradient import Schedule
+
+PyTree = Any
+
+
+class Start(NamedTuple):
+    """Parameters and warm values before the first iteration, placed on the devices; and N."""
+
+    params: Params
+    warm: PyTree
+    layers: int
+
+
+class Evaluated(NamedTuple):
+    """The objective at given parameters, its gradient, the result code, and what the schedule found on the way."""
+
+    objective: jax.Array
+    gradients: Params
+    result: jax.Array
+    found: Found
+
+
+@dataclass(frozen=True)
+class Training:
+    """A problem, how its states and adjoints are found, and where its layers live.
+
+    Parameters are kept in the schedule's partition of the layers: leading axis slots, some of them padding. Gradients
+    are those of the differentiable leaves, and zero in the padding.
+    """
+
+    problem: Problem
+    schedule: Schedule
+    setting: Setting
+
+    @property
+    def backend(self) -> Backend:
+        """Where the layers live."""
+        return self.setting.backend
+
+    @property
+    def _parts(self) -> int:
+        """Parts of the batch, where a loss is computed from one of them."""
+        return self.backend.data_size if self.backend.cut else 1
+
+    def start(self, params: Params, batch: tuple[Any, Any]) -> Start:
+        """Check parameters and batch, and make copies that may be donated.
+
+        Raises:
+            TypeError, ValueError: parameters, batch and problem that do not fit together, or values that are not
+            finite.
+        """
+        problem = self.problem
+        if not isinstance(params, Params):
+            raise TypeError(f"params is a {type(params).__name__}; give jm.Params(opening, layers, closing).")
+        if not isinstance(batch, tuple) or len(batch) != 2:
+            raise TypeError("batch must be a tuple (x, y) of inputs and targets.")
+        check_finite(params, "params")
+        check_finite(batch, "batch")
+        batch = self.backend.split_batch(batch)
+        layers = check_layers(params.layers, "params.layers")
+        u0 = check_state(problem.opening(params.opening, batch[0]), "opening(params.opening, x)")
+        self.network(params.layers, u0)
+        check_objective(problem, params, u0, batch[1])
+        level = self.schedule.level(layers, self.setting)
+        # Made where they belong, so that no device ever holds those of all layers.
+        warm = jax.jit(lambda u0: self._cold(u0, layers))(u0)
+        # Copies, so that no two leaves share a buffer and donating the state never eats the caller's arrays.
+        params, warm = copies((params, warm))
+        params = self.place(params._replace(layers=lay_out(params.layers, level)), cut=True)
+        return Start(params, warm, layers)
+
+    def cold(self, params: Params, batch: tuple[Any, Any], layers: int) -> PyTree:
+        """Warm values before the first iteration on a batch, at laid-out parameters."""
+        x, _ = self.backend.split_batch(batch)
+        return self._cold(check_state(self.problem.opening(params.opening, x), "opening(params.opening, x)"), layers)
+
+    def _cold(self, u0: PyTree, layers: int) -> PyTree:
+        return self.backend.scatter_states(self.schedule.init(layers, u0, self.setting))
+
+    def network(self, theta: PyTree, u0: PyTree, layers: int | None = None) -> Network:
+        """The hidden layers; `layers` is N where theta is laid out already."""
+        problem, (solver, adjoint, _) = self.problem, self.setting
+        return make_network(
+            problem.step,
+            theta,
+            u0,
+            problem.h,
+            solver,
+            adjoint,
+            running_cost=problem.running_cost,
+            layers=layers,
+            parts=self.backend.data_size,
+        )
+
+    def evaluate(self, params: Params, warm: PyTree, batch: tuple[Any, Any], layers: int) -> Evaluated:
+        """The objective and its gradient at laid-out parameters, from warm values; `found.warm` are the next ones."""
+        problem, backend = self.problem, self.backend
+        x, y = backend.split_batch(batch)
+        differentiable, others = split(params)
+
+        def opening(p: PyTree) -> PyTree:
+            return check_state(problem.opening(merge(p, others.opening), x))
+
+        def head(u_final: PyTree) -> Head:
+            def loss(p: PyTree, u: PyTree) -> Any:
+                value, aux = problem.loss(merge(p, others.closing), u, y)
+                return value / self._parts, aux
+
+            (value, aux), (d_closing, lam_final) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
+                differentiable.closing, u_final
+            )
+            value, d_closing = backend.data_total((value, d_closing))
+            return Head(value, self._mean_over_parts(aux), d_closing, lam_final)
+
+        u0, pull_opening = jax.vjp(opening, differentiable.opening)
+        _check_warm(warm, u0)
+        found = self.schedule.gradient(self.network(params.layers, u0, layers), u0, head, warm, self.setting)
+        d_opening = backend.data_total(pull_opening(found.lam_initial)[0])
+        gradients = Params(d_opening, found.layers, found.head.d_closing)
+        objective = found.head.loss + found.running_cost.astype(found.head.loss.dtype)
+        if problem.penalty is not None:
+            value, extra = self._penalty_gradient(differentiable, others, layers)
+            objective, gradients = objective + value, jax.tree.map(jnp.add, gradients, extra)
+        gradients = gradients._replace(layers=self.mask(gradients.layers, layers))
+        found = found._replace(warm=self.place_warm(found.warm))
+        code = jnp.where(jnp.isfinite(objective), found.result, Result.NOT_FINITE.value)
+        return Evaluated(objective, gradients, code, found)
+
+    def exact(self, params: Params, batch: tuple[Any, Any], layers: int) -> tuple[Any, Any]:
+        """Loss and aux of the network evaluated one layer after another, at laid-out parameters."""
+        x, y = batch
+        u0 = check_state(self.problem.opening(params.opening, x), "opening(params.opening, x)")
+        level = self.schedule.level(layers, self.setting)
+        network = self.network(params.layers, u0, layers)
+        u_final = propagate_exactly(network, u0, level, self.backend.undivided())
+        return self.problem.loss(params.closing, u_final, y)
+
+    def _mean_over_parts(self, aux: PyTree) -> PyTree:
+        """The floating-point leaves of what each part of the batch has, averaged; the others as they are."""
+        if not self.backend.cut or self.backend.data_size == 1:
+            return aux
+        averaged, others = split(aux)
+        total = self.backend.data_total(averaged)
+        return merge(jax.tree.map(lambda x: x / self.backend.data_size, total), others)
+
+    def objective(
+        self, params: Params, ends: PyTree, batch: tuple[Any, Any], layers: int, otherwise: PyTree
+    ) -> tuple[jax.Array, PyTree]:
+        """The objective alone, by a state solve from C-points, and the C-points it leaves.
+
+        C-points that are not finite would spoil every later solve: then `otherwise` is handed on.
+        """
+        problem, (solver, _, backend) = self.problem, self.setting
+        x, y = backend.split_batch(batch)
+        u0 = check_state(problem.opening(params.opening, x))
+        network = self.network(params.layers, u0, layers)
+        sol = solve_network(network, u0, solver, None if ends is None else CPoints(u0, ends), backend)
+        loss, _ = problem.loss(params.closing, sol.u_final, y)
+        loss = backend.data_total(loss / self._parts)
+        objective = loss + total_running_cost(network, sol, backend).astype(loss.dtype)
+        if problem.penalty is not None:
+            objective = objective + self._penalty(*split(params), layers)
+        if ends is not None:
+            ends = self.place_warm(where(sol.result != Result.NOT_FINITE.value, sol.c_points.ends, otherwise))
+        return objective, ends
+
+    def _penalty(self, differentiable: Params, others: Params, layers: int) -> Any:
+        penalty, backend = self.problem.penalty, self.backend
+        assert penalty is not None
+        params: Params = merge(differentiable, others)
+        if isinstance(penalty, LayerwisePenalty):
+            ends = penalty.ends(params.opening, params.closing) if penalty.ends is not None else 0.0
+            return ends + penalty.of_layers(params.layers, layers, backend)
+        return penalty(params._replace(layers=_cut(backend.gather(params.layers), layers)))
+
+    def _penalty_gradient(self, differentiable: Params, others: Params, layers: int) -> tuple[Any, Params]:
+        penalty, backend = self.problem.penalty, self.backend
+        assert penalty is not None
+        if isinstance(penalty, LayerwisePenalty):
+            theta = merge(differentiable.layers, others.layers)
+            value, d_layers = penalty.of_layers_with_gradient(theta, layers, backend)
+            ends = differentiable._replace(layers=None)
+            d_ends = jax.tree.map(jnp.zeros_like, ends)
+            if (f := penalty.ends) is not None:
+                more, d_ends = jax.value_and_grad(
+                    lambda p: f(merge(p.opening, others.opening), merge(p.closing, others.closing))
+                )(ends)
+                value = value + more
+            return value, d_ends._replace(layers=d_layers)
+
+        def whole_penalty(p: Params) -> Any:
+            whole: Params = merge(p, others)
+            return penalty(whole._replace(layers=_cut(whole.layers, layers)))
+
+        whole = differentiable._replace(layers=backend.gather(differentiable.layers))
+        others = others._replace(layers=backend.gather(others.layers))
+        value, gradient = jax.value_and_grad(whole_penalty)(whole)
+        return value, gradient._replace(layers=backend.scatter(gradient.layers))
+
+    def place(self, params: Params, cut: bool = False) -> Params:
+        """Spread the layers, give the opening and closing to all devices; `cut` where the layers are whole as yet."""
+        place = self.backend.scatter if cut or not self.backend.cut else self.backend.replicate
+        replicate = self.backend.replicate
+        return Params(replicate(params.opening), place(params.layers), replicate(params.closing))
+
+    def place_warm(self, warm: PyTree) -> PyTree:
+        """Spread warm values, as an iteration leaves them, over the devices."""
+        return warm if self.backend.cut else self.backend.scatter_states(warm)
+
+    def mask(self, tree: PyTree, layers: int) -> PyTree:
+        """Zero what belongs to padding, in arrays by slot."""
+        block = self.backend.index() if self.backend.cut else 0
+        blocks = self.backend.size if self.backend.cut else 1
+
+        def one(x: Any) -> Any:
+            if blocks * x.shape[0] == layers:
+                return x
+            slot = block * x.shape[0] + jnp.arange(x.shape[0], dtype=jnp.int32)
+            return where(slot < layers, x, jnp.zeros_like(x))
+
+        return jax.tree.map(one, tree)
+
+    def trainable(self, params: Params, layers: int) -> Params:
+        """The differentiable leaves, with the padding of the layers set to zero so that it adds nothing to any norm."""
+        differentiable = split(params)[0]
+        return differentiable._replace(layers=self.mask(differentiable.layers, layers))
+
+    def whole(self, params: Params, layers: int) -> Params:
+        """Parameters as the user knows them, layers with leading axis N; copies."""
+        return copies(params._replace(layers=_cut(self.backend.gather(params.layers), layers)))
+
+    def norm(self, gradients: Params) -> jax.Array:
+        """Euclidean norm over all parameters."""
+        layers = self.backend.total(optax.tree.norm(gradients.layers, squared=True))
+        return jnp.sqrt(layers + optax.tree.norm((gradients.opening, gradients.closing), squared=True))
+
+
+def _check_warm(warm: PyTree, u0: PyTree) -> None:
+    """Raise a ValueError unless warm values (by interval) are those of states like u0."""
+    for values in warm:
+        own = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), values)
+        if values is not None and not alike(own, u0):
+            raise ValueError(
+                f"the batch gives states {describe(u0)}, but the warm values belong to states {describe(own)}: "
+                "they are those of the samples given to init. Step with the same batch, name its `samples`, or start "
+                "`trainer.cold`."
+            )
+
+
+def copies(tree: PyTree) -> PyTree:
+    """Copies of all leaves."""
+    return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
+
+
+def _cut(tree: PyTree, layers: int) -> PyTree:
+    return jax.tree.map(lambda x: x[:layers], tree)

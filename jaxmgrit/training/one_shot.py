@@ -1,0 +1,244 @@
+"""One-shot training: a few cycles per optimiser update, warm-started, with inexact gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxmgrit._checks import check_backend
+from jaxmgrit._pytree import merge, split
+from jaxmgrit.backend.base import Backend
+from jaxmgrit.backend.local import Local
+from jaxmgrit.solvers.mgrit.options import MGRIT, Solver, check_solver, match_segments
+from jaxmgrit.training.objective import Training, copies
+from jaxmgrit.training.optimizer_state import init_optimizer, update_optimizer
+from jaxmgrit.training.problem import Params, Problem
+from jaxmgrit.training.schedules.base import Setting
+from jaxmgrit.training.schedules.cycles_then_gradient import CyclesThenGradient, Schedule
+from jaxmgrit.training.schedules.predict_then_sweep import PredictThenSweep
+from jaxmgrit.training.snapshot import Snapshot, export, restore
+from jaxmgrit.training.warm import put, take
+
+PyTree = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """Everything training carries from one iteration to the next; donate it to the jitted step.
+
+    Attributes:
+        params: parameters; the layers are kept in the schedule's partition (see `OneShot.params` for the plain ones).
+        optimizer: the optimiser's state.
+        warm: the schedule's warm values, which belong to the samples they were computed for.
+        iteration: updates done so far.
+        layers: N.
+    """
+
+    params: Params
+    optimizer: PyTree
+    warm: PyTree
+    iteration: jax.Array
+    layers: int = field(metadata={"static": True})
+
+
+class Info(NamedTuple):
+    """What an iteration saw, at the parameters before its update.
+
+    Attributes:
+        loss: at the (inexact) final state.
+        aux: the loss function's aux.
+        objective: loss, running cost and penalty.
+        grad_norm: Euclidean norm of the (inexact) gradient of the objective.
+        residual_norm: of the state, the last recorded; 0 for a sequential solve.
+        adjoint_residual_norm: of the adjoint, likewise.
+        result: the worse of the two solves' codes, see `Result` and `check`.
+    """
+
+    loss: jax.Array
+    aux: PyTree
+    objective: jax.Array
+    grad_norm: jax.Array
+    residual_norm: jax.Array
+    adjoint_residual_norm: jax.Array
+    result: jax.Array
+
+
+@dataclass(frozen=True)
+class OneShot:
+    """Simultaneous training on a fixed batch: state, adjoint and parameters converge together.
+
+    Args:
+        problem: what is trained.
+        optimizer: any optax transformation. Integer and key leaves of the parameters are left alone.
+        solver: `MGRIT(cycles=1)` by default; a few cycles are for a fixed batch, many are conventional training.
+        adjoint: likewise.
+        schedule: `CyclesThenGradient()` (the default, as published) or `PredictThenSweep()`.
+        backend: where the layers live, `Local()` by default.
+
+    Warm values belong to the samples they were computed for. With mini-batches, give all samples to `init` and each
+    step the `samples` it is about, whose values it takes and puts back; or, where a sample does not come again as it
+    was (random augmentation, more data than memory), start every step `cold`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, jaxmgrit as jm
+        >>> problem = jm.Problem(
+        ...     opening=lambda p, x: x @ p,
+        ...     step=lambda p, u, h: u + h * jnp.tanh(u @ p),
+        ...     loss=lambda p, u, y: (jnp.mean((u @ p - y) ** 2), None),
+        ...     h=1 / 64,
+        ... )
+        >>> params = jm.Params(jnp.ones((2, 4)), 0.1 * jnp.ones((64, 4, 4)), jnp.ones((4, 1)))
+        >>> batch = (jnp.ones((8, 2)), jnp.zeros((8, 1)))
+        >>> trainer = jm.OneShot(problem, optax.adam(1e-2))
+        >>> state = trainer.init(params, batch)
+        >>> update = jax.jit(trainer.step, donate_argnums=0)
+        >>> for _ in range(3):
+        ...     state, info = update(state, batch)
+
+    Source: Guenther et al. 2020 (arXiv 1812.04352), section 3.4.
+    """
+
+    problem: Problem
+    optimizer: optax.GradientTransformation
+    solver: Solver | None = None
+    adjoint: Solver | None = None
+    schedule: Schedule = CyclesThenGradient()
+    backend: Backend = Local()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.schedule, (CyclesThenGradient, PredictThenSweep)):
+            raise TypeError(
+                f"OneShot: schedule={self.schedule!r} is not a schedule; "
+                "give jm.CyclesThenGradient() or jm.PredictThenSweep()."
+            )
+        for name in ("solver", "adjoint"):
+            if getattr(self, name) is not None:
+                check_solver(f"OneShot: {name}", getattr(self, name))
+        check_backend(self.backend, "OneShot: backend")
+        if not hasattr(self.optimizer, "update"):
+            raise TypeError(
+                f"OneShot: optimizer={self.optimizer!r} is not an optax transformation, such as optax.adam(1e-2)."
+            )
+
+    @property
+    def training(self) -> Training:
+        """What this trainer shares with others: objective and inexact gradient at laid-out parameters."""
+        one_cycle = MGRIT(cycles=1)
+        solver, adjoint = match_segments(self.solver or one_cycle, self.adjoint or one_cycle)
+        return Training(self.problem, self.schedule, Setting(solver, adjoint, self.backend))
+
+    def init(self, params: Params, batch: tuple[Any, Any]) -> TrainState:
+        """The state before the first iteration: copies of the parameters, cold warm values.
+
+        Args:
+            params: initial parameters.
+            batch: (x, y), the whole training set.
+
+        Raises:
+            TypeError, ValueError: parameters, batch and problem that do not fit together, or values that are not
+            finite.
+        """
+        training = self.training
+        start = training.start(params, batch)
+        seen = training.trainable(start.params, start.layers)
+        optimizer = copies(init_optimizer(self.optimizer, seen, self.backend))
+        iteration = self.backend.replicate(jnp.zeros((), jnp.int32))
+        return TrainState(start.params, optimizer, start.warm, iteration, start.layers)
+
+    def params(self, state: TrainState) -> Params:
+        """The parameters, layers with leading axis N; copies, which donating the state does not eat."""
+        return self.training.whole(state.params, state.layers)
+
+    def evaluate(self, state: TrainState, batch: tuple[Any, Any]) -> tuple[Any, Any]:
+        """The loss and its aux of the network evaluated exactly, one layer after another, where its layers live.
+
+        What a user of the trained network gets; pure. Unlike `problem.evaluate(trainer.params(state), batch)` it never
+        needs the layers of all devices on one.
+
+        Args:
+            state: from `init` or `step`.
+            batch: any (x, y); with a data axis too it is whole on every device.
+        """
+        return self.training.exact(state.params, batch, state.layers)
+
+    def export(self, state: TrainState) -> Snapshot:
+        """The state as NumPy arrays that belong to no layout, to be saved or restored; the same on every process.
+
+        Under several processes all must call it. `restore` on the same layout gives a state that trains on bit for
+        bit as this one does; on another number of devices, or another backend, it does up to rounding.
+        """
+        return export(self.training, self.optimizer, state)
+
+    def restore(self, state: TrainState, snapshot: Snapshot) -> TrainState:
+        """Undo `export`.
+
+        Args:
+            state: any state of this trainer, such as one from `init`; it tells structure and dtypes, and stays intact.
+            snapshot: of a trainer that differs in nothing but the backend (and in options that keep no values).
+
+        Raises:
+            ValueError: the snapshot's structure, shapes or dtypes are not those of this trainer's states.
+        """
+        return TrainState(*restore(self.training, self.optimizer, state, snapshot), state.layers)
+
+    def cold(self, state: TrainState, batch: tuple[Any, Any]) -> TrainState:
+        """The state with cold warm values for a batch, as `init` makes them; everything else is kept.
+
+        Pure: `jax.jit(lambda state, batch: trainer.step(trainer.cold(state, batch), batch), donate_argnums=0)` trains
+        on batches that change. With few cycles, `MGRIT(skip_first_down=True)` gives such a start a first coarse solve.
+
+        Args:
+            state: from `init`, `cold` or `step`, for a batch of any size.
+            batch: (x, y) of the next step.
+        """
+        return replace(state, warm=self.training.cold(state.params, batch, state.layers))
+
+    def step(
+        self, state: TrainState, batch: tuple[Any, Any], samples: jax.Array | None = None
+    ) -> tuple[TrainState, Info]:
+        """One iteration: inexact loss and gradient, one optimiser update.
+
+        Pure; jit it once outside the loop: `jax.jit(trainer.step, donate_argnums=0)`.
+
+        Args:
+            state: from `init` or the last `step`.
+            batch: (x, y), the same as in `init`, or those of its samples that `samples` names.
+            samples: which samples of the batch given to `init` these are, distinct integers of shape (batch,); the
+                leading axis of every leaf of a state must be that of the samples. None: all of them, in order.
+
+        Returns:
+            The next state, and `Info` about this one; `Result.NOT_FINITE` if there is no such sample.
+
+        Raises:
+            ValueError: `samples` under `MPI(data=...)`, where a rank has the warm values of its part of them only.
+        """
+        if samples is not None and self.backend.cut and self.backend.data_size > 1:
+            raise ValueError(
+                "samples: with the batch split over MPI ranks, warm values are kept for a fixed batch only; start each "
+                "step cold (trainer.cold), use MPI(data=1), or a Mesh with a data axis."
+            )
+        training, layers = self.training, state.layers
+        warm = state.warm if samples is None else take(state.warm, samples)
+        here = training.evaluate(state.params, warm, batch, layers)
+        seen = training.trainable(state.params, layers)
+        updates, optimizer = update_optimizer(self.optimizer, here.gradients, state.optimizer, seen, self.backend)
+        updates = updates._replace(layers=training.mask(updates.layers, layers))
+        differentiable, others = split(state.params)
+        params = training.place(merge(optax.apply_updates(differentiable, updates), others))
+        found = here.found
+        info = Info(
+            found.head.loss,
+            found.head.aux,
+            here.objective,
+            training.norm(here.gradients),
+            found.residual_norm,
+            found.adjoint_residual_norm,
+            here.result,
+        )
+        warm = found.warm if samples is None else training.place_warm(put(state.warm, samples, found.warm))
+        return TrainState(params, optimizer, warm, self.backend.replicate(state.iteration + 1), layers), info

@@ -1,0 +1,1 @@
+"""The published loop: quasi-Newton directions and a line search."""

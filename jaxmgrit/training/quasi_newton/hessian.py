@@ -1,0 +1,268 @@
+"""Approximations of the inverse Hessian: the identity, L-BFGS and dense BFGS, over parameters spread over devices.
+
+Each is a record of functions: `init` (a memory without pairs), `remember` (a pair of differences), `direction`
+(d = H g) and `forget`. optax's `scale_by_lbfgs` takes its inner products from what one process holds, scales the first
+gradient, and keeps pairs whatever their curvature; here inner products are over all devices, d = g at first, and a pair
+(s, y) of differences of parameters and gradients is kept only if s'y > 1e-8 |s| |y| (ten units in the last place where
+that is more), so that H stays positive definite.
+
+Source: Nocedal and Wright, Numerical Optimization, 2006, algorithms 7.4 and 6.1; Guenther et al. 2020, section 3.4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from jaxmgrit._pytree import real_dtype, where
+from jaxmgrit.backend.base import Backend
+from jaxmgrit.solvers.mgrit.options import integer
+from jaxmgrit.training.problem import Params
+
+PyTree = Any
+
+MOST_DENSE = 16_384  # parameters; their dense inverse Hessian takes 2 GiB in double precision
+
+
+class Space(NamedTuple):
+    """Where vectors of parameters live: the backend, and N."""
+
+    backend: Backend
+    layers: int
+
+
+def dot(a: Params, b: Params, space: Space) -> jax.Array:
+    """Inner product over all parameters, those of all devices; padding must be zero."""
+    dtype = real_dtype(a)
+
+    def products(part: PyTree, other: PyTree) -> jax.Array:
+        sums = jax.tree.map(lambda x, y: jnp.sum(jnp.real(x * jnp.conj(y))).astype(dtype), part, other)
+        return sum(jax.tree.leaves(sums), jnp.zeros((), dtype))
+
+    ends = products((a.opening, a.closing), (b.opening, b.closing))
+    return space.backend.total(products(a.layers, b.layers)) + ends
+
+
+class Curvature(NamedTuple):
+    """Inner products of a pair of differences, and whether the pair may be kept."""
+
+    sy: jax.Array
+    yy: jax.Array
+    kept: jax.Array
+
+
+def curvature(s: Params, y: Params, space: Space) -> Curvature:
+    """The curvature along a pair, and the safeguard."""
+    sy, ss, yy = dot(s, y, space), dot(s, s, space), dot(y, y, space)
+    least = max(1e-8, 10 * float(jnp.finfo(sy.dtype).eps))
+    return Curvature(sy, yy, sy > least * jnp.sqrt(ss) * jnp.sqrt(yy))
+
+
+def _axpy(a: Any, x: PyTree, y: PyTree) -> PyTree:
+    return jax.tree.map(lambda u, v: v + a.astype(v.dtype) * u, x, y)
+
+
+class Hessian(Protocol):
+    """What the approximations have in common; a memory is a pytree."""
+
+    def init(self, like: Params, space: Space) -> Any:
+        """A memory without pairs, for trainable parameters like these, laid out and spread over the devices."""
+
+    def remember(self, memory: Any, s: Params, y: Params, space: Space) -> Any:
+        """The memory with one more pair of differences, if its curvature allows."""
+
+    def direction(self, memory: Any, gradient: Params, space: Space) -> Params:
+        """H g."""
+
+    def forget(self, memory: Any, when: jax.Array) -> Any:
+        """The memory without pairs where `when` is true."""
+
+
+@dataclass(frozen=True)
+class SteepestDescent:
+    """H is the identity."""
+
+    def init(self, like: Params, space: Space) -> PyTree:
+        """Nothing to remember."""
+        del like, space
+        return ()
+
+    def remember(self, memory: PyTree, s: Params, y: Params, space: Space) -> PyTree:
+        """Nothing to remember."""
+        del s, y, space
+        return memory
+
+    def direction(self, memory: PyTree, gradient: Params, space: Space) -> Params:
+        """The gradient."""
+        del memory, space
+        return gradient
+
+    def forget(self, memory: PyTree, when: jax.Array) -> PyTree:
+        """Nothing to forget."""
+        del when
+        return memory
+
+
+class Pairs(NamedTuple):
+    """Pairs of differences in a ring; the newest is number `stored - 1`, modulo the ring's length.
+
+    Attributes:
+        s: differences of parameters, leaves (..., memory).
+        y: of gradients.
+        rho: 1 / s'y, (memory,).
+        scale: s'y / y'y of the newest pair.
+        stored: pairs kept since the start or the last `forget`.
+    """
+
+    s: Params
+    y: Params
+    rho: jax.Array
+    scale: jax.Array
+    stored: jax.Array
+
+
+@dataclass(frozen=True)
+class LBFGS:
+    """Limited-memory BFGS by the two-loop recursion, with H0 = s'y / y'y of the newest pair.
+
+    Args:
+        memory: how many pairs are kept.
+
+    Raises:
+        TypeError, ValueError: `memory` is not an integer >= 1.
+    """
+
+    memory: int = 20
+
+    def __post_init__(self) -> None:
+        integer("LBFGS", "memory", self.memory, 1)
+
+    def init(self, like: Params, space: Space) -> Pairs:
+        """A ring without pairs, for parameters like these."""
+
+        def ring() -> Params:
+            return jax.tree.map(lambda x: jnp.zeros((*x.shape, self.memory), x.dtype), like)
+
+        dtype = _dtype(like)
+        return Pairs(ring(), ring(), jnp.zeros((self.memory,), dtype), jnp.ones((), dtype), jnp.zeros((), jnp.int32))
+
+    def remember(self, memory: Pairs, s: Params, y: Params, space: Space) -> Pairs:
+        """Keep a pair in place of the oldest, if its curvature allows."""
+        found = curvature(s, y, space)
+        index = memory.stored % self.memory
+
+        def put(ring: Any, new: Any) -> Any:
+            return ring.at[..., index].set(jnp.where(found.kept, new, ring[..., index]))
+
+        return Pairs(
+            jax.tree.map(put, memory.s, s),
+            jax.tree.map(put, memory.y, y),
+            put(memory.rho, 1 / found.sy),
+            jnp.where(found.kept, found.sy / found.yy, memory.scale),
+            memory.stored + found.kept.astype(jnp.int32),
+        )
+
+    def direction(self, memory: Pairs, gradient: Params, space: Space) -> Params:
+        """H g by the two-loop recursion; g where no pair is kept."""
+        used = jnp.minimum(memory.stored, self.memory)
+
+        def pair(i: Any) -> tuple[Params, Params]:
+            return jax.tree.map(lambda x: x[..., i], (memory.s, memory.y))
+
+        def newest_first(k: Any, carry: tuple[Params, jax.Array]) -> tuple[Params, jax.Array]:
+            d, alphas = carry
+            i = (memory.stored - 1 - k) % self.memory
+            s, y = pair(i)
+            alpha = jnp.where(k < used, memory.rho[i] * dot(s, d, space), 0.0)
+            return _axpy(-alpha, y, d), alphas.at[i].set(alpha)
+
+        def oldest_first(k: Any, d: Params) -> Params:
+            i = (memory.stored - used + k) % self.memory
+            s, y = pair(i)
+            change = jnp.where(k < used, alphas[i] - memory.rho[i] * dot(y, d, space), 0.0)
+            return _axpy(change, s, d)
+
+        # All of the ring each time, so that no device's number of inner products depends on what it has computed.
+        d, alphas = jax.lax.fori_loop(0, self.memory, newest_first, (gradient, jnp.zeros_like(memory.rho)))
+        scale = jnp.where(used > 0, memory.scale, 1.0)
+        d = jax.tree.map(lambda x: scale.astype(x.dtype) * x, d)
+        return jax.lax.fori_loop(0, self.memory, oldest_first, d)
+
+    def forget(self, memory: Pairs, when: jax.Array) -> Pairs:
+        """Drop all pairs where `when` is true."""
+        return memory._replace(stored=jnp.where(when, 0, memory.stored))
+
+
+class Dense(NamedTuple):
+    """The approximation of the inverse Hessian itself.
+
+    Attributes:
+        inverse: (n, n) for n parameters; every device has all of it.
+        updated: whether a pair has entered it.
+    """
+
+    inverse: jax.Array
+    updated: jax.Array
+
+
+@dataclass(frozen=True)
+class BFGS:
+    """Dense BFGS, for small networks; the identity is scaled by s'y / y'y before the first pair enters.
+
+    `init` raises a ValueError where the parameters are too many for a dense matrix.
+    """
+
+    def init(self, like: Params, space: Space) -> Dense:
+        """The identity, for parameters like these."""
+        n = _count(like, space)
+        if n > MOST_DENSE:
+            raise ValueError(
+                f"BFGS: {n} parameters would need a dense matrix of {n} x {n} numbers; at most {MOST_DENSE} are "
+                "allowed. Use jm.LBFGS(memory=20)."
+            )
+        return Dense(jnp.eye(n, dtype=_dtype(like)), jnp.zeros((), bool))
+
+    def remember(self, memory: Dense, s: Params, y: Params, space: Space) -> Dense:
+        """Update by a pair, if its curvature allows."""
+        found = curvature(s, y, space)
+        a, b = (ravel_pytree(_whole(x, space))[0] for x in (s, y))
+        inverse = memory.inverse * jnp.where(memory.updated, 1.0, found.sy / found.yy)
+        rho, hb = 1 / found.sy, inverse @ b
+        mixed = hb[:, None] * a[None, :]
+        change = rho * ((1 + rho * (b @ hb)) * (a[:, None] * a[None, :]) - mixed - mixed.T)
+        return Dense(jnp.where(found.kept, inverse + change, memory.inverse), memory.updated | found.kept)
+
+    def direction(self, memory: Dense, gradient: Params, space: Space) -> Params:
+        """H g."""
+        vector, unravel = ravel_pytree(_whole(gradient, space))
+        d: Params = unravel(memory.inverse @ vector)
+        slots = jax.tree.leaves(gradient.layers)[0].shape[0] * (space.backend.size if space.backend.cut else 1)
+        padding = slots - space.layers
+        whole = jax.tree.map(lambda x: jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)), d.layers)
+        return d._replace(layers=space.backend.scatter(whole))
+
+    def forget(self, memory: Dense, when: jax.Array) -> Dense:
+        """Back to the identity where `when` is true."""
+        identity = jnp.eye(len(memory.inverse), dtype=memory.inverse.dtype)
+        return Dense(where(when, identity, memory.inverse), memory.updated & ~when)
+
+
+def _dtype(like: Params) -> Any:
+    return real_dtype(like) if jax.tree.leaves(like) else float  # optax asks for the structure without leaves
+
+
+def _count(like: Params, space: Space) -> int:
+    """Number of parameters, without padding."""
+    if not jax.tree.leaves(like):
+        return 0
+    per_layer = sum(x.size // x.shape[0] for x in jax.tree.leaves(like.layers))
+    return space.layers * per_layer + sum(x.size for x in jax.tree.leaves((like.opening, like.closing)))
+
+
+def _whole(params: Params, space: Space) -> Params:
+    """All layers, without padding."""
+    return params._replace(layers=jax.tree.map(lambda x: x[: space.layers], space.backend.gather(params.layers)))

@@ -1,0 +1,46 @@
+"""The running cost of a solved state, without derivatives: what a line search needs to know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmgrit._programs import cached
+from jaxmgrit._pytree import real_dtype, where
+from jaxmgrit.backend.base import REPLICATED, Backend
+from jaxmgrit.solution import Solution
+from jaxmgrit.solve import STATE_SPECS, finest_grid, state_data
+from jaxmgrit.system.network import Network
+from jaxmgrit.system.partition import Level
+from jaxmgrit.system.step import Equation
+
+PyTree = Any
+
+
+def total_running_cost(network: Network, sol: Solution, backend: Backend) -> jax.Array:
+    """sum_n running_cost(theta^n, u^n, h), the states recomputed from the C-points; 0 without a running cost."""
+    if network.equation.running_cost is None:
+        return jnp.zeros((), real_dtype(sol.u_final))
+    return _cost_program(network.equation, sol.level, backend)(*state_data(network, sol, backend))
+
+
+@cached
+def _cost_program(equation: Equation, level: Level, backend: Backend) -> Callable[..., jax.Array]:
+    def body(slots: PyTree, u0: PyTree, shared: PyTree, ends: PyTree) -> jax.Array:
+        grid = finest_grid(equation, slots, shared, level, u0, backend)
+
+        def interval(start: PyTree, block: PyTree, mask: Any) -> jax.Array:
+            def one(u: PyTree, inputs: PyTree) -> tuple[PyTree, jax.Array]:
+                slot, inside = inputs
+                cost = equation.cost(slot, u, shared)
+                return where(inside, equation.advance(slot, u, shared), u), where(inside, cost, jnp.zeros_like(cost))
+
+            return jnp.sum(jax.lax.scan(one, start, (block, mask))[1])
+
+        costs = grid.sweep(interval, ends, u0, grid.blocks, grid.mask)
+        return backend.data_sum(backend.all_sum(jnp.sum(costs)))
+
+    return backend.lift(body, STATE_SPECS, REPLICATED)

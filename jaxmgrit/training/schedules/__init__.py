@@ -1,0 +1,1 @@
+"""What one iteration of one-shot training does."""

@@ -1,0 +1,85 @@
+"""What one iteration of one-shot training does: "cycles, then gradient" and "predict, then sweep".
+
+A schedule is a record of functions: `level` (the partition the layers are kept in), `init` (warm values for the first
+iteration) and `gradient` (inexact gradient at given parameters, and warm values for the next iteration).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmgrit._pytree import repeat
+from jaxmgrit.adjoint import adjoint_network
+from jaxmgrit.solution import CPoints
+from jaxmgrit.solve import solve_network
+from jaxmgrit.system.network import Network
+from jaxmgrit.system.partition import Level, build_levels
+from jaxmgrit.training.schedules.base import Found, LossHead, Setting
+from jaxmgrit.training.schedules.predict_then_sweep import PredictThenSweep
+
+PyTree = Any
+
+
+@dataclass(frozen=True)
+class CyclesThenGradient:
+    """State cycles, loss, adjoint cycles, gradient: each warm-started from the previous iteration's.
+
+    With many cycles, or with `Sequential()` for both solvers, this is conventional training.
+
+    Source: Guenther et al. 2020 (arXiv 1812.04352), section 3.4.
+    """
+
+    def level(self, layers: int, setting: Setting) -> Level:
+        """The partition the layers are kept in."""
+        return build_levels(layers, setting.solver, setting.backend.size)[0]
+
+    def init(self, layers: int, u0: PyTree, setting: Setting) -> PyTree:
+        """Warm values: u^0 at all C-points of the state, zero at those of the adjoint. None for a sequential solver."""
+        solver, adjoint, backend = setting
+        state = build_levels(layers, solver, backend.size)
+        reversed_ = build_levels(layers, adjoint, backend.size, front=True)
+        ends = repeat(u0, state[0].intervals) if len(state) > 1 else None
+        lam = jax.tree.map(jnp.zeros_like, repeat(u0, reversed_[0].intervals)) if len(reversed_) > 1 else None
+        return ends, lam
+
+    def warm_levels(self, layers: int, setting: Setting) -> tuple[Level, Level]:
+        """The partitions the warm values belong to, one for each entry of `warm`."""
+        solver, adjoint, backend = setting
+        state = build_levels(layers, solver, backend.size)[0]
+        return state, build_levels(layers, adjoint, backend.size, front=True)[0]
+
+    def gradient(self, network: Network, u0: PyTree, head: LossHead, warm: PyTree, setting: Setting) -> Found:
+        """One iteration's state solve, loss, adjoint solve and gradient."""
+        solver, adjoint, backend = setting
+        ends, lam_ends = warm
+        sol = solve_network(network, u0, solver, _guess(u0, ends), backend)
+        top = head(sol.u_final)
+        adj, found = adjoint_network(
+            network, sol, top.lam_final, adjoint, _guess(top.lam_final, lam_ends), backend, gradients=True
+        )
+        assert found is not None
+        keep_state = None if ends is None else sol.c_points.ends
+        keep_lam = None if lam_ends is None else adj.c_points.ends
+        result = jnp.maximum(sol.result, adj.result)
+        norms = _last(sol.residual_norms), _last(adj.residual_norms)
+        return Found(top, found.slots.theta, adj.lam_initial, found.cost, *norms, result, (keep_state, keep_lam))
+
+
+def _guess(initial: PyTree, ends: PyTree) -> CPoints | None:
+    return None if ends is None else CPoints(initial, ends)
+
+
+def _last(norms: jax.Array) -> jax.Array:
+    """The last residual norm recorded; 0 where there is none (a sequential solve)."""
+    recorded = ~jnp.isnan(norms)
+    if norms.size == 0:
+        return jnp.zeros((), norms.dtype)
+    last = norms.size - 1 - jnp.argmax(recorded[::-1])
+    return norms[last]
+
+
+Schedule = CyclesThenGradient | PredictThenSweep

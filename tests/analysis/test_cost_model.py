@@ -1,0 +1,257 @@
+"""What the cost model counts is what programs do when they run: evaluations of Phi, pullbacks, messages, bytes."""
+
+import collections
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from helpers import networks as nets
+import optax
+import pytest
+
+import jaxmgrit as jm
+from jaxmgrit import cost_model
+
+SEEN = []  # appended to by every device at once
+
+
+def note(what, value):
+    """Count `what` when the program gets here; the value makes it count for every interval of a batch."""
+    jax.debug.callback(lambda _: SEEN.append(what), value)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def counted(stride, x):
+    note(("phi", stride), x)
+    return x
+
+
+def forward(stride, x):
+    return counted(stride, x), None
+
+
+def backward(stride, _, g):
+    note(("vjp", stride), g)
+    return (g,)
+
+
+counted.defvjp(forward, backward)
+
+
+def step(theta, u, h, stride=1):
+    """A counted layer with one array as its parameters."""
+    return u + h * jnp.tanh(counted(stride, u @ theta))
+
+
+def coarse_step(_, theta, u, h, m):
+    """A coarse step, counted for its level, which the layers it replaces tell."""
+    return step(theta, u, h, m)
+
+
+def seen(run, devices):
+    """What a call does on every device: evaluations {(kind, layers a step replaces): times}, and what it sends."""
+    jax.effects_barrier()  # what ran before may still be counting
+    SEEN.clear()
+    jax.block_until_ready(run())
+    jax.effects_barrier()
+    evaluated, sent = collections.Counter(), collections.Counter()
+    for what, times in collections.Counter(SEEN).items():
+        assert times % devices == 0
+        if what[0] in ("phi", "vjp"):
+            evaluated[what] += times // devices
+        else:
+            kind, nbytes = what
+            sent.update({kind: times // devices, "bytes": nbytes * times // devices})
+    return +evaluated, +sent
+
+
+class CountingMesh(jm.Mesh):
+    """A mesh that counts what its devices send."""
+
+    def _permute(self, block, hop):
+        if hop % self.size:
+            self._note("sends", block)
+        return super()._permute(block, hop)
+
+    def all_gather(self, x):
+        self._note("gathers", x)
+        return super().all_gather(x)
+
+    def all_sum(self, x):
+        self._note("sums", x)
+        return super().all_sum(x)
+
+    def _note(self, kind, x):
+        note((kind, sum(y.nbytes for y in jax.tree.leaves(x))), self.index())
+
+
+def counting_mesh(devices):
+    backend = nets.mesh(devices)
+    return CountingMesh(backend.mesh) if devices > 1 else backend
+
+
+M = functools.partial(jm.MGRIT, coarse_step=coarse_step, intervals_per_sweep=3)
+# Layers, solver, adjoint.
+HIERARCHIES = {
+    "two levels": (32, M(4, levels=2, cycles=2), M(4, levels=2, cycles=1)),
+    "V-cycles": (64, M(2, levels=4, cycles=2), M(2, levels=4, cycles=2)),
+    "V-cycles, FCF, uneven N": (53, M((3, 2), cf_relaxations=(1, 2), cycles=2), M((3, 2), cycles=3)),
+    "F-cycles": (64, M(2, levels=4, cycle="F", cycles=2), M(2, levels=4, cycle="F", cycles=1)),
+    "F-cycles, uneven N": (59, M(2, levels=5, cycle="F", cf_relaxations=(1, 1)), M(3, levels=3, cycle="F")),
+    "skipped, V": (48, M(2, levels=3, skip_first_down=True, cycles=3), M(2, levels=3, skip_first_down=True)),
+    "skipped, F, uneven N": (37, M(2, levels=4, cycle="F", skip_first_down=True), M(4, skip_first_down=True)),
+    "sequential": (30, jm.Sequential(4), jm.Sequential()),
+    "sequential state": (21, jm.Sequential(), M(4, levels=2)),
+}
+QUICK = [("V-cycles, FCF, uneven N", 1), ("F-cycles", 1)]
+EVERY = [(name, devices) for name in HIERARCHIES for devices in (1, 2, 4)]
+
+
+AVERAGED = functools.partial(M, coarse_params=jm.average)
+# Layers, solver, adjoint; of one-shot iterations that predict, then sweep.
+ONE_SHOT = {
+    "two levels": (64, AVERAGED(4, levels=2), AVERAGED(4, levels=2)),
+    "uneven N": (57, AVERAGED(4, levels=2), AVERAGED(4, levels=2)),
+    "three levels, F": (64, AVERAGED(2, levels=3, cycle="F", cycles=2), AVERAGED(2, levels=4, cycles=1)),
+}
+SIZES = cost_model.Sizes(state=2 * nets.WIDTH * 8, layer=nets.WIDTH**2 * 8, number=8)
+
+
+def network(layers):
+    return nets.rough(layers)["w"], nets.state(batch=2)
+
+
+def grids(layers, solver, devices, **where):
+    return cost_model.build_levels(layers, solver, devices, **where)
+
+
+def state_solve(layers, solver, adjoint, backend):
+    """A function that solves, with its counts: [(levels, counts), ...]."""
+    theta, u0 = network(layers)
+    counts = cost_model.solve_counts(layers, solver, backend.size, SIZES)
+    run = jax.jit(lambda: jm.solve(step, theta, u0, h=0.1, solver=solver, backend=backend))
+    return run, [(grids(layers, solver, backend.size), counts)]
+
+
+def adjoint_solve(layers, solver, adjoint, backend):
+    theta, u0 = network(layers)
+    sol = jm.solve(step, theta, u0, h=0.1, solver=solver, backend=backend)
+    counts = cost_model.adjoint_counts(layers, solver, adjoint, backend.size, SIZES)
+    run = jax.jit(lambda: jm.adjoint_solve(step, theta, sol, u0, h=0.1, solver=adjoint, backend=backend))
+    return run, [(grids(layers, adjoint, backend.size, front=True), counts)]
+
+
+def iteration(schedule, layers, solver, adjoint, backend):
+    """One iteration of training."""
+
+    def opening(theta, x):
+        return x @ theta
+
+    def loss(theta, u, y):
+        return jnp.mean((u @ theta - y) ** 2), None
+
+    theta, u0 = network(layers)
+    params = jm.Params(jnp.eye(nets.WIDTH), theta, jnp.ones((nets.WIDTH, 1)))
+    batch = (u0, jnp.zeros((u0.shape[0], 1)))
+    trainer = jm.OneShot(jm.Problem(opening, step, loss, h=0.1), optax.sgd(0.1), solver, adjoint, schedule, backend)
+    state, update = trainer.init(params, batch), jax.jit(trainer.step)
+    ragged = isinstance(schedule, jm.PredictThenSweep)
+    levels = (
+        grids(layers, solver, backend.size, ragged=ragged),
+        grids(layers, adjoint, backend.size, ragged=ragged, front=not ragged),
+    )
+    counts = cost_model.iteration_counts(schedule, layers, solver, adjoint, backend.size, SIZES)
+    return lambda: update(state, batch), list(zip(levels, counts, strict=True))
+
+
+PROGRAMS = {
+    "solve": (state_solve, HIERARCHIES),
+    "adjoint": (adjoint_solve, HIERARCHIES),
+    "cycles, then gradient": (functools.partial(iteration, jm.CyclesThenGradient()), HIERARCHIES),
+    "predict, then sweep": (functools.partial(iteration, jm.PredictThenSweep()), ONE_SHOT),
+}
+# An iteration is a state solve, and an adjoint solve with the gradients; the two by themselves are tried less often.
+ALONE = [(program, name, 2) for program in ("solve", "adjoint") for name in ("V-cycles, FCF, uneven N", "sequential")]
+EVERY = ALONE + [
+    (program, name, devices)
+    for program in ("cycles, then gradient", "predict, then sweep")
+    for name in PROGRAMS[program][1]
+    for devices in (1, 2, 4)
+]
+QUICK = [("solve", "V-cycles, FCF, uneven N", 2), ("predict, then sweep", "uneven N", 1)]
+
+
+def modelled(parts):
+    """What the model says every device does, evaluations keyed by the layers one step of a level replaces."""
+    evaluated, sent = collections.Counter(), collections.Counter()
+    for levels, counts in parts:
+        for level, of_level in zip(levels, counts, strict=False):
+            evaluated["phi", level.stride] += of_level.all_phi
+            evaluated["vjp", level.stride] += of_level.all_vjp
+        whole = cost_model.total(counts)
+        sent.update(sends=whole.sends, gathers=whole.gathers, sums=whole.sums, bytes=whole.bytes)
+    return +evaluated, +sent
+
+
+@pytest.mark.parametrize(("program", "name", "devices"), nets.slow_but(QUICK, EVERY))
+def test_evaluations_and_messages_counted_at_run_time_are_those_of_the_model(program, name, devices):
+    of, hierarchies = PROGRAMS[program]
+    run, parts = of(*hierarchies[name], counting_mesh(devices))
+    evaluated, sent = modelled(parts)
+    seen_evaluated, seen_sent = seen(run, devices)
+    assert seen_evaluated == evaluated
+    assert seen_sent == sent
+
+
+def collectives(jaxpr, times=1):
+    """The operations of a traced program that communicate, with the trip counts of the loops they are in."""
+    found = collections.Counter()
+    for equation in jaxpr.eqns:
+        name = {"ppermute": "sends", "all_gather": "gathers", "psum": "sums"}.get(equation.primitive.name)
+        if name:
+            found[name] += times
+            found["bytes"] += times * sum(x.aval.size * x.aval.dtype.itemsize for x in equation.invars)
+        inner = times * equation.params["length"] if equation.primitive.name == "scan" else times
+        for value in equation.params.values():
+            value = getattr(value, "jaxpr", value)
+            found += collectives(value, inner) if hasattr(value, "eqns") else {}
+    return found
+
+
+@pytest.mark.parametrize("devices", nets.slow_but([2], [2, 4]))
+@pytest.mark.parametrize("name", ["two levels", "V-cycles", "V-cycles, FCF, uneven N", "skipped, V"])
+def test_the_messages_counted_are_the_collectives_of_the_traced_program(name, devices):
+    backend = nets.mesh(devices)
+    run, parts = state_solve(*HIERARCHIES[name], backend)
+    assert collectives(run.trace().jaxpr.jaxpr) == modelled(parts)[1]
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 8])
+@pytest.mark.parametrize("name", [name for name in HIERARCHIES if "skip" not in name and "sequential" not in name])
+def test_a_cycle_sends_what_the_formula_in_the_documentation_says(name, devices):
+    layers, solver, _ = HIERARCHIES[name]
+    levels = cost_model.build_levels(layers, solver, devices)
+    counts = cost_model.cycle_counts(layers, solver, devices, SIZES)
+    one_more = dataclasses.replace(solver, cycles=solver.cycles + 1)
+    more, fewer = (cost_model.total(cost_model.solve_counts(layers, s, devices, SIZES)) for s in (one_more, solver))
+    assert {f: getattr(more, f) - getattr(fewer, f) for f in vars(more)} == vars(cost_model.total(counts))
+    for depth, (level, of_level) in enumerate(zip(levels, counts, strict=False)):
+        if level.devices == 1:
+            assert of_level.messages == 0
+            continue
+        assert of_level.sends == sends_of_a_cycle(solver, depth)
+        to_whole_level = levels[depth + 1].devices == 1
+        visits = depth + 1 if solver.cycle == "F" else 1
+        assert of_level.gathers == to_whole_level * visits
+        assert of_level.sums == (depth == 0)
+        values = of_level.sends + of_level.gathers * level.share * (1 if depth + 2 == len(levels) else 2)
+        assert of_level.bytes == values * SIZES.state + of_level.sums * SIZES.number
+
+
+def sends_of_a_cycle(solver, depth):
+    """The documented number of states that a device sends to its neighbour on a level that is spread."""
+    nu = solver.cf_relaxations[min(depth, 1)]
+    if depth == 0:
+        return 1 + nu
+    return 2 + nu if solver.cycle == "V" else (depth + 1) * (1 + nu) + depth
