@@ -40,7 +40,6 @@ from experiments.timing.workers import (
     time_program,
 )
 from jaxmgrit.solvers.mgrit.grids import sweep_batch
-from jaxmgrit.system.partition import build_levels
 
 SCREENED = 1.5  # times slower than the best of its kind after the first two turns
 ERROR_STEPS = 2  # steps before the gradient is compared: a schedule's first has no warm values
@@ -242,7 +241,7 @@ def _predict(rows: list[Measured], case: Case) -> None:
         contender, place = row.contender, row.worker.place
         if contender.counts is None or contender.solver is None:
             continue
-        level = build_levels(case.layers, contender.solver, place.devices)[0]
+        level = contender.solver.hierarchy(case.layers, place.devices)[0]
         state = np.zeros((case.batch, case.width), case.dtype)
         batch = sweep_batch(contender.solver, state, place.platform, level.share)
         what = (contender.layout, where_of(place), replace(contender.solver, cycles=1), level.factor, batch)

@@ -28,7 +28,6 @@ from experiments.timing.workers import Place, Worker, WorkerError
 from experiments.training import build
 from jaxmgrit.analysis.cost_model import Costs, Sizes, iteration_counts
 from jaxmgrit.solvers.mgrit.grids import sweep_batch
-from jaxmgrit.system.partition import build_levels
 
 FACTORS = (4, 8, 16, 32, 64, 128, 256)
 INTERVAL = 32  # layers of the intervals in which the times are measured
@@ -61,7 +60,7 @@ class Calibration:
             ValueError: there is no such hierarchy, or it has fewer intervals than devices.
         """
         schedule = build.SCHEDULES[config.training.schedule]
-        levels = build_levels(config.network.layers, solver, devices)
+        levels = solver.hierarchy(config.network.layers, devices)
         if len(levels) == 1:
             raise ValueError(f"{config.network.layers} layers have one level only with {solver}")
         level = levels[0]

@@ -7,12 +7,14 @@ from jaxmgrit.backend.local import Local
 from jaxmgrit.backend.mesh import Mesh
 from jaxmgrit.backend.mpi import MPI
 from jaxmgrit.propagate import propagate
-from jaxmgrit.solution import AdjointSolution, CPoints, Result, Solution, SolveError, check
+from jaxmgrit.solution import AdjointSolution, CPoints, Solution
 from jaxmgrit.solve import solve, trajectory
 from jaxmgrit.solvers.mgrit.coarse import average, injection, midpoint, same_step
-from jaxmgrit.solvers.mgrit.options import MGRIT, Sequential
+from jaxmgrit.solvers.mgrit.solver import MGRIT
+from jaxmgrit.solvers.result import Result, SolveError, check
+from jaxmgrit.solvers.sequential import Sequential
 from jaxmgrit.training.nested import refine
-from jaxmgrit.training.one_shot import Info, OneShot, TrainState
+from jaxmgrit.training.one_shot import OneShot
 from jaxmgrit.training.penalty import LayerwisePenalty, published_penalty
 from jaxmgrit.training.problem import Params, Problem
 from jaxmgrit.training.quasi_newton.hessian import BFGS, LBFGS, SteepestDescent
@@ -20,6 +22,7 @@ from jaxmgrit.training.quasi_newton.loop import Outcome, PublishedInfo, Publishe
 from jaxmgrit.training.schedules.cycles_then_gradient import CyclesThenGradient
 from jaxmgrit.training.schedules.predict_then_sweep import PredictThenSweep
 from jaxmgrit.training.snapshot import Snapshot
+from jaxmgrit.training.state import Info, TrainState
 from jaxmgrit.training.transforms import anticipate, l2_gradient
 
 __all__ = [

@@ -187,3 +187,22 @@ def check_finite(tree: PyTree, name: str) -> None:
                 f"{name}{_path(path)} has {bad} of {jnp.size(leaf)} entries that are not finite (NaN or infinity); "
                 "clean the data or look at the initialisation."
             )
+
+
+def is_real(value: Any) -> bool:
+    """Whether an option is a real number (and not a truth value)."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def integer(owner: str, name: str, value: Any, least: int) -> None:
+    """Raise a TypeError or ValueError unless an option is an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{owner}: {name}={value!r} is not an integer; give an integer >= {least}.")
+    if value < least:
+        raise ValueError(f"{owner}: {name}={value} is too small; give an integer >= {least}.")
+
+
+def check_solver(name: str, solver: Any) -> None:
+    """Raise a TypeError unless `solver` is an object that can solve."""
+    if isinstance(solver, type) or not hasattr(solver, "run") or not hasattr(solver, "hierarchy"):
+        raise TypeError(f"{name}={solver!r} is not a solver; give jm.MGRIT(...) or jm.Sequential().")

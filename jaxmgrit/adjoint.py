@@ -24,14 +24,15 @@ from jaxmgrit.solve import (
     finest_grid,
     state_data,
 )
-from jaxmgrit.solvers.mgrit.grids import Linearisation, adjoint_grids, state_grids, sweep_batch
-from jaxmgrit.solvers.mgrit.iteration import Outcome, run, sequential_outcome
-from jaxmgrit.solvers.mgrit.options import DEFAULT, MGRIT, SEQUENTIAL, Solver
-from jaxmgrit.solvers.mgrit.relaxation import Grid, points
+from jaxmgrit.solvers.base import Outcome, Solver
+from jaxmgrit.solvers.mgrit.grids import adjoint_grids, state_grids, sweep_batch
+from jaxmgrit.solvers.mgrit.solver import DEFAULT
+from jaxmgrit.solvers.sequential import SEQUENTIAL, sequential_outcome
 from jaxmgrit.system.fused_sweep import Gradients, sequential_gradient, vjp_sweep
-from jaxmgrit.system.linearise import linearise
+from jaxmgrit.system.grid import Grid, points
+from jaxmgrit.system.linearise import Linearisation, linearise
 from jaxmgrit.system.network import Network, make_network
-from jaxmgrit.system.partition import Level, build_levels, relayout
+from jaxmgrit.system.partition import Level, relayout
 from jaxmgrit.system.step import Equation
 
 PyTree = Any
@@ -68,14 +69,15 @@ def adjoint_network(
 
     The gradients' slots keep the state's partition: leading axis slots, zero in the padding.
     """
-    levels = build_levels(network.layers, solver, backend.size, front=True)
+    levels = solver.hierarchy(network.layers, backend.size, front=True)
     check_guess(guess, lam_final, levels[0], backend)
     equation = network.with_coarse_step(solver)
     program = _adjoint_program(equation, sol.level, levels, solver, backend, gradients, step_sizes)
     outcome, found = program(state_data(network, sol, backend), lam_final, None if guess is None else guess.ends)
-    tolerance = isinstance(solver, MGRIT) and solver.has_tolerance
     points = CPoints(lam_final, outcome.ends)
-    adj = AdjointSolution(outcome.final, points, outcome.norms, outcome.cycles, outcome.result, levels[0], tolerance)
+    adj = AdjointSolution(
+        outcome.final, points, outcome.norms, outcome.cycles, outcome.result, levels[0], solver.has_tolerance
+    )
     return adj, found
 
 
@@ -92,10 +94,10 @@ def _adjoint_program(
     def body(data: PyTree, lam_final: PyTree, ends: PyTree) -> tuple[Outcome, Gradients | None]:
         grids, lin = _grids(equation, state, levels, solver, backend, data)
         shared = data[2]
-        if gradients and len(levels) == 1 and backend.size == 1:
+        if gradients and solver.is_sequential(levels) and backend.size == 1:
             ends, found = sequential_gradient(equation, grids[0], shared, lin.offset, lam_final, step_sizes)
             return sequential_outcome(grids[0], ends, lam_final), _collect(found, levels[0], state, backend)
-        outcome = run(grids, solver, repeat(lam_final, levels[0].share) if ends is None else ends, lam_final)
+        outcome = solver.run(grids, repeat(lam_final, levels[0].share) if ends is None else ends, lam_final)
         if not gradients:
             return outcome, None
         found, _, _ = vjp_sweep(equation, grids[0], shared, lin.offset, outcome.ends, lam_final, step_sizes)

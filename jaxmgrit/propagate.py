@@ -18,7 +18,9 @@ from jaxmgrit.backend.base import Backend
 from jaxmgrit.backend.local import LOCAL
 from jaxmgrit.solution import Solution
 from jaxmgrit.solve import solve_network
-from jaxmgrit.solvers.mgrit.options import MGRIT, Solver, match_segments
+from jaxmgrit.solvers.base import Solver
+from jaxmgrit.solvers.mgrit.solver import MGRIT
+from jaxmgrit.solvers.sequential import match_segments
 from jaxmgrit.system.network import Network, make_network
 from jaxmgrit.system.step import Equation, Slot
 

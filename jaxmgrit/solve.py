@@ -15,12 +15,13 @@ from jaxmgrit._pytree import repeat
 from jaxmgrit.backend.base import REPLICATED, SHARDED, SHARDED_STATES, STATE, Backend
 from jaxmgrit.backend.local import LOCAL
 from jaxmgrit.solution import CPoints, Solution
+from jaxmgrit.solvers.base import Outcome, Solver
 from jaxmgrit.solvers.mgrit.grids import state_grids, sweep_batch
-from jaxmgrit.solvers.mgrit.iteration import Outcome, run
-from jaxmgrit.solvers.mgrit.options import DEFAULT, MGRIT, SEQUENTIAL, Solver
-from jaxmgrit.solvers.mgrit.relaxation import Grid, points
+from jaxmgrit.solvers.mgrit.solver import DEFAULT
+from jaxmgrit.solvers.sequential import SEQUENTIAL
+from jaxmgrit.system.grid import Grid, points
 from jaxmgrit.system.network import Network, make_network
-from jaxmgrit.system.partition import Level, build_levels
+from jaxmgrit.system.partition import Level
 from jaxmgrit.system.step import Equation
 
 PyTree = Any
@@ -67,7 +68,7 @@ def solve(
 
 def solve_network(network: Network, u0: PyTree, solver: Solver, guess: CPoints | None, backend: Backend) -> Solution:
     """`solve` for a checked network and states of the backend, see `Backend.split_batch`."""
-    levels = build_levels(network.layers, solver, backend.size)
+    levels = solver.hierarchy(network.layers, backend.size)
     equation = network.with_coarse_step(solver)
     check_guess(guess, u0, levels[0], backend)
 
@@ -80,7 +81,7 @@ def solve_network(network: Network, u0: PyTree, solver: Solver, guess: CPoints |
         outcome.cycles,
         outcome.result,
         levels[0],
-        isinstance(solver, MGRIT) and solver.has_tolerance,
+        solver.has_tolerance,
     )
 
 
@@ -97,7 +98,7 @@ def _solve_program(
     def body(slots: PyTree, u0: PyTree, shared: PyTree, ends: PyTree) -> Outcome:
         batch = sweep_batch(solver, u0, backend.platform, levels[0].share)
         grids = state_grids(equation, slots, shared, levels, solver, backend, batch)
-        return run(grids, solver, repeat(u0, levels[0].share) if ends is None else ends, u0)
+        return solver.run(grids, repeat(u0, levels[0].share) if ends is None else ends, u0)
 
     return backend.lift(body, STATE_SPECS, OUTCOME_SPECS)
 

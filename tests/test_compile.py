@@ -2,9 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-from helpers import networks as nets
 import optax
 import pytest
+from helpers import networks as nets
 
 import jaxmgrit as jm
 

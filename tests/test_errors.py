@@ -6,9 +6,9 @@ import re
 
 import jax
 import jax.numpy as jnp
-from helpers import networks as nets
 import optax
 import pytest
+from helpers import networks as nets
 
 import jaxmgrit as jm
 

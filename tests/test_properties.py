@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from helpers import networks as nets
 import numpy as np
 import pytest
+from helpers import networks as nets
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

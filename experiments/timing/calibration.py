@@ -17,8 +17,8 @@ import jaxmgrit as jm
 from experiments.timing.contenders import Case, Layout, Where, network
 from experiments.timing.workers import agreed
 from jaxmgrit.analysis.cost_model import Costs, Sizes
-from jaxmgrit.solvers.mgrit.grids import AdjointBlock, pull_state, record
 from jaxmgrit.system.fused_sweep import interval_gradient
+from jaxmgrit.system.linearise import AdjointBlock, pull_state, record
 from jaxmgrit.system.step import Equation, Shared, Slot, keeping_little
 
 REPEATS = 7

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmgrit.solvers.mgrit.options import MGRIT, Sequential
+from jaxmgrit.solvers.sequential import Sequential
 from jaxmgrit.system.partition import Level, lay_out
 from jaxmgrit.training.objective import Training
-from jaxmgrit.training.one_shot import OneShot, TrainState
+from jaxmgrit.training.one_shot import OneShot
 from jaxmgrit.training.problem import Params
 from jaxmgrit.training.schedules.base import Setting
 from jaxmgrit.training.schedules.cycles_then_gradient import CyclesThenGradient
+from jaxmgrit.training.state import TrainState
 from jaxmgrit.training.warm import take
 
 PyTree = Any
@@ -76,7 +77,7 @@ def compare(
 def _exact_gradient(training: Training, params: Params, batch: tuple[Any, Any], layers: int) -> Params:
     """The exact gradient, laid out as the trainer's own."""
     solver, _, backend = training.setting
-    segment = Sequential(solver.factor(0) if isinstance(solver, MGRIT) else solver.segment)
+    segment = Sequential(solver.interval)
     exactly = Training(training.problem, CyclesThenGradient(), Setting(segment, segment, backend))
     here, there = (t.schedule.level(layers, t.setting) for t in (training, exactly))
 

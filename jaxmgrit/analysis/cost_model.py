@@ -26,9 +26,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, fields, replace
 
-from jaxmgrit.solvers.mgrit.options import MGRIT, Solver, match_segments
-from jaxmgrit.system.partition import Level, build_levels
-from jaxmgrit.training.schedules.cycles_then_gradient import Schedule
+from jaxmgrit.solvers.base import Solver
+from jaxmgrit.solvers.mgrit.solver import MGRIT
+from jaxmgrit.solvers.sequential import match_segments
+from jaxmgrit.system.partition import Level
+from jaxmgrit.training.schedules.base import Schedule
 from jaxmgrit.training.schedules.predict_then_sweep import PredictThenSweep
 
 Entries = Counter[tuple[int, str]]
@@ -188,7 +190,7 @@ def cycle_counts(
     layers: int, solver: MGRIT, devices: int = 1, sizes: Sizes = Sizes(), *, adjoint: bool = False
 ) -> tuple[Counts, ...]:
     """Counts of one cycle, residual norm included."""
-    grids = _Grids(build_levels(layers, solver, devices, front=adjoint), solver, sizes, adjoint)
+    grids = _Grids(solver.hierarchy(layers, devices, front=adjoint), solver, sizes, adjoint)
     return _by_level(grids.cycle())
 
 
@@ -360,13 +362,13 @@ def _linearise(state: Level, target: Level, sizes: Sizes) -> Entries:
 
 
 def _solve(layers: int, solver: Solver, devices: int, sizes: Sizes) -> Entries:
-    grids = _Grids(build_levels(layers, solver, devices), solver, sizes)
+    grids = _Grids(solver.hierarchy(layers, devices), solver, sizes)
     return grids.grids() + grids.run()
 
 
 def _adjoint(layers: int, solver: Solver, adjoint: Solver, devices: int, sizes: Sizes, gradients: bool) -> Entries:
-    state = build_levels(layers, solver, devices)[0]
-    levels = build_levels(layers, adjoint, devices, front=True)
+    state = solver.hierarchy(layers, devices)[0]
+    levels = adjoint.hierarchy(layers, devices, front=True)
     grids = _Grids(levels, adjoint, sizes, adjoint=True)
     set_up = _sum(_linearise(state, levels[0], sizes), _relayout(state, levels[0], sizes.slot), grids.grids())
     if gradients and len(levels) == 1 and devices == 1:
@@ -383,7 +385,7 @@ def _predict_then_sweep(
     assert isinstance(solver, MGRIT) and isinstance(adjoint, MGRIT)
 
     def grids_of(one: Solver, backward: bool) -> _Grids:
-        levels = build_levels(layers, one, devices, ragged=True)
+        levels = one.hierarchy(layers, devices, ragged=True)
         uneven = any(level.steps % level.factor for level in levels[:-1])  # then every layer is given its step size
         own = replace(sizes, step_size=sizes.number) if uneven else sizes
         return _Grids(levels, one, own, adjoint=backward)

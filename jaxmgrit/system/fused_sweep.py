@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import add, split, unfold, where
-from jaxmgrit.solvers.mgrit.grids import UNROLL, AdjointBlock, record
-from jaxmgrit.solvers.mgrit.relaxation import Grid
+from jaxmgrit.system.grid import Grid
+from jaxmgrit.system.linearise import UNROLL, AdjointBlock, record
 from jaxmgrit.system.step import Equation, Shared, Slot
 
 PyTree = Any

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 
-from jaxmgrit._checks import alike, check_layers, check_scalar, check_step, check_step_size, describe, evaluated
+from jaxmgrit._checks import check_layers, check_scalar, check_solver, check_step, check_step_size, evaluated
 from jaxmgrit.backend.base import Backend
-from jaxmgrit.solvers.mgrit.options import MGRIT, Solver, check_solver
 from jaxmgrit.system.partition import Level, lay_out
 from jaxmgrit.system.step import Equation, Shared, Slot
 
 PyTree = Any
+
+
+class Choices(Protocol):
+    """What a network asks of a solver; see `jaxmgrit.solvers.base.Solver`."""
+
+    @property
+    def coarse_step(self) -> Callable[..., PyTree] | None:
+        """(step, theta, u, h, m) -> u_next of a coarse level."""
+
+    def check(self, network: Network, slot: Slot, state: PyTree) -> None:
+        """Raise unless the solver can take the network."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +43,9 @@ class Network:
         h = backend.scatter(lay_out(self.slots.h, level))
         return Slot(self.slots.theta if self.spread else backend.scatter(lay_out(self.slots.theta, level)), h)
 
-    def with_coarse_step(self, solver: Solver) -> Equation:
+    def with_coarse_step(self, solver: Choices) -> Equation:
         """The equation with a solver's choice of coarse step."""
-        return replace(self.equation, coarse_step=solver.coarse_step) if isinstance(solver, MGRIT) else self.equation
+        return replace(self.equation, coarse_step=solver.coarse_step)
 
 
 def make_network(
@@ -43,7 +53,7 @@ def make_network(
     theta: PyTree,
     u0: PyTree,
     h: Any,
-    *solvers: Solver,
+    *solvers: Choices,
     running_cost: Callable[..., Any] | None = None,
     layers: int | None = None,
     parts: int = 1,
@@ -75,24 +85,5 @@ def make_network(
         check_scalar(evaluated(network.equation.cost, "running_cost", slot, state, network.shared), "running_cost")
     for solver in solvers:
         check_solver("solver", solver)
-        if isinstance(solver, MGRIT) and (m := solver.factor(0)) is not None:
-            _check_coarsening(network, solver, m, slot, state)
+        solver.check(network, slot, state)
     return network
-
-
-def _check_coarsening(network: Network, solver: MGRIT, m: int, slot: Slot, state: PyTree) -> None:
-    several = jax.tree.map(lambda x: jax.ShapeDtypeStruct((m, *x.shape), x.dtype), slot.theta)
-    coarse = Slot(jax.eval_shape(solver.coarse_params, several), slot.h)
-    if not alike(coarse.theta, slot.theta):
-        raise TypeError(
-            f"coarse_params makes {describe(coarse.theta)} from {m} layers, but one layer is {describe(slot.theta)}; "
-            "it must return the parameters of one layer, without the leading axis."
-        )
-    equation = network.with_coarse_step(solver)
-
-    def coarse_advance(s: Slot, u: PyTree, shared: Shared) -> PyTree:
-        return equation.advance(s, u, shared, m, fine=False)
-
-    check_step(evaluated(coarse_advance, "coarse_step", coarse, state, network.shared), state, "coarse_step")
-    if solver.norm is not None:
-        check_scalar(jax.eval_shape(solver.norm, state), "norm")

@@ -10,6 +10,7 @@ N_l does not fill the slots, the rest is padding: after the last step for the st
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import fit
-from jaxmgrit.solvers.mgrit.options import MGRIT, Solver
 
 
 @dataclass(frozen=True)
@@ -88,29 +88,29 @@ class Level:
         return jnp.any(mask, axis=1) if self.ragged else jnp.all(mask, axis=1)
 
 
-def build_levels(
-    steps: int, solver: Solver, devices: int = 1, *, front: bool = False, ragged: bool = False
+def cut(
+    counts: Sequence[int], factors: Sequence[int], devices: int = 1, *, front: bool = False, ragged: bool = False
 ) -> tuple[Level, ...]:
-    """The grids of a solver for a network of `steps` layers on `devices` devices.
+    """Levels of given numbers of steps and slots per interval, cut into shares for the devices.
 
-    Level l + 1 has floor(N_l / m_l) steps; with `ragged` it has ceil(N_l / m_l): the incomplete interval at the end
-    gets a
-    (shorter) coarse step of its own. The finest level is spread over the devices; a coarser one too as long as its
-    intervals fall into the finer level's shares, and else every device gathers and solves all of it.
+    The finest level is spread over the devices; a coarser one too as long as its intervals fall into the finer level's
+    shares, and else every device gathers and solves all of it.
+
+    Args:
+        counts: N_l of every level, the finest first.
+        factors: m_l of every level.
+        devices: over how many devices the finest level is spread, >= 1.
+        front: whether padding goes before the first step (the adjoint) rather than after the last.
+        ragged: whether incomplete intervals too lead to a C-point.
 
     Raises:
         ValueError: more devices than intervals.
     """
-    factors = _factors(steps, solver, ragged)
-    counts = [steps]
-    for m in factors[:-1]:
-        counts.append(-(-counts[-1] // m) if ragged else counts[-1] // m)
-    intervals = -(-steps // factors[0])
+    intervals = -(-counts[0] // factors[0])
     if intervals < devices:
         raise ValueError(
-            f"{steps} layers in intervals of {factors[0]} are {intervals} intervals, fewer than the "
-            f"{devices} devices of the "
-            f"backend; use at most {intervals} devices or a smaller coarsening factor."
+            f"{counts[0]} layers in intervals of {factors[0]} are {intervals} intervals, fewer than the {devices} "
+            f"devices of the backend; use at most {intervals} devices or a smaller coarsening factor."
         )
     share, spread = _share(-(-intervals // devices), factors, devices)
     levels = []
@@ -122,26 +122,7 @@ def build_levels(
     return tuple(levels)
 
 
-def _factors(steps: int, solver: Solver, ragged: bool) -> list[int]:
-    """Interval lengths of all levels. The last level is not coarsened: its one interval is all of it."""
-    if not isinstance(solver, MGRIT):
-        return [min(steps, solver.segment or math.isqrt(steps - 1) + 1)]
-    factors: list[int] = []
-    n = steps
-    while True:
-        m = solver.factor(len(factors))
-        if m is None or (solver.levels is not None and len(factors) + 1 >= solver.levels):
-            break
-        coarse = -(-n // m) if ragged else n // m
-        if coarse < max(1, solver.min_coarse) or coarse == n:
-            break
-        factors.append(m)
-        n = coarse
-    # One level alone is sequential propagation, in segments as Sequential has them.
-    return [*factors, n] if factors else [math.isqrt(steps - 1) + 1]
-
-
-def _share(share: int, factors: list[int], devices: int) -> tuple[int, int]:
+def _share(share: int, factors: Sequence[int], devices: int) -> tuple[int, int]:
     """Intervals per device on the finest level, and how many levels are spread over the devices.
 
     Level l + 1 can be spread without moving data if m_{l+1} divides the share of level l. A share is rounded up for

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import merge, real_dtype, split
-from jaxmgrit.solvers.mgrit.coarse import same_step
 
 PyTree = Any
 
@@ -55,7 +54,7 @@ class Equation:
 
     step: Callable[..., PyTree]
     running_cost: Callable[..., Any] | None = None
-    coarse_step: Callable[..., PyTree] = same_step
+    coarse_step: Callable[..., PyTree] | None = None
     h: float | None = None
     parts: int = 1
 
@@ -68,6 +67,7 @@ class Equation:
         def step(theta: PyTree, state: PyTree, size: Any) -> PyTree:
             return self.step(theta, state, size, *shared.constants)
 
+        assert self.coarse_step is not None
         return self.coarse_step(step, slot.theta, u, h, stride)
 
     def transpose(self, slot: Slot, u: PyTree, shared: Shared, lam: PyTree, stride: int) -> PyTree:

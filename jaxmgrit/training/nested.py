@@ -7,9 +7,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxmgrit._checks import check_layers
+from jaxmgrit._checks import check_layers, integer
 from jaxmgrit._pytree import is_inexact
-from jaxmgrit.solvers.mgrit.options import integer
 from jaxmgrit.training.problem import Params
 
 PyTree = Any

@@ -12,15 +12,15 @@ import optax
 from jaxmgrit._checks import alike, check_finite, check_layers, check_state, describe
 from jaxmgrit._pytree import merge, split, where
 from jaxmgrit.backend.base import Backend
-from jaxmgrit.solution import CPoints, Result
+from jaxmgrit.solution import CPoints
 from jaxmgrit.solve import propagate_exactly, solve_network
+from jaxmgrit.solvers.result import Result
 from jaxmgrit.system.network import Network, make_network
 from jaxmgrit.system.partition import lay_out
 from jaxmgrit.training.penalty import LayerwisePenalty
 from jaxmgrit.training.problem import Params, Problem, check_objective
 from jaxmgrit.training.running_cost import total_running_cost
-from jaxmgrit.training.schedules.base import Found, Head, Setting
-from jaxmgrit.training.schedules.cycles_then_gradient import Schedule
+from jaxmgrit.training.schedules.base import Found, Head, Schedule, Setting
 
 PyTree = Any
 

@@ -2,70 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmgrit._checks import check_backend
+from jaxmgrit._checks import check_backend, check_solver
 from jaxmgrit._pytree import merge, split
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.backend.local import Local
-from jaxmgrit.solvers.mgrit.options import MGRIT, Solver, check_solver, match_segments
+from jaxmgrit.solvers.base import Solver
+from jaxmgrit.solvers.mgrit.solver import MGRIT
+from jaxmgrit.solvers.sequential import match_segments
 from jaxmgrit.training.objective import Training, copies
 from jaxmgrit.training.optimizer_state import init_optimizer, update_optimizer
 from jaxmgrit.training.problem import Params, Problem
-from jaxmgrit.training.schedules.base import Setting
-from jaxmgrit.training.schedules.cycles_then_gradient import CyclesThenGradient, Schedule
-from jaxmgrit.training.schedules.predict_then_sweep import PredictThenSweep
+from jaxmgrit.training.schedules.base import Schedule, Setting, check_schedule
+from jaxmgrit.training.schedules.cycles_then_gradient import CyclesThenGradient
 from jaxmgrit.training.snapshot import Snapshot, export, restore
+from jaxmgrit.training.state import Info, TrainState
 from jaxmgrit.training.warm import put, take
 
 PyTree = Any
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class TrainState:
-    """Everything training carries from one iteration to the next; donate it to the jitted step.
-
-    Attributes:
-        params: parameters; the layers are kept in the schedule's partition (see `OneShot.params` for the plain ones).
-        optimizer: the optimiser's state.
-        warm: the schedule's warm values, which belong to the samples they were computed for.
-        iteration: updates done so far.
-        layers: N.
-    """
-
-    params: Params
-    optimizer: PyTree
-    warm: PyTree
-    iteration: jax.Array
-    layers: int = field(metadata={"static": True})
-
-
-class Info(NamedTuple):
-    """What an iteration saw, at the parameters before its update.
-
-    Attributes:
-        loss: at the (inexact) final state.
-        aux: the loss function's aux.
-        objective: loss, running cost and penalty.
-        grad_norm: Euclidean norm of the (inexact) gradient of the objective.
-        residual_norm: of the state, the last recorded; 0 for a sequential solve.
-        adjoint_residual_norm: of the adjoint, likewise.
-        result: the worse of the two solves' codes, see `Result` and `check`.
-    """
-
-    loss: jax.Array
-    aux: PyTree
-    objective: jax.Array
-    grad_norm: jax.Array
-    residual_norm: jax.Array
-    adjoint_residual_norm: jax.Array
-    result: jax.Array
 
 
 @dataclass(frozen=True)
@@ -111,11 +71,7 @@ class OneShot:
     backend: Backend = Local()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.schedule, (CyclesThenGradient, PredictThenSweep)):
-            raise TypeError(
-                f"OneShot: schedule={self.schedule!r} is not a schedule; "
-                "give jm.CyclesThenGradient() or jm.PredictThenSweep()."
-            )
+        check_schedule(self.schedule, "OneShot: schedule")
         for name in ("solver", "adjoint"):
             if getattr(self, name) is not None:
                 check_solver(f"OneShot: {name}", getattr(self, name))

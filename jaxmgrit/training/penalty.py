@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxmgrit._checks import is_real
 from jaxmgrit._programs import cached
 from jaxmgrit._pytree import add, merge, split, where
 from jaxmgrit.backend.base import REPLICATED, SHARDED, Backend
-from jaxmgrit.solvers.mgrit.options import is_real
 
 PyTree = Any
 

@@ -12,7 +12,8 @@ from jaxmgrit._checks import check_scalar, is_scalar
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.backend.local import LOCAL
 from jaxmgrit.solve import solve
-from jaxmgrit.solvers.mgrit.options import SEQUENTIAL, Solver
+from jaxmgrit.solvers.base import Solver
+from jaxmgrit.solvers.sequential import SEQUENTIAL
 
 PyTree = Any
 

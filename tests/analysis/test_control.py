@@ -1,10 +1,10 @@
 """The control of inexactness: what is measured, and what is decided from it."""
 
 import jax
-from helpers import networks as nets
 import numpy as np
 import optax
 import pytest
+from helpers import networks as nets
 
 import jaxmgrit as jm
 from jaxmgrit.analysis.control import EXACT, Control, ControlState, Measured, decide, is_due, observe

@@ -6,9 +6,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from helpers import networks as nets
 import optax
 import pytest
+from helpers import networks as nets
 
 import jaxmgrit as jm
 from jaxmgrit import cost_model
@@ -123,7 +123,7 @@ def network(layers):
 
 
 def grids(layers, solver, devices, **where):
-    return cost_model.build_levels(layers, solver, devices, **where)
+    return solver.hierarchy(layers, devices, **where)
 
 
 def state_solve(layers, solver, adjoint, backend):
@@ -231,7 +231,7 @@ def test_the_messages_counted_are_the_collectives_of_the_traced_program(name, de
 @pytest.mark.parametrize("name", [name for name in HIERARCHIES if "skip" not in name and "sequential" not in name])
 def test_a_cycle_sends_what_the_formula_in_the_documentation_says(name, devices):
     layers, solver, _ = HIERARCHIES[name]
-    levels = cost_model.build_levels(layers, solver, devices)
+    levels = solver.hierarchy(layers, devices)
     counts = cost_model.cycle_counts(layers, solver, devices, SIZES)
     one_more = dataclasses.replace(solver, cycles=solver.cycles + 1)
     more, fewer = (cost_model.total(cost_model.solve_counts(layers, s, devices, SIZES)) for s in (one_more, solver))

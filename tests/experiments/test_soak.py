@@ -7,8 +7,8 @@ tell a leak from the allocator's warm-up, so there a leak of more than 64 KiB in
 import os
 
 import jax
-from helpers import networks as nets
 import pytest
+from helpers import networks as nets
 
 from experiments.config.schema import Config
 from experiments.problems import level_sets

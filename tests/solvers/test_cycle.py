@@ -3,12 +3,12 @@
 from functools import lru_cache
 from operator import itemgetter
 
-from helpers import by_hand
 import jax
 import jax.numpy as jnp
-from helpers import networks as nets
 import numpy as np
 import pytest
+from helpers import by_hand
+from helpers import networks as nets
 
 import jaxmgrit as jm
 

@@ -6,11 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxmgrit as jm
-from jaxmgrit.system.partition import build_levels
 
 
 def points(layers, **options):
-    return [level.steps + 1 for level in build_levels(layers, jm.MGRIT(**options))]
+    return [level.steps + 1 for level in jm.MGRIT(**options).hierarchy(layers)]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +46,7 @@ def test_points_per_level_follow_from_factors_levels_and_min_coarse(layers, opti
     min_coarse=st.integers(0, 6),
 )
 def test_a_coarser_level_exists_if_and_only_if_the_rule_allows_it(layers, factors, levels, min_coarse):
-    found = build_levels(layers, jm.MGRIT(factors, levels=levels, min_coarse=min_coarse))
+    found = jm.MGRIT(factors, levels=levels, min_coarse=min_coarse).hierarchy(layers)
     n, expected = layers, [layers]
     for m in factors:
         n = n // m
@@ -74,7 +73,7 @@ solvers = st.builds(
 )
 def test_every_step_has_one_slot_and_every_device_an_equal_share(layers, solver, devices, front):
     try:
-        levels = build_levels(layers, solver, devices, front=front)
+        levels = solver.hierarchy(layers, devices, front=front)
     except ValueError as error:
         assert "fewer than the" in str(error)
         return
@@ -94,7 +93,7 @@ def test_every_step_has_one_slot_and_every_device_an_equal_share(layers, solver,
 @given(layers=st.integers(1, 300), solver=solvers, devices=st.sampled_from([1, 2, 4, 8]), front=st.booleans())
 def test_complete_intervals_are_the_steps_of_the_next_level(layers, solver, devices, front):
     try:
-        levels = build_levels(layers, solver, devices, front=front)
+        levels = solver.hierarchy(layers, devices, front=front)
     except ValueError:
         return
     for level, below in zip(levels[:-1], levels[1:], strict=True):

@@ -5,10 +5,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from helpers import networks as nets
 import numpy as np
 import optax
 import pytest
+from helpers import networks as nets
 
 import jaxmgrit as jm
 

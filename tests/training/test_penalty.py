@@ -4,10 +4,10 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from helpers import networks as nets
 import numpy as np
 import optax
 import pytest
+from helpers import networks as nets
 
 import jaxmgrit as jm
 from jaxmgrit._pytree import fit

@@ -5,9 +5,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from helpers import networks as nets
 import numpy as np
 import pytest
+from helpers import networks as nets
 from jax.flatten_util import ravel_pytree
 
 import jaxmgrit as jm

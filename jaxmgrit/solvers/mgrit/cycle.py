@@ -10,14 +10,15 @@ import jax.numpy as jnp
 
 from jaxmgrit._pytree import add, unfold, where
 from jaxmgrit.solvers.mgrit.fas import Norm, c_point_norm, coarse_rhs, correct, restrict
-from jaxmgrit.solvers.mgrit.options import MGRIT
-from jaxmgrit.solvers.mgrit.relaxation import Grid, c_points, c_relax, entry, f_relax, points, run_interval
+from jaxmgrit.solvers.mgrit.options import Options
+from jaxmgrit.solvers.mgrit.relaxation import fc_relax
+from jaxmgrit.system.grid import Grid, c_points, entry, points, run_interval
 
 PyTree = Any
 Grids = Sequence[Grid]
 
 
-def cycle(grids: Grids, solver: MGRIT, ends: PyTree, initial: PyTree, norm: Norm) -> tuple[PyTree, jax.Array]:
+def cycle(grids: Grids, solver: Options, ends: PyTree, initial: PyTree, norm: Norm) -> tuple[PyTree, jax.Array]:
     """One V- or F-cycle from the finest level.
 
     Args:
@@ -36,15 +37,8 @@ def cycle(grids: Grids, solver: MGRIT, ends: PyTree, initial: PyTree, norm: Norm
     return coarse_solve(grids, 1, solver, ends, rhs, initial), c_point_norm(grids[0], squares)
 
 
-def fc_relax(grid: Grid, nu: int, ends: PyTree, rhs: PyTree, initial: PyTree) -> PyTree:
-    """The C-points after nu FC-relaxations."""
-    for _ in range(nu):
-        ends = c_relax(grid, f_relax(grid, ends, rhs, initial))
-    return ends
-
-
 def coarse_solve(
-    grids: Grids, depth: int, solver: MGRIT, ends: PyTree, rhs: PyTree, initial: PyTree, first: Any = 0
+    grids: Grids, depth: int, solver: Options, ends: PyTree, rhs: PyTree, initial: PyTree, first: Any = 0
 ) -> PyTree:
     """Solve level `depth` for the C-points of the level above: exactly on the coarsest, else by one cycle.
 
@@ -67,7 +61,7 @@ def coarse_solve(
 
 
 def solve_level(
-    grids: Grids, depth: int, solver: MGRIT, guess: PyTree, rhs: PyTree, initial: PyTree, first: Any = 0
+    grids: Grids, depth: int, solver: Options, guess: PyTree, rhs: PyTree, initial: PyTree, first: Any = 0
 ) -> PyTree:
     """The values at all slots of a level below the finest, leaves (share * factor, ...); `guess` likewise."""
     grid = grids[depth]
@@ -82,7 +76,7 @@ def solve_level(
 
 
 def v_cycle(
-    grids: Grids, depth: int, solver: MGRIT, ends: PyTree, rhs: PyTree, initial: PyTree, first: Any = 0
+    grids: Grids, depth: int, solver: Options, ends: PyTree, rhs: PyTree, initial: PyTree, first: Any = 0
 ) -> PyTree:
     """Relax, restrict, recurse, correct on a level below the finest: its corrected C-points."""
     grid, below = grids[depth], grids[depth + 1]
@@ -91,7 +85,9 @@ def v_cycle(
     return coarse_solve(grids, depth + 1, solver, ends, below_rhs, initial, first)
 
 
-def _f_cycle(grids: Grids, depth: int, solver: MGRIT, ends: PyTree, rhs: PyTree, initial: PyTree, first: Any) -> PyTree:
+def _f_cycle(
+    grids: Grids, depth: int, solver: Options, ends: PyTree, rhs: PyTree, initial: PyTree, first: Any
+) -> PyTree:
     """Pass 0 recurses into an F-cycle, pass 1 (the additional V-cycle) into passes 1 only; from pass `first` on.
 
     As a loop every level is traced once; unrolled, the program would grow with the square of the number of levels.
@@ -123,7 +119,7 @@ def solve_coarsest(grid: Grid, rhs: PyTree, initial: PyTree) -> PyTree:
     return jax.lax.scan(one, (initial, source), inputs, reverse=grid.backward)[0][1]
 
 
-def skip_first_down(grids: Grids, depth: int, solver: MGRIT, initial: PyTree) -> PyTree:
+def skip_first_down(grids: Grids, depth: int, solver: Options, initial: PyTree) -> PyTree:
     """The first cycle when it starts on the coarsest level: C-points of level depth - 1, all right-hand sides zero."""
     above, grid = grids[depth - 1], grids[depth]
     if depth == len(grids) - 1:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import fold, subtract, unfold, where
-from jaxmgrit.solvers.mgrit.relaxation import Grid, run_interval
+from jaxmgrit.system.grid import Grid, run_interval
 from jaxmgrit.system.partition import coarse_grid_data, fine_grid_data
 
 PyTree = Any

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,18 +12,16 @@ import jax.numpy as jnp
 from jaxmgrit._pytree import fold, where
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.backend.local import Local
+from jaxmgrit.solvers.base import Solver
 from jaxmgrit.solvers.mgrit.fas import restrict
-from jaxmgrit.solvers.mgrit.options import MGRIT, Solver
-from jaxmgrit.solvers.mgrit.relaxation import Grid
+from jaxmgrit.system.grid import Grid
+from jaxmgrit.system.linearise import AdjointBlock, Linearisation, pull_state, record
 from jaxmgrit.system.partition import Level, coarse_grid_data
-from jaxmgrit.system.step import Equation, Shared, Slot, Vjp
+from jaxmgrit.system.step import Equation, Shared, Slot
 
 PyTree = Any
 
 _STATES_BYTES = 1 << 13
-
-# Layers in one pass of the loops that linearise and pull back, a twelfth faster on a CPU than one; four are slower.
-UNROLL = 2
 
 
 def sweep_batch(solver: Solver, state: PyTree, platform: str, share: int) -> int:
@@ -33,7 +30,7 @@ def sweep_batch(solver: Solver, state: PyTree, platform: str, share: int) -> int
     An accelerator takes all. On a CPU small states go through together, as many as leave room in the first-level cache
     for what a layer computes from them: thin layers alone cannot fill the vector units. Large states go one by one.
     """
-    if isinstance(solver, MGRIT) and solver.intervals_per_sweep is not None:
+    if solver.intervals_per_sweep is not None:
         return min(solver.intervals_per_sweep, share)
     if platform != "cpu":
         return share
@@ -49,8 +46,9 @@ def _divisor_near(share: int, batch: int) -> int:
     return min(divisors, key=lambda b: max(b / batch, batch / b)) if divisors else batch
 
 
-def coarsen(block: Slot, mask: Any, solver: MGRIT) -> Slot:
+def coarsen(block: Slot, mask: Any, solver: Solver) -> Slot:
     """Slots of a level, leaves (share, factor, ...), to one coarse slot per interval, leaves (share, ...)."""
+    assert solver.coarse_params is not None
     theta = jax.vmap(solver.coarse_params)(block.theta)
     h = block.h
     if h is not None:
@@ -79,7 +77,6 @@ def coarse_blocks(
     """
     found = []
     for depth, (fine, coarse) in enumerate(itertools.pairwise(levels)):
-        assert isinstance(solver, MGRIT)
         on = _backend_of(fine, backend)
         mask = fine.slot_mask(on.index())
         if fine.ragged:
@@ -128,78 +125,6 @@ def grids_of(
     return tuple(grid(depth, level) for depth, level in enumerate(levels))
 
 
-class Linearisation(NamedTuple):
-    """The fine states the adjoint is linearised at: recomputed within each interval, or given.
-
-    Attributes:
-        starts: state at the left end of each interval, leaves (share, ...).
-        resets: C-points of the state that lie inside the intervals, at slot `offset`; None if there are none.
-        offset: that slot.
-        states: the state before every slot, leaves (share, factor, ...), where they are not to be recomputed.
-    """
-
-    starts: PyTree
-    resets: PyTree = None
-    offset: int = 0
-    states: PyTree = None
-
-
-class AdjointBlock(NamedTuple):
-    """Data of the adjoint's intervals on the finest level."""
-
-    slots: Slot
-    mask: Any
-    starts: PyTree
-    resets: PyTree
-    states: PyTree
-
-
-class Tape(NamedTuple):
-    """An interval's layers, linearised on the way forward.
-
-    Attributes:
-        end: the state at the interval's end.
-        costs: running cost of each slot, (factor,).
-        pullbacks: of each slot, see `Vjp`; leaves (factor, ...).
-    """
-
-    end: PyTree
-    costs: Any
-    pullbacks: Any
-
-
-def record(vjp: Callable[[Slot, PyTree], Vjp], block: AdjointBlock, offset: int) -> Tape:
-    """Run an interval forward from its start, through the C-point inside if there is one, and keep the pullbacks.
-
-    Recomputing the state and linearising it in one pass evaluates every layer once. What a pullback takes from the
-    parameters is taken from the block again rather than stored.
-    """
-    position = None
-    if block.resets is not None:
-        position = jnp.arange(jax.tree.leaves(block.slots)[0].shape[0]) == offset
-    structure: list[Any] = []
-
-    def one(u: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
-        slot, inside, at_reset, given = inputs
-        if given is not None:
-            u = given
-        if at_reset is not None:
-            u = where(at_reset, block.resets, u)
-        made = vjp(slot, u)
-        leaves, tree = jax.tree.flatten(made.pullback)
-        own = [id(x) for x in jax.tree.leaves(slot)]
-        sources = [own.index(id(x)) if id(x) in own else None for x in leaves]
-        structure[:] = [tree, sources]
-        kept = [x for x, source in zip(leaves, sources, strict=True) if source is None]
-        return where(inside, made.after, u), (made.cost, kept)
-
-    end, (costs, kept) = jax.lax.scan(one, block.starts, (block.slots, block.mask, position, block.states))
-    tree, sources = structure
-    parameters, rest = jax.tree.leaves(block.slots), iter(kept)
-    leaves = [next(rest) if source is None else parameters[source] for source in sources]
-    return Tape(end, costs, jax.tree.unflatten(tree, leaves))
-
-
 def adjoint_grids(
     equation: Equation,
     forward: tuple[Grid, ...],
@@ -241,12 +166,6 @@ def adjoint_grids(
 def _transpose(equation: Equation, shared: Shared, stride: int, slot_and_state: PyTree, lam: PyTree) -> PyTree:
     slot, u = slot_and_state
     return equation.transpose(slot, u, shared, lam, stride)
-
-
-def pull_state(taped: PyTree, lam: PyTree) -> PyTree:
-    """One step of the adjoint on the finest level, back through a linearised layer."""
-    pullback, cost = taped
-    return pullback((lam, jnp.ones_like(cost)))[0]
 
 
 def _expand(equation: Equation, shared: Shared, offset: int, block: AdjointBlock) -> PyTree:

@@ -2,154 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from jaxmgrit._pytree import add, fold, repeat, unfold, where
-from jaxmgrit.backend.base import Backend
-from jaxmgrit.backend.local import LOCAL
-from jaxmgrit.system.partition import Level
+from jaxmgrit.system.grid import Grid, run_interval
 
 PyTree = Any
-
-
-def as_slots(block: PyTree) -> PyTree:
-    """The block itself: its slots' data are stored."""
-    return block
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A level ready to run on this device: its data, how one step is made, in which direction.
-
-    The unknowns are `ends`: for each interval the value at the end that the run reaches, leading axis share. At
-    complete
-    intervals these are the C-points 1, 2, ...; C-point 0 is the given initial value.
-
-    Attributes:
-        level: the level's shape.
-        backend: spreads the level's intervals.
-        blocks: data of the slots, leaves (share, factor, ...), or what `expand` makes them from.
-        advance: (slot data, value) -> next value, without a right-hand side.
-        expand: data of one interval -> data of its slots (leading axis factor).
-        backward: whether the run goes from the last slot to the first (the adjoint).
-        batch: how many intervals go through one batched sweep at a time.
-    """
-
-    level: Level
-    backend: Backend
-    blocks: PyTree
-    advance: Callable[[PyTree, PyTree], PyTree]
-    expand: Callable[[PyTree], PyTree] = as_slots
-    backward: bool = False
-    batch: int = 1
-
-    @property
-    def mask(self) -> Any:
-        """(share, factor) booleans: slots that hold a step; None if all do."""
-        return self.level.slot_mask(self.backend.index())
-
-    def edge(self, ends: PyTree, initial: PyTree) -> PyTree:
-        """The value that enters this device's first interval (the last one, where the run goes backwards)."""
-        by, last = (-1, slice(None, 1)) if self.backward else (1, slice(-1, None))
-        return jax.tree.map(lambda x: x[0], self.backend.shift(jax.tree.map(lambda x: x[last], ends), by, initial))
-
-    def starts(self, ends: PyTree, initial: PyTree, edge: PyTree = None) -> PyTree:
-        """The value each interval starts from: its neighbour's end, or the initial value."""
-        if self.batch == 1 and self.level.share > 1:
-            # A loop, since XLA would make a shifted array anew for everybody who needs it.
-            return self.accumulate(lambda start: (start, None), ends, initial, None, edge=edge)[0]
-        edge = self.edge(ends, initial) if edge is None else edge
-        starts = LOCAL.shift(ends, -1 if self.backward else 1, edge)
-        begins = self._begins(jnp.arange(self.level.share, dtype=jnp.int32))
-        return starts if begins is None else where(begins, repeat(initial, self.level.share), starts)
-
-    def _begins(self, interval: Any) -> Any:
-        """Whether the run begins in an interval of this device, behind intervals of padding; None if there are none."""
-        level = self.level
-        if not self.backward or level.front or level.last_interval + 1 == level.intervals:
-            return None
-        return self.backend.index() * level.share + interval == level.last_interval
-
-    def sweep(self, f: Callable[..., PyTree], ends: PyTree, initial: PyTree, *data: PyTree) -> PyTree:
-        """`f(start, *data)` of all intervals, leaves (share, ...), from what each starts from and its entry of data."""
-        return self.accumulate(lambda *args: (f(*args), None), ends, initial, None, *data)[0]
-
-    def accumulate(
-        self,
-        f: Callable[..., tuple[PyTree, PyTree]],
-        ends: PyTree,
-        initial: PyTree,
-        total: PyTree,
-        *data: PyTree,
-        edge: PyTree = None,
-    ) -> tuple[PyTree, PyTree]:
-        """`sweep`, where f also returns an increment to the interval's entry of `total`, leaves (share, ...).
-
-        `edge` is the value that enters this device's first interval, where that is known.
-        """
-        share = self.level.share
-        if self.batch > 1 or share == 1:
-            intervals = (self.starts(ends, initial, edge), *data)
-            found, increment = by_intervals(lambda args: f(*args), intervals, share, self.batch)
-            return found, add(total, increment)
-
-        # One by one, nothing is copied: starts are looked up, and the total is changed where it is.
-        edge = self.edge(ends, initial) if edge is None else edge
-        first, before = (share - 1, 1) if self.backward else (0, -1)
-
-        def one(total: PyTree, args: PyTree) -> tuple[PyTree, PyTree]:
-            j, own = args
-            start = where(j == first, edge, entry(ends, jnp.clip(j + before, 0, share - 1)))
-            if (begins := self._begins(j)) is not None:
-                start = where(begins, initial, start)
-            found, increment = f(start, *own)
-            return jax.tree.map(lambda x, y: x.at[j].add(y), total, increment), found
-
-        total, found = jax.lax.scan(one, total, (jnp.arange(share, dtype=jnp.int32), data))
-        return found, total
-
-
-def entry(tree: PyTree, index: Any) -> PyTree:
-    """One entry of arrays."""
-    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), tree)
-
-
-def by_intervals(f: Callable[[PyTree], PyTree], intervals: PyTree, share: int, batch: int) -> PyTree:
-    """Map f over the leading axis, `batch` intervals at a time."""
-    if batch >= share:
-        return jax.vmap(f)(intervals)
-    if batch == 1:
-        return jax.lax.map(f, intervals)
-    return jax.lax.map(f, intervals, batch_size=batch)
-
-
-def run_interval(
-    grid: Grid, start: PyTree, block: PyTree, mask: Any, rhs: PyTree, *, keep: bool = False, skip_last: bool = False
-) -> tuple[PyTree, PyTree]:
-    """Through the slots of one interval: (value at its end, values after each slot if `keep`).
-
-    With `skip_last` only as far as the last F-point.
-    """
-
-    def one(value: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
-        slot, inside, source = inputs
-        after = grid.advance(slot, value)
-        if source is not None:
-            after = add(after, source)
-        after = where(inside, after, value)
-        return after, after if keep else None
-
-    inputs = (grid.expand(block), mask, rhs)
-    if skip_last:
-        f_points = slice(1, None) if grid.backward else slice(None, -1)
-        inputs = jax.tree.map(lambda x: x[f_points], inputs)
-    return jax.lax.scan(one, start, inputs, reverse=grid.backward)
 
 
 def f_relax(grid: Grid, ends: PyTree, rhs: PyTree, initial: PyTree) -> PyTree:
@@ -175,21 +32,8 @@ def c_relax(grid: Grid, arrived: PyTree) -> PyTree:
     return arrived
 
 
-def points(grid: Grid, ends: PyTree, rhs: PyTree, initial: PyTree) -> PyTree:
-    """F-relaxation that keeps the F-points: all points of a level after each slot, leaves (share * factor, ...)."""
-
-    def fill(start: PyTree, end: PyTree, block: PyTree, mask: Any, source: PyTree) -> PyTree:
-        inner = run_interval(grid, start, block, mask, source, keep=True, skip_last=True)[1]
-        pair = (end, inner) if grid.backward else (inner, end)
-        return jax.tree.map(partial(_join, backward=grid.backward), *pair)
-
-    return unfold(grid.sweep(fill, ends, initial, ends, grid.blocks, grid.mask, rhs))
-
-
-def _join(a: Any, b: Any, backward: bool) -> Any:
-    return jnp.concatenate([a[None], b] if backward else [a, b[None]])
-
-
-def c_points(values: PyTree, factor: int, backward: bool) -> PyTree:
-    """The values at the intervals' ends among values at all slots: (share * factor, ...) -> (share, ...)."""
-    return jax.tree.map(lambda x: x[:, 0 if backward else -1], fold(values, factor))
+def fc_relax(grid: Grid, nu: int, ends: PyTree, rhs: PyTree, initial: PyTree) -> PyTree:
+    """The C-points after nu FC-relaxations."""
+    for _ in range(nu):
+        ends = c_relax(grid, f_relax(grid, ends, rhs, initial))
+    return ends

@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from jaxmgrit._checks import integer
 from jaxmgrit._pytree import real_dtype, where
 from jaxmgrit.backend.base import Backend
-from jaxmgrit.solvers.mgrit.options import integer
 from jaxmgrit.training.problem import Params
 
 PyTree = Any

@@ -12,14 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmgrit._checks import check_backend
+from jaxmgrit._checks import check_backend, check_solver, integer, is_real
 from jaxmgrit._pytree import merge, split, subtract, where
 from jaxmgrit.backend.base import Backend, broadcast
 from jaxmgrit.backend.local import Local
-from jaxmgrit.solvers.mgrit.options import MGRIT, Solver, check_solver, integer, is_real, match_segments
+from jaxmgrit.solvers.base import Solver
+from jaxmgrit.solvers.mgrit.solver import MGRIT
+from jaxmgrit.solvers.sequential import match_segments
 from jaxmgrit.system.partition import lay_out
 from jaxmgrit.training.objective import Evaluated, Training, copies
-from jaxmgrit.training.one_shot import TrainState
 from jaxmgrit.training.optimizer_state import map_optimizer
 from jaxmgrit.training.problem import Params, Problem
 from jaxmgrit.training.quasi_newton.hessian import BFGS, LBFGS, Hessian, Space, SteepestDescent, dot
@@ -27,6 +28,7 @@ from jaxmgrit.training.quasi_newton.line_search import Search, backtrack
 from jaxmgrit.training.schedules.base import Setting
 from jaxmgrit.training.schedules.cycles_then_gradient import CyclesThenGradient
 from jaxmgrit.training.snapshot import Snapshot, export, restore
+from jaxmgrit.training.state import TrainState
 
 PyTree = Any
 

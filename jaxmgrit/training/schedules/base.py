@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
 from jaxmgrit.backend.base import Backend
-from jaxmgrit.solvers.mgrit.options import Solver
+from jaxmgrit.solvers.base import Solver
+from jaxmgrit.system.network import Network
+from jaxmgrit.system.partition import Level
 
 PyTree = Any
 
@@ -44,3 +46,37 @@ class Setting(NamedTuple):
 
 
 LossHead = Callable[[PyTree], Head]
+
+
+class Schedule(Protocol):
+    """What one iteration of one-shot training does: a frozen object with these four functions.
+
+    Warm values, what an iteration leaves for the next, are a tuple of pytrees with one entry per interval, or None.
+    """
+
+    def level(self, layers: int, setting: Setting) -> Level:
+        """The partition the layers are kept in.
+
+        Raises:
+            ValueError: solvers that this schedule cannot honour.
+        """
+
+    def warm_levels(self, layers: int, setting: Setting) -> tuple[Level, ...]:
+        """The partitions the warm values belong to, one for each entry of the tuple."""
+
+    def init(self, layers: int, u0: PyTree, setting: Setting) -> tuple[PyTree, ...]:
+        """Warm values before the first iteration, leaves (intervals, ...)."""
+
+    def gradient(
+        self, network: Network, u0: PyTree, head: LossHead, warm: tuple[PyTree, ...], setting: Setting
+    ) -> Found:
+        """Loss and inexact gradient at the network's parameters, and warm values for the next iteration."""
+
+
+def check_schedule(schedule: Any, name: str) -> None:
+    """Raise a TypeError unless `schedule` is an object that can do an iteration."""
+    wanted = ("level", "warm_levels", "init", "gradient")
+    if isinstance(schedule, type) or not all(hasattr(schedule, attribute) for attribute in wanted):
+        raise TypeError(
+            f"{name}={schedule!r} is not a schedule; give jm.CyclesThenGradient() or jm.PredictThenSweep()."
+        )

@@ -1,8 +1,4 @@
-"""What one iteration of one-shot training does: "cycles, then gradient" and "predict, then sweep".
-
-A schedule is a record of functions: `level` (the partition the layers are kept in), `init` (warm values for the first
-iteration) and `gradient` (inexact gradient at given parameters, and warm values for the next iteration).
-"""
+"""One-shot training's "cycles, then gradient", as published."""
 
 from __future__ import annotations
 
@@ -17,9 +13,8 @@ from jaxmgrit.adjoint import adjoint_network
 from jaxmgrit.solution import CPoints
 from jaxmgrit.solve import solve_network
 from jaxmgrit.system.network import Network
-from jaxmgrit.system.partition import Level, build_levels
+from jaxmgrit.system.partition import Level
 from jaxmgrit.training.schedules.base import Found, LossHead, Setting
-from jaxmgrit.training.schedules.predict_then_sweep import PredictThenSweep
 
 PyTree = Any
 
@@ -35,22 +30,26 @@ class CyclesThenGradient:
 
     def level(self, layers: int, setting: Setting) -> Level:
         """The partition the layers are kept in."""
-        return build_levels(layers, setting.solver, setting.backend.size)[0]
+        return setting.solver.hierarchy(layers, setting.backend.size)[0]
 
     def init(self, layers: int, u0: PyTree, setting: Setting) -> PyTree:
         """Warm values: u^0 at all C-points of the state, zero at those of the adjoint. None for a sequential solver."""
         solver, adjoint, backend = setting
-        state = build_levels(layers, solver, backend.size)
-        reversed_ = build_levels(layers, adjoint, backend.size, front=True)
-        ends = repeat(u0, state[0].intervals) if len(state) > 1 else None
-        lam = jax.tree.map(jnp.zeros_like, repeat(u0, reversed_[0].intervals)) if len(reversed_) > 1 else None
+        state = solver.hierarchy(layers, backend.size)
+        reversed_ = adjoint.hierarchy(layers, backend.size, front=True)
+        ends = repeat(u0, state[0].intervals) if not solver.is_sequential(state) else None
+        lam = (
+            jax.tree.map(jnp.zeros_like, repeat(u0, reversed_[0].intervals))
+            if not adjoint.is_sequential(reversed_)
+            else None
+        )
         return ends, lam
 
     def warm_levels(self, layers: int, setting: Setting) -> tuple[Level, Level]:
         """The partitions the warm values belong to, one for each entry of `warm`."""
         solver, adjoint, backend = setting
-        state = build_levels(layers, solver, backend.size)[0]
-        return state, build_levels(layers, adjoint, backend.size, front=True)[0]
+        state = solver.hierarchy(layers, backend.size)[0]
+        return state, adjoint.hierarchy(layers, backend.size, front=True)[0]
 
     def gradient(self, network: Network, u0: PyTree, head: LossHead, warm: PyTree, setting: Setting) -> Found:
         """One iteration's state solve, loss, adjoint solve and gradient."""
@@ -75,11 +74,8 @@ def _guess(initial: PyTree, ends: PyTree) -> CPoints | None:
 
 def _last(norms: jax.Array) -> jax.Array:
     """The last residual norm recorded; 0 where there is none (a sequential solve)."""
-    recorded = ~jnp.isnan(norms)
     if norms.size == 0:
         return jnp.zeros((), norms.dtype)
-    last = norms.size - 1 - jnp.argmax(recorded[::-1])
-    return norms[last]
-
-
-Schedule = CyclesThenGradient | PredictThenSweep
+    recorded = norms != -1  # what is not finite is recorded too
+    last = norms[norms.size - 1 - jnp.argmax(recorded[::-1])]
+    return jnp.where(jnp.any(recorded), last, jnp.zeros_like(last))

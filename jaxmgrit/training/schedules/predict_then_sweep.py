@@ -14,15 +14,16 @@ from jaxmgrit._pytree import add, all_finite, euclidean_norm, fit, fold, real_dt
 from jaxmgrit.adjoint import GRADIENT_SPECS
 from jaxmgrit.backend.base import REPLICATED, SHARDED, SHARDED_STATES, STATE, WHOLE_STATES, Backend, broadcast
 from jaxmgrit.backend.local import LOCAL
-from jaxmgrit.solution import Result
 from jaxmgrit.solvers.mgrit.cycle import Grids, solve_level
 from jaxmgrit.solvers.mgrit.fas import Norm, own_sum
-from jaxmgrit.solvers.mgrit.grids import Linearisation, adjoint_grids, coarse_blocks, grids_of, sweep_batch
-from jaxmgrit.solvers.mgrit.options import MGRIT
-from jaxmgrit.solvers.mgrit.relaxation import Grid, entry
+from jaxmgrit.solvers.mgrit.grids import adjoint_grids, coarse_blocks, grids_of, sweep_batch
+from jaxmgrit.solvers.mgrit.solver import MGRIT
+from jaxmgrit.solvers.result import Result
 from jaxmgrit.system.fused_sweep import Gradients, vjp_sweep
+from jaxmgrit.system.grid import Grid, entry
+from jaxmgrit.system.linearise import Linearisation
 from jaxmgrit.system.network import Network
-from jaxmgrit.system.partition import Level, build_levels, fine_grid_data
+from jaxmgrit.system.partition import Level, fine_grid_data
 from jaxmgrit.system.step import Equation, Slot
 from jaxmgrit.training.schedules.base import Found, LossHead, Setting
 
@@ -55,15 +56,10 @@ class PredictThenSweep:
                     f"PredictThenSweep: {name}={solver} has no coarse level; give jm.MGRIT(...), "
                     "or take schedule=jm.CyclesThenGradient() for sequential training."
                 )
-            for option, default in (("rtol", None), ("atol", None), ("skip_first_down", False)):
-                if getattr(solver, option) != default:
-                    raise ValueError(
-                        f"PredictThenSweep: {name} has {option}={getattr(solver, option)!r}, which this "
-                        "schedule cannot honour; "
-                        f"leave it at {default!r}, or take schedule=jm.CyclesThenGradient()."
-                    )
+            two_levels = len(solver.hierarchy(layers, setting.backend.size, ragged=True)) == 2
+            _refuse_idle_options(name, solver, two_levels)
         state, adjoint = (
-            build_levels(layers, s, setting.backend.size, ragged=True) for s in (setting.solver, setting.adjoint)
+            s.hierarchy(layers, setting.backend.size, ragged=True) for s in (setting.solver, setting.adjoint)
         )
         if len(state) < 2 or state[0] != adjoint[0]:
             raise ValueError(
@@ -75,7 +71,7 @@ class PredictThenSweep:
             )
         return state, adjoint
 
-    def init(self, layers: int, u0: PyTree, setting: Setting) -> PyTree:
+    def init(self, layers: int, u0: PyTree, setting: Setting) -> tuple[PyTree, ...]:
         """Warm values: no right-hand sides yet; with more than two levels also guesses for the coarse problems."""
         levels = self._levels(layers, setting)
         count = levels[0][0].intervals
@@ -114,6 +110,26 @@ class PredictThenSweep:
         residuals = swept.residual_norm, swept.adjoint_residual_norm
         warm = (swept.tau, swept.sigma, ends, lam_ends)
         return Found(top, found.slots.theta, swept.lam_initial, found.cost, *residuals, result, warm)
+
+
+def _refuse_idle_options(name: str, solver: MGRIT, two_levels: bool) -> None:
+    """Raise a ValueError for an option that would change nothing: tolerances, relaxation on the finest level, ..."""
+    idle: dict[str, tuple[bool, object]] = {
+        "rtol": (solver.rtol is not None, None),
+        "atol": (solver.atol is not None, None),
+        "skip_first_down": (solver.skip_first_down, False),
+        "cf_relaxations": (solver.cf_relaxations[0] != 0 or (two_levels and solver.cf_relaxations[1] != 1), (0, 1)),
+        # With two levels the coarse problem is solved exactly, by one recurrence; both usual defaults are borne.
+        "cycle": (two_levels and solver.cycle != "V", "V"),
+        "cycles": (two_levels and solver.cycles > 2, 1),
+    }
+    for option, (given, default) in idle.items():
+        if given:
+            where = " with two levels" if option in ("cycle", "cycles", "cf_relaxations") and two_levels else ""
+            raise ValueError(
+                f"PredictThenSweep: {name} has {option}={getattr(solver, option)!r}, which this schedule cannot "
+                f"honour{where}; leave it at {default!r}, or take schedule=jm.CyclesThenGradient()."
+            )
 
 
 def _step_size_per_layer(network: Network, levels: tuple[Level, ...], u0: PyTree) -> Network:

@@ -1,0 +1,114 @@
+"""The protocol of solvers, and what a run leaves: a new solver is one class that subclasses `Solver`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+
+from jaxmgrit._pytree import PyTree, all_finite
+from jaxmgrit.backend.base import Backend, broadcast
+from jaxmgrit.system.grid import Grid
+from jaxmgrit.system.network import Network
+from jaxmgrit.system.partition import Level
+from jaxmgrit.system.step import Slot
+
+
+class Outcome(NamedTuple):
+    """What a run leaves on this device.
+
+    Attributes:
+        ends: the values at the ends of the intervals, leaves (share, ...): C-points 1, 2, ...
+        final: the value at the end of the run, the same on every device.
+        norms: recorded residual norms, shape (cycles,), -1 where there is none.
+        cycles: how many were done, ().
+        result: code, see `Result`, ().
+    """
+
+    ends: PyTree
+    final: PyTree
+    norms: jax.Array
+    cycles: jax.Array
+    result: jax.Array
+
+
+class Solver:
+    """How the values at the ends of intervals are solved for, the same way for the state and for the adjoint.
+
+    Subclass it as a frozen dataclass (programs are remembered by their solver) and define `hierarchy` and `run`. The
+    grids handed to `run` are those of `hierarchy`; the finest one's `advance` is one layer of the network (or of its
+    transpose, run backwards), and everything a solver does goes through `Grid.sweep` and `run_interval`.
+
+    Attributes:
+        intervals_per_sweep: how many intervals go through one batched sweep at a time; None: a good choice for the
+            platform.
+        coarse_params: (parameters of m layers, leading axis m) -> parameters of one coarse layer; None where
+            there is no coarse level.
+        coarse_step: (step, theta, u, h, m) -> u_next of a coarse level, or None.
+    """
+
+    intervals_per_sweep: int | None = None
+    coarse_params: Callable[[PyTree], PyTree] | None = None
+    coarse_step: Callable[..., PyTree] | None = None
+
+    @property
+    def has_tolerance(self) -> bool:
+        """Whether the solve stops by a tolerance, so that used-up iterations are a failure."""
+        return False
+
+    @property
+    def interval(self) -> int | None:
+        """Layers per interval of the finest level; None where that depends on the network."""
+        return None
+
+    def hierarchy(
+        self, steps: int, devices: int = 1, *, front: bool = False, ragged: bool = False
+    ) -> tuple[Level, ...]:
+        """The levels for a network of `steps` layers on `devices` devices, the finest first; see `partition.cut`.
+
+        Args:
+            steps: N.
+            devices: over how many the finest level is spread.
+            front: whether padding goes before the first layer (for the adjoint) instead of after the last.
+            ragged: whether incomplete intervals lead to C-points too (predict-then-sweep needs them).
+
+        Raises:
+            ValueError: more devices than intervals.
+        """
+        raise TypeError(f"{type(self).__name__} does not define hierarchy(steps, devices, *, front, ragged).")
+
+    def is_sequential(self, levels: Sequence[Level]) -> bool:
+        """Whether the solve is one run through all layers, which needs no guess and is exact."""
+        return False
+
+    def check(self, network: Network, slot: Slot, state: PyTree) -> None:
+        """Raise a TypeError or ValueError unless this solver can take the network; nothing is computed.
+
+        Args:
+            network: the checked network.
+            slot: shapes of one layer.
+            state: shapes of the state.
+        """
+
+    def run(self, grids: Sequence[Grid], guess: PyTree, initial: PyTree) -> Outcome:
+        """Solve from a guess of the values at the intervals' ends, on this device.
+
+        Args:
+            grids: ready to run, the finest first; the levels are those of `hierarchy`.
+            guess: leaves (share, ...).
+            initial: the value the run starts from, without a leading axis.
+        """
+        raise TypeError(f"{type(self).__name__} does not define run(grids, guess, initial).")
+
+
+def is_finite(state: PyTree, backend: Backend) -> jax.Array:
+    """Whether every entry of a state is finite, in all parts of the batch."""
+    return backend.data_sum((~all_finite(state)).astype("int32")) == 0
+
+
+def at_last_interval(grid: Grid, value: Callable[[int], PyTree]) -> PyTree:
+    """The value of the interval in which the run ends, given its position on its device, on every device."""
+    level = grid.level
+    device, local = divmod(level.first_interval if grid.backward else level.last_interval, level.share)
+    return broadcast(grid.backend, value(local), device)

@@ -1,0 +1,96 @@
+"""`MGRIT`: the solver, from its options to its run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+
+from jaxmgrit._checks import alike, check_scalar, check_step, describe, evaluated
+from jaxmgrit._pytree import PyTree
+from jaxmgrit.solvers.base import Outcome, Solver
+from jaxmgrit.solvers.mgrit.iteration import iterate
+from jaxmgrit.solvers.mgrit.levels import build_levels
+from jaxmgrit.solvers.mgrit.options import Options
+from jaxmgrit.solvers.sequential import sequential, sequential_outcome
+from jaxmgrit.system.grid import Grid
+from jaxmgrit.system.network import Network
+from jaxmgrit.system.partition import Level
+from jaxmgrit.system.step import Slot
+
+
+@dataclass(frozen=True)
+class MGRIT(Options, Solver):
+    """Multigrid reduction in time: a full approximation scheme over the layer index.
+
+    Args:
+        coarsening_factor: m >= 2, or one per level (a tuple of p factors allows at most p + 1 levels).
+        levels: how many grids at most, the finest counted; 1 is sequential propagation. None: as many as `min_coarse`
+            allows.
+        min_coarse: a coarser grid exists only if it has at least max(1, min_coarse) steps.
+        cf_relaxations: nu on the finest level and on all levels below; 0 is F-, 1 FCF-, 2 FCFCF-relaxation.
+        cycle: "V" or "F".
+        cycles: how many cycles; at most so many when a tolerance is given.
+        rtol: stop when the recorded residual norm is at most `rtol` times the first one.
+        atol: stop when the recorded residual norm is at most `atol`. With either tolerance, a residual at the level of
+            rounding (one unit in the last place of the C-points' norm) counts as converged too, since no cycle can
+            lower it: a tolerance of 0 asks for just that.
+        skip_first_down: the first cycle starts on the coarsest level; it records no residual (-1).
+        coarse_params: `injection`, `average` or a function (parameters of m layers, leading axis m) -> parameters
+            of one.
+        coarse_step: `same_step`, `midpoint` or a function (step, theta, u, h, m) -> u_next, with h the summed step
+            size and m the number of layers of the network it replaces.
+        norm: of one state's residual, state -> scalar; None: Euclidean over all leaves, batch included.
+        intervals_per_sweep: how many intervals go through one batched sweep at a time; None: all on an accelerator, as
+            many as the cache likes on a CPU.
+        sequential_fallback: where the cycles do not reach the tolerance, propagate one layer after another instead,
+            so that the result is exact whatever the network.
+
+    Raises:
+        ValueError, TypeError: an option is out of its range; the message names it.
+
+    Source: Falgout et al. 2014; Guenther et al. 2020 (arXiv 1812.04352).
+    """
+
+    @property
+    def interval(self) -> int | None:
+        """The finest level's coarsening factor."""
+        return self.factor(0)
+
+    def hierarchy(
+        self, steps: int, devices: int = 1, *, front: bool = False, ragged: bool = False
+    ) -> tuple[Level, ...]:
+        """The levels, see `Solver.hierarchy`."""
+        return build_levels(steps, self, devices, front=front, ragged=ragged)
+
+    def is_sequential(self, levels: Sequence[Level]) -> bool:
+        """With one level alone."""
+        return len(levels) == 1
+
+    def run(self, grids: Sequence[Grid], guess: PyTree, initial: PyTree) -> Outcome:
+        """Cycles, or one interval after another where there is only one level."""
+        if len(grids) == 1:
+            return sequential_outcome(grids[0], sequential(grids[0], initial), initial)
+        return iterate(grids, self, guess, initial)
+
+    def check(self, network: Network, slot: Slot, state: PyTree) -> None:
+        """Refuse coarse parameters, coarse steps and norms that do not fit one layer of the network."""
+        m = self.factor(0)
+        if m is None:
+            return
+        several = jax.tree.map(lambda x: jax.ShapeDtypeStruct((m, *x.shape), x.dtype), slot.theta)
+        coarse = Slot(jax.eval_shape(self.coarse_params, several), slot.h)
+        if not alike(coarse.theta, slot.theta):
+            raise TypeError(
+                f"coarse_params makes {describe(coarse.theta)} from {m} layers, but one layer is "
+                f"{describe(slot.theta)}; it must return the parameters of one layer, without the leading axis."
+            )
+        advance = partial(network.with_coarse_step(self).advance, stride=m, fine=False)
+        check_step(evaluated(advance, "coarse_step", coarse, state, network.shared), state, "coarse_step")
+        if self.norm is not None:
+            check_scalar(jax.eval_shape(self.norm, state), "norm")
+
+
+DEFAULT = MGRIT()

@@ -1,0 +1,106 @@
+"""One layer after another: the reference, and what other solvers fall back on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+
+from jaxmgrit._checks import integer
+from jaxmgrit._pytree import PyTree, real_dtype, repeat
+from jaxmgrit.solvers.base import Outcome, Solver, at_last_interval, is_finite
+from jaxmgrit.solvers.result import result_code
+from jaxmgrit.system.grid import Grid, run_interval
+from jaxmgrit.system.partition import Level, cut
+
+
+@dataclass(frozen=True)
+class Sequential(Solver):
+    """One layer after another: the reference result, and the tuned baseline.
+
+    States are kept at the ends of segments only; the adjoint recomputes the states within a segment.
+
+    Args:
+        segment: layers per segment; None: the coarsening factor of the multigrid solver it is paired with, else about
+            sqrt(N).
+
+    Raises:
+        ValueError: segment < 1.
+    """
+
+    segment: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.segment is not None:
+            integer("Sequential", "segment", self.segment, 1)
+
+    @property
+    def interval(self) -> int | None:
+        """Layers per segment; None: about sqrt(N)."""
+        return self.segment
+
+    def hierarchy(
+        self, steps: int, devices: int = 1, *, front: bool = False, ragged: bool = False
+    ) -> tuple[Level, ...]:
+        """One level, in segments."""
+        segment = min(steps, self.segment or math.isqrt(steps - 1) + 1)
+        return cut([steps], [segment], devices, front=front, ragged=ragged)
+
+    def is_sequential(self, levels: Sequence[Level]) -> bool:
+        """Always."""
+        return True
+
+    def run(self, grids: Sequence[Grid], guess: PyTree, initial: PyTree) -> Outcome:
+        """One segment after another; the guess is of no use."""
+        return sequential_outcome(grids[0], sequential(grids[0], initial), initial)
+
+
+def sequential_outcome(grid: Grid, ends: PyTree, initial: PyTree) -> Outcome:
+    """What a sequential run leaves."""
+    final = at_last_interval(grid, lambda local: jax.tree.map(lambda x: x[local], ends))
+    code = result_code(is_finite(final, grid.backend), True, False)
+    return Outcome(ends, final, jnp.zeros((0,), real_dtype(initial)), jnp.zeros((), jnp.int32), code)
+
+
+def sequential(grid: Grid, initial: PyTree) -> PyTree:
+    """One interval after another: exact values at the intervals' ends.
+
+    Over several devices each runs its own chain of intervals as many times as there are devices, handing the end to its
+    neighbour: the k-th run is right on the first k devices.
+    """
+
+    def interval(value: PyTree, args: PyTree) -> tuple[PyTree, PyTree]:
+        block, mask = args
+        value = run_interval(grid, value, block, mask, None)[0]
+        return value, value
+
+    def chain(start: PyTree) -> tuple[PyTree, PyTree]:
+        return jax.lax.scan(interval, start, (grid.blocks, grid.mask), reverse=grid.backward)
+
+    if grid.backend.size == 1:
+        return chain(initial)[1]
+
+    def relay(carry: PyTree, _: None) -> tuple[PyTree, None]:
+        last, ends = chain(carry[0])
+        handed = grid.backend.shift(jax.tree.map(lambda x: x[None], last), -1 if grid.backward else 1, initial)
+        return (jax.tree.map(lambda x: x[0], handed), ends), None
+
+    start = (initial, repeat(initial, grid.level.share))
+    return jax.lax.scan(relay, start, None, length=grid.backend.size)[0][1]
+
+
+def match_segments(solver: Solver, adjoint: Solver) -> tuple[Solver, Solver]:
+    """Let a Sequential of unspecified segments keep its states where its partner wants them."""
+
+    def matched(one: Solver, partner: Solver) -> Solver:
+        if isinstance(one, Sequential) and one.segment is None:
+            return replace(one, segment=partner.interval)
+        return one
+
+    return matched(solver, adjoint), matched(adjoint, solver)
+
+
+SEQUENTIAL = Sequential()
