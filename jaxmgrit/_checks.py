@@ -54,9 +54,8 @@ def check_layers(theta: PyTree, name: str = "theta") -> int:
             )
         if not leaf.shape:
             raise ValueError(
-                f"{name}{_path(path)} has no axes; every leaf of {name} needs the leading axis N (one "
-                "entry per layer): "
-                "repeat it for every layer, or close over it in the step."
+                f"{name}{_path(path)} has no axes; every leaf of {name} needs the leading axis N (one entry per "
+                "layer): repeat it for every layer, or close over it in the step."
             )
         sizes[_path(path)] = leaf.shape[0]
     if len(set(sizes.values())) > 1:
@@ -83,9 +82,8 @@ def check_state(u0: PyTree, name: str = "u0") -> PyTree:
     for path, leaf in leaves:
         if not is_inexact(leaf):
             raise TypeError(
-                f"{name}{_path(path)} has dtype {jnp.result_type(leaf)}; a state's leaves must be floating "
-                "point (it is corrected "
-                "by differences): convert it, or carry what is not a number in theta."
+                f"{name}{_path(path)} has dtype {jnp.result_type(leaf)}; a state's leaves must be floating point (it "
+                "is corrected by differences): convert it, or carry what is not a number in theta."
             )
     return strong(u0)
 
@@ -128,10 +126,9 @@ def check_step(result: PyTree, state: PyTree, what: str) -> None:
     """Raise a TypeError unless `result`, the shapes one evaluation of Phi returned, is like the state."""
     if not alike(result, state):
         raise TypeError(
-            f"{what} changes the state: it was given {describe(state)} and returned {describe(result)}. "
-            "Structure, shapes and dtypes must stay the same through all layers: put what changes them "
-            "into the opening or "
-            "the closing layer, and convert to the state's dtype inside the step."
+            f"{what} changes the state: it was given {describe(state)} and returned {describe(result)}. Structure, "
+            "shapes and dtypes must stay the same through all layers: put what changes them into the opening or the "
+            "closing layer, and convert to the state's dtype inside the step."
         )
 
 

@@ -31,14 +31,13 @@ _SENTENCES = {
         "(cf_relaxations), coarsen less, or use jm.Sequential()."
     ),
     Result.DIVERGED: (
-        "The solve diverged: the residual grew from the first cycle to the last. The layers change too "
-        "much over one coarse "
-        "step: coarsen less, relax more (cf_relaxations=(1, 1)), use a shorter final time, or use jm.Sequential()."
+        "The solve diverged: the residual grew from the first cycle to the last. The layers change too much over one "
+        "coarse step: coarsen less, relax more (cf_relaxations=(1, 1)), use a shorter final time, or use "
+        "jm.Sequential()."
     ),
     Result.NOT_FINITE: (
-        "The solve met a value that is not finite (NaN or infinity): look at the input, the parameters "
-        "and the learning rate; "
-        "jm.Sequential() tells whether the network itself overflows."
+        "The solve met a value that is not finite (NaN or infinity): look at the input, the parameters and the "
+        "learning rate; jm.Sequential() tells whether the network itself overflows."
     ),
 }
 

@@ -28,8 +28,7 @@ class Grid:
     """A level ready to run on this device: its data, how one step is made, in which direction.
 
     The unknowns are `ends`: for each interval the value at the end that the run reaches, leading axis share. At
-    complete
-    intervals these are the C-points 1, 2, ...; C-point 0 is the given initial value.
+    complete intervals these are the C-points 1, 2, ...; C-point 0 is the given initial value.
 
     Attributes:
         level: the level's shape.

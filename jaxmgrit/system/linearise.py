@@ -20,8 +20,7 @@ def linearise(state: Grid, ends: PyTree, u0: PyTree, target: Level) -> Linearisa
     """The fine states at which the adjoint of partition `target` is linearised, from the state's C-points.
 
     The adjoint's intervals end where the state's do only if the coarsening factor divides N. Else each begins at an
-    F-point
-    and has a C-point inside, where the recomputation goes on from the C-point's value.
+    F-point and has a C-point inside, where the recomputation goes on from the C-point's value.
     """
     level, backend = state.level, state.backend
     if (level.slots, level.factor, level.devices) != (target.slots, target.factor, target.devices):

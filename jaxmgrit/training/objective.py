@@ -69,7 +69,7 @@ class Training:
 
         Raises:
             TypeError, ValueError: parameters, batch and problem that do not fit together, or values that are not
-            finite.
+                finite.
         """
         problem = self.problem
         if not isinstance(params, Params):

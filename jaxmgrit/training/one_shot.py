@@ -97,7 +97,7 @@ class OneShot:
 
         Raises:
             TypeError, ValueError: parameters, batch and problem that do not fit together, or values that are not
-            finite.
+                finite.
         """
         training = self.training
         start = training.start(params, batch)

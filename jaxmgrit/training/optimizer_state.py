@@ -76,9 +76,9 @@ def map_optimizer(
 
 # Operations that compute every entry of the result from the same entry of the operands.
 _BY_ENTRY = frozenset(
-    "abs add add_any and cbrt ceil clamp convert_element_type copy cos div eq erf exp exp2 expm1 floor ge "
-    "gt integer_pow "
-    "is_finite le log log1p logistic lt max min mul ne neg nextafter not or pow rem round rsqrt select_n sign sin sqrt "
+    "abs add add_any and cbrt ceil clamp convert_element_type copy cos div eq erf exp exp2 expm1 floor ge gt "
+    "integer_pow is_finite le log log1p logistic lt max min mul ne neg nextafter not or pow rem round rsqrt select_n "
+    "sign sin sqrt "
     "square stop_gradient sub tan tanh xor".split()
 )
 

@@ -24,9 +24,8 @@ def anticipate(alpha: float) -> optax.GradientTransformation:
     """Hand on g + alpha (g - g_prev): the gradient as it will be once what arrives late has arrived.
 
     One-shot gradients lag behind the parameters: a fraction of each change comes an iteration late, which makes
-    adaptive
-    optimisers unstable at learning rates that suit exact gradients. Put it first in an `optax.chain`. Measured to help:
-    alpha = 0.1-0.2 with 32 intervals, 0.3-0.5 with 16; 0 with a coarsening factor of 4.
+    adaptive optimisers unstable at learning rates that suit exact gradients. Put it first in an `optax.chain`. Measured
+    to help: alpha = 0.1-0.2 with 32 intervals, 0.3-0.5 with 16; 0 with a coarsening factor of 4.
 
     Args:
         alpha: >= 0; 0 changes nothing.

@@ -49,8 +49,7 @@ def midpoint(step: Step, theta: PyTree, u: PyTree, h: Any, m: int) -> PyTree:
     """Coarse step of second order, for residual layers Phi = u + h F: two evaluations of Phi.
 
     `w = Phi(theta, u, h/2 (1 - 1/m)); G(u) = u + Phi(theta, w, h) - w` equals m Euler steps of size h/m up to O(h^3)
-    when
-    the parameters are constant over the interval; use it with `average` and parameters smooth in depth.
+    when the parameters are constant over the interval; use it with `average` and parameters smooth in depth.
 
     Args:
         step: Phi(theta, u, h) -> u_next.

@@ -2,8 +2,7 @@
 
 With u^{jm} the C-points, v^j = u^{jm} their injection and E^j = Phi(u^{jm-1}) + g^{jm} what the intervals arrive at:
 residual r = E - v, right-hand side g_{l+1}^j = r^j + v^j - Phi_{l+1}(v^{j-1}) = E^j - Phi_{l+1}(v^{j-1}), and the
-correction
-u^{jm} += u_{l+1}^j - v^j replaces C-points by the coarse solution.
+correction u^{jm} += u_{l+1}^j - v^j replaces C-points by the coarse solution.
 """
 
 from __future__ import annotations

@@ -200,7 +200,7 @@ class PublishedLoop:
 
         Raises:
             TypeError, ValueError: parameters, batch and problem that do not fit together, or values that are not
-            finite; too many parameters for `BFGS()`.
+                finite; too many parameters for `BFGS()`.
         """
         training = self._training
         start = training.start(params, batch)

@@ -63,11 +63,9 @@ class PredictThenSweep:
         )
         if len(state) < 2 or state[0] != adjoint[0]:
             raise ValueError(
-                f"PredictThenSweep: {layers} layers give the state {len(state)} level(s) with "
-                f"{state[0].factor} layers per interval "
-                f"and the adjoint {len(adjoint)} with {adjoint[0].factor}; both need at least two levels "
-                "and the same intervals: "
-                "use one coarsening factor for both, smaller than the number of layers."
+                f"PredictThenSweep: {layers} layers give the state {len(state)} level(s) with {state[0].factor} layers "
+                f"per interval and the adjoint {len(adjoint)} with {adjoint[0].factor}; both need at least two levels "
+                "and the same intervals: use one coarsening factor for both, smaller than the number of layers."
             )
         return state, adjoint
 
