@@ -25,6 +25,8 @@ from jaxmgrit.training.snapshot import Snapshot
 from jaxmgrit.training.state import Info, TrainState
 from jaxmgrit.training.transforms import anticipate, l2_gradient
 
+__version__ = "0.1.0"
+
 __all__ = [
     "BFGS",
     "LBFGS",
