@@ -203,3 +203,15 @@ def check_solver(name: str, solver: Any) -> None:
     """Raise a TypeError unless `solver` is an object that can solve."""
     if isinstance(solver, type) or not hasattr(solver, "run") or not hasattr(solver, "hierarchy"):
         raise TypeError(f"{name}={solver!r} is not a solver; give jm.MGRIT(...) or jm.Sequential().")
+
+
+def check_batch_axis(owner: str, batch_axis: int | None, state: PyTree) -> None:
+    """Raise a ValueError unless every leaf of a state that has axes has this one."""
+    if batch_axis is None:
+        return
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if leaf.ndim and not -leaf.ndim <= batch_axis < leaf.ndim:
+            raise ValueError(
+                f"{owner}: batch_axis={batch_axis} is out of range for the state's leaf {_path(path)} of shape "
+                f"{leaf.shape}; name the samples' axis that all leaves have, or give None."
+            )

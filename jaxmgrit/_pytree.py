@@ -96,10 +96,28 @@ def _strong(x: Any) -> jax.Array:
 
 
 def euclidean_norm(state: PyTree) -> jax.Array:
-    """The default norm of a state: Euclidean over all leaves, batch included, undivided."""
+    """The default norm of a state: Euclidean over all leaves, batch included, undivided; float32 at least.
+
+    Entries are scaled by a power of two before they are squared, so that only a norm that is itself too large (or too
+    small) for the dtype over- or underflows.
+    """
+    dtype = norm_dtype(state)
+    return hypot(jnp.stack([hypot(jnp.abs(x).astype(dtype)) for x in jax.tree.leaves(state)]))
+
+
+def hypot(sizes: jax.Array) -> jax.Array:
+    """Sqrt of the sum of squares of non-negative numbers; NaN or infinite where they are. Its derivative at 0 is 0."""
+    _, exponent = jnp.frexp(jax.lax.stop_gradient(jnp.max(sizes, initial=0.0)))
+    scale = jnp.ldexp(jnp.ones((), sizes.dtype), exponent - 1)
+    squares = jnp.sum((sizes / scale) ** 2)
+    positive = squares > 0
+    return jnp.where(positive, scale * jnp.sqrt(jnp.where(positive, squares, 1)), squares)
+
+
+def norm_dtype(state: PyTree) -> Any:
+    """The real dtype of a state's norms: its own, float32 at least."""
     dtype = real_dtype(state)
-    squares = [jnp.sum(jnp.real(x * jnp.conj(x))).astype(dtype) for x in jax.tree.leaves(state)]
-    return jnp.sqrt(sum(squares[1:], squares[0]))
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 def all_finite(tree: PyTree) -> jax.Array:

@@ -76,7 +76,14 @@ def adjoint_network(
     outcome, found = program(state_data(network, sol, backend), lam_final, None if guess is None else guess.ends)
     points = CPoints(lam_final, outcome.ends)
     adj = AdjointSolution(
-        outcome.final, points, outcome.norms, outcome.cycles, outcome.result, levels[0], solver.has_tolerance
+        outcome.final,
+        points,
+        outcome.norms,
+        outcome.cycles,
+        outcome.result,
+        outcome.scale,
+        levels[0],
+        solver.has_tolerance,
     )
     return adj, found
 

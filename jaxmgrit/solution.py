@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
 import jax
+import numpy as np
 
-from jaxmgrit.solvers.result import check
+from jaxmgrit.solvers.result import Result, check
 from jaxmgrit.system.partition import Level
 
 PyTree = Any
@@ -24,13 +25,42 @@ class CPoints(NamedTuple):
 
 
 class _Checked:
+    residual_norms: jax.Array
+    cycles: jax.Array
     result: jax.Array
+    scale: jax.Array
+    level: Level
     tolerance: bool
 
     def check(self) -> Self:
         """Return the solution itself, or raise `SolveError` with the sentence of its result (host only)."""
-        check(self.result, tolerance=self.tolerance)
+        check(self.result, tolerance=self.tolerance, details=self.residuals)
         return self
+
+    @property
+    def residuals(self) -> str:
+        """The last recorded residual relative to the first and to the values, in words (host only)."""
+        norms = np.asarray(self.residual_norms)
+        if norms.ndim != 1:
+            return f"Residuals of {norms.shape[:-1]} solves."
+        norms = norms[norms != -1]
+        if not norms.size:
+            return "No residual was recorded."
+        first, last, scale = float(norms[0]), float(norms[-1]), float(self.scale)
+        parts = [f"Last residual {last:.2g}"]
+        parts += [f"{last / first:.2g} of the first"] if first > 0 and norms.size > 1 else []
+        parts += [f"{last / scale:.2g} of the values"] if scale > 0 else []
+        return ", ".join(parts) + "."
+
+    def __str__(self) -> str:
+        name, shape = type(self).__name__, f"{self.level.steps} layers in intervals of {self.level.factor}"
+        if isinstance(self.result, jax.core.Tracer) or not isinstance(self.result, jax.Array | np.ndarray):
+            return f"{name}: {shape}, without values."
+        if np.ndim(self.result):
+            codes = [Result(code).name for code in sorted(set(np.asarray(self.result).ravel().tolist()))]
+            return f"{name}: {shape}, {np.shape(self.result)} solves: {', '.join(codes)}."
+        code = Result(int(self.result))
+        return f"{name}: {shape}, {int(self.cycles)} cycles, {code.name}. {self.residuals} {code.sentence}"
 
 
 @jax.tree_util.register_dataclass
@@ -45,6 +75,7 @@ class Solution(_Checked):
             empty for a sequential solve.
         cycles: how many were done.
         result: code, see `Result`.
+        scale: norm of all C-points, to compare residual norms with; 0 for a sequential solve.
         level: the partition of the layers the C-points belong to.
         tolerance: whether a tolerance was asked for.
     """
@@ -54,6 +85,7 @@ class Solution(_Checked):
     residual_norms: jax.Array
     cycles: jax.Array
     result: jax.Array
+    scale: jax.Array
     level: Level = field(metadata={"static": True})
     tolerance: bool = field(metadata={"static": True})
 
@@ -70,6 +102,7 @@ class AdjointSolution(_Checked):
             empty for a sequential solve.
         cycles: how many were done.
         result: code, see `Result`.
+        scale: norm of all C-points, to compare residual norms with; 0 for a sequential solve.
         level: the partition of the layers the C-points belong to.
         tolerance: whether a tolerance was asked for.
     """
@@ -79,5 +112,6 @@ class AdjointSolution(_Checked):
     residual_norms: jax.Array
     cycles: jax.Array
     result: jax.Array
+    scale: jax.Array
     level: Level = field(metadata={"static": True})
     tolerance: bool = field(metadata={"static": True})

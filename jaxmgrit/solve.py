@@ -80,6 +80,7 @@ def solve_network(network: Network, u0: PyTree, solver: Solver, guess: CPoints |
         outcome.norms,
         outcome.cycles,
         outcome.result,
+        outcome.scale,
         levels[0],
         solver.has_tolerance,
     )
@@ -104,7 +105,7 @@ def _solve_program(
 
 
 STATE_SPECS = (SHARDED, STATE, REPLICATED, SHARDED_STATES)
-OUTCOME_SPECS = Outcome(SHARDED_STATES, STATE, REPLICATED, REPLICATED, REPLICATED)
+OUTCOME_SPECS = Outcome(SHARDED_STATES, STATE, REPLICATED, REPLICATED, REPLICATED, REPLICATED)
 
 
 def check_guess(guess: CPoints | None, initial: PyTree, level: Level, backend: Backend) -> None:

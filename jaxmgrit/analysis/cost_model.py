@@ -13,7 +13,7 @@ shared out (`Level.devices` > 1), with s_l intervals per device; the finest is, 
   (l + 1)(1 + nu) + l of an F-cycle, which relaxes there l + 1 times;
 - where level l is spread and level l + 1 is not, each device's part is gathered, s_l S bytes of the right-hand side
   and, if level l + 1 is not the coarsest, as many of the C-points: once in a V-cycle and l + 1 times in an F-cycle;
-- the residual norm is one sum of one number.
+- residual norm, norm of the values and votes on having converged are gathered in one message of three numbers.
 
 What is gathered or summed at once counts as one message (small arrays travel as one, large ones one after another).
 
@@ -253,7 +253,7 @@ class _Grids:
         return self.gathered(self.sizes.slot) + (self.gathered(self.sizes.state) if self.adjoint else Counter())
 
     def residual_norm(self) -> Entries:
-        return self.all_sum(self.sizes.number)
+        return _gathers(0, self.levels[0], 3, self.sizes.number)
 
     def all_sum(self, size: int) -> Entries:
         if self.levels[0].devices == 1:
@@ -296,10 +296,7 @@ class _Grids:
         if len(self.levels) == 1 or not isinstance(solver, MGRIT):
             return self.sequential() + self.all_sum(self.sizes.state)
         skipped = self.skip_first_down() if solver.skip_first_down else Counter()
-        cycle = self.cycle()
-        if solver.has_tolerance:
-            cycle += self.residual_norm()  # of the C-points themselves, to know what is rounding
-        cycles = _times(solver.cycles - int(solver.skip_first_down), cycle)
+        cycles = _times(solver.cycles - int(solver.skip_first_down), self.cycle())
         return _sum(skipped, cycles, self.end_value(), self.residual_norm())
 
     def sequential(self, pullback: str = "vjp") -> Entries:

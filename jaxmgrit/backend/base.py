@@ -62,6 +62,9 @@ class Backend(Protocol):
     def all_sum(self, x: PyTree) -> PyTree:
         """Sum over the devices of one array each, on every device."""
 
+    def data_gather(self, x: PyTree) -> PyTree:
+        """One array of each part of the batch, stacked along a new leading axis, on every device."""
+
     def data_sum(self, x: PyTree) -> PyTree:
         """Sum over the parts of the batch of one array each, on every device."""
 

@@ -98,6 +98,12 @@ class Mesh:
         """See `Backend.all_sum`."""
         return together(lambda y: jax.lax.psum(y, self.axis), x, axis=0)
 
+    def data_gather(self, x: PyTree) -> PyTree:
+        """See `Backend.data_gather`."""
+        if self.data_axis is None:
+            return jax.tree.map(lambda y: y[None], x)
+        return jax.tree.map(lambda y: jax.lax.all_gather(y, self.data_axis), x)
+
     def data_sum(self, x: PyTree) -> PyTree:
         """See `Backend.data_sum`."""
         return x if self.data_axis is None else together(lambda y: jax.lax.psum(y, self.data_axis), x, axis=0)

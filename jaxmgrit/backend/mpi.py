@@ -129,6 +129,12 @@ class MPI:
         """See `Backend.all_sum`; summed in the order of the ranks, so that all get the same bits."""
         return _sum(x, self._layers)
 
+    def data_gather(self, x: PyTree) -> PyTree:
+        """See `Backend.data_gather`, in the order of the ranks."""
+        if self.data == 1:
+            return jax.tree.map(lambda y: y[None], x)
+        return jax.tree.map(lambda y: _modules()[1].allgather(y, comm=self._samples), x)
+
     def data_sum(self, x: PyTree) -> PyTree:
         """See `Backend.data_sum`; summed in the order of the ranks."""
         return x if self.data == 1 else _sum(x, self._samples)

@@ -24,6 +24,7 @@ class Outcome(NamedTuple):
         norms: recorded residual norms, shape (cycles,), -1 where there is none.
         cycles: how many were done, ().
         result: code, see `Result`, ().
+        scale: norm of all C-points, (), to compare residual norms with.
     """
 
     ends: PyTree
@@ -31,6 +32,7 @@ class Outcome(NamedTuple):
     norms: jax.Array
     cycles: jax.Array
     result: jax.Array
+    scale: jax.Array
 
 
 class Solver:

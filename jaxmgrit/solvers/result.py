@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 import enum
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+
+# Of the state's size (or of the first residual): a residual above it says that the cycles have not done their work.
+LARGE = 0.1
+STALL = 0.5
 
 
 class Result(enum.IntEnum):
-    """How a solve ended."""
+    """How a solve ended; `sentence` says it in words.
+
+    0 to 3 are the codes of earlier versions. Their order says nothing: see `worse`.
+
+    Example:
+        >>> import jaxmgrit as jm
+        >>> jm.Result(5).name
+        'SEQUENTIAL'
+    """
 
     CONVERGED = 0
     CYCLES_USED_UP = 1
     DIVERGED = 2
     NOT_FINITE = 3
+    STALLED = 4
+    SEQUENTIAL = 5
 
     @property
     def sentence(self) -> str:
         """What happened and what helps."""
         return _SENTENCES[self]
 
+
+# How bad each code is, by its number: exact values first, then the less to be trusted the later.
+_SEVERITY = (0, 2, 4, 5, 3, 1)
 
 _SENTENCES = {
     Result.CONVERGED: "The solve converged.",
@@ -39,6 +56,15 @@ _SENTENCES = {
         "The solve met a value that is not finite (NaN or infinity): look at the input, the parameters and the "
         "learning rate; jm.Sequential() tells whether the network itself overflows."
     ),
+    Result.STALLED: (
+        "The residual grew, stalled or is still a tenth of the values it belongs to, so values and gradients may be "
+        "far off: coarsen less, relax more (cf_relaxations=(1, 1)), take a coarse step that suits the layers, or use "
+        "jm.Sequential()."
+    ),
+    Result.SEQUENTIAL: (
+        "The cycles did not reach the tolerance, so the layers were propagated one after another: the result is exact "
+        "and the cycles were wasted. jm.Sequential() gives it without them."
+    ),
 }
 
 
@@ -50,23 +76,55 @@ class SolveError(RuntimeError):
         self.result = result
 
 
-def check(result: Any, *, tolerance: bool = False) -> None:
+def worse(a: ArrayLike, b: ArrayLike) -> jax.Array:
+    """The worse of two codes, by a table of how far their values are to be trusted; shapes broadcast.
+
+    From good to bad: CONVERGED, SEQUENTIAL, CYCLES_USED_UP, STALLED, DIVERGED, NOT_FINITE.
+    """
+    severity = jnp.asarray(_SEVERITY, jnp.int32)
+    return jnp.where(severity[jnp.asarray(a)] >= severity[jnp.asarray(b)], a, b).astype(jnp.int32)
+
+
+def check(result: ArrayLike, *, tolerance: bool = False, details: str = "") -> None:
     """Raise if a result code (or any of an array of them) reports divergence or values that are not finite.
 
     Args:
         result: an integer code or array of codes, on the host (not inside a jitted function).
-        tolerance: whether a tolerance was asked for; then used-up cycles raise as well.
+        tolerance: whether a tolerance was asked for; then used-up cycles and stalled residuals raise as well.
+        details: a sentence to add, about the residuals say.
 
     Raises:
         SolveError: with the sentence of the worst code.
     """
-    worst = Result(int(np.max(np.asarray(result))))
-    if worst >= Result.DIVERGED or (tolerance and worst == Result.CYCLES_USED_UP):
-        raise SolveError(worst, worst.sentence)
+    worst = Result(max(np.asarray(result).ravel().tolist(), key=lambda code: _SEVERITY[code]))
+    unmet = worst in (Result.CYCLES_USED_UP, Result.STALLED)
+    if worst in (Result.DIVERGED, Result.NOT_FINITE) or (tolerance and unmet):
+        raise SolveError(worst, f"{worst.sentence} {details}".strip())
 
 
-def result_code(finite: Any, converged: Any, diverged: Any) -> jax.Array:
-    """The code, as an int32 scalar; what is not finite outranks the rest."""
-    code = jnp.where(diverged, Result.DIVERGED.value, Result.CYCLES_USED_UP.value)
+def is_stalled(first: jax.Array, last: jax.Array, scale: jax.Array, recorded: jax.Array) -> jax.Array:
+    """Whether the recorded residuals say that the cycles did not do their work: see `Result.STALLED`.
+
+    Args:
+        first: the first residual norm recorded.
+        last: the last one.
+        scale: norm of the values.
+        recorded: how many there are; one alone says nothing of the next.
+    """
+    eps = float(jnp.finfo(last.dtype).eps)
+    return (recorded >= 2) & (last > eps**0.5 * scale) & ((last > STALL * first) | (last > LARGE * scale))
+
+
+def result_code(
+    finite: ArrayLike,
+    converged: ArrayLike,
+    diverged: ArrayLike,
+    stalled: ArrayLike = False,
+    rescued: ArrayLike = False,
+) -> jax.Array:
+    """The code, as an int32 scalar; the first that holds of not finite, rescued, converged, diverged and stalled."""
+    code = jnp.where(stalled, Result.STALLED.value, Result.CYCLES_USED_UP.value)
+    code = jnp.where(diverged, Result.DIVERGED.value, code)
     code = jnp.where(converged, Result.CONVERGED.value, code)
+    code = jnp.where(rescued, Result.SEQUENTIAL.value, code)
     return jnp.where(finite, code, Result.NOT_FINITE.value).astype(jnp.int32)

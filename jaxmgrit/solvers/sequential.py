@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmgrit._checks import integer
-from jaxmgrit._pytree import PyTree, real_dtype, repeat
+from jaxmgrit._pytree import PyTree, norm_dtype, repeat
 from jaxmgrit.solvers.base import Outcome, Solver, at_last_interval, is_finite
 from jaxmgrit.solvers.result import result_code
 from jaxmgrit.system.grid import Grid, run_interval
@@ -62,7 +62,8 @@ def sequential_outcome(grid: Grid, ends: PyTree, initial: PyTree) -> Outcome:
     """What a sequential run leaves."""
     final = at_last_interval(grid, lambda local: jax.tree.map(lambda x: x[local], ends))
     code = result_code(is_finite(final, grid.backend), True, False)
-    return Outcome(ends, final, jnp.zeros((0,), real_dtype(initial)), jnp.zeros((), jnp.int32), code)
+    none = jnp.zeros((0,), norm_dtype(initial))
+    return Outcome(ends, final, none, jnp.zeros((), jnp.int32), code, jnp.zeros((), none.dtype))
 
 
 def sequential(grid: Grid, initial: PyTree) -> PyTree:

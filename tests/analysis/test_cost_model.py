@@ -243,10 +243,11 @@ def test_a_cycle_sends_what_the_formula_in_the_documentation_says(name, devices)
         assert of_level.sends == sends_of_a_cycle(solver, depth)
         to_whole_level = levels[depth + 1].devices == 1
         visits = depth + 1 if solver.cycle == "F" else 1
-        assert of_level.gathers == to_whole_level * visits
-        assert of_level.sums == (depth == 0)
-        values = of_level.sends + of_level.gathers * level.share * (1 if depth + 2 == len(levels) else 2)
-        assert of_level.bytes == values * SIZES.state + of_level.sums * SIZES.number
+        norms = int(depth == 0)
+        assert of_level.gathers == to_whole_level * visits + norms
+        assert of_level.sums == 0
+        values = of_level.sends + to_whole_level * visits * level.share * (1 if depth + 2 == len(levels) else 2)
+        assert of_level.bytes == values * SIZES.state + 3 * norms * SIZES.number
 
 
 def sends_of_a_cycle(solver, depth):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import add, unfold, where
-from jaxmgrit.solvers.mgrit.fas import Norm, c_point_norm, coarse_rhs, correct, restrict
+from jaxmgrit.solvers.mgrit.fas import Measure, coarse_rhs, correct, restrict
 from jaxmgrit.solvers.mgrit.options import Options
 from jaxmgrit.solvers.mgrit.relaxation import fc_relax
 from jaxmgrit.system.grid import Grid, c_points, entry, points, run_interval
@@ -18,7 +18,7 @@ PyTree = Any
 Grids = Sequence[Grid]
 
 
-def cycle(grids: Grids, solver: Options, ends: PyTree, initial: PyTree, norm: Norm) -> tuple[PyTree, jax.Array]:
+def cycle(grids: Grids, solver: Options, ends: PyTree, initial: PyTree, measure: Measure) -> tuple[PyTree, PyTree]:
     """One V- or F-cycle from the finest level.
 
     Args:
@@ -26,15 +26,14 @@ def cycle(grids: Grids, solver: Options, ends: PyTree, initial: PyTree, norm: No
         solver: relaxations and kind of cycle.
         ends: C-points of the finest level.
         initial: C-point 0.
-        norm: of one C-point's residual.
+        measure: (what an interval arrives at, the C-point at its end) -> what is to be known of the two.
 
     Returns:
-        The corrected C-points, and the residual norm before the correction.
+        The corrected C-points, and what was measured before the correction, one entry per interval.
     """
-    ends = fc_relax(grids[0], solver.cf_relaxations[0], ends, None, initial)
-    rhs, squares = coarse_rhs(grids[0], grids[1], ends, None, initial, norm)
-    assert squares is not None
-    return coarse_solve(grids, 1, solver, ends, rhs, initial), c_point_norm(grids[0], squares)
+    ends = fc_relax(grids[0], solver.cf_relaxations[0], ends, None, initial, solver.relaxation_weight)
+    rhs, measured = coarse_rhs(grids[0], grids[1], ends, None, initial, measure)
+    return coarse_solve(grids, 1, solver, ends, rhs, initial), measured
 
 
 def coarse_solve(
@@ -80,7 +79,7 @@ def v_cycle(
 ) -> PyTree:
     """Relax, restrict, recurse, correct on a level below the finest: its corrected C-points."""
     grid, below = grids[depth], grids[depth + 1]
-    ends = fc_relax(grid, solver.cf_relaxations[1], ends, rhs, initial)
+    ends = fc_relax(grid, solver.cf_relaxations[1], ends, rhs, initial, solver.relaxation_weight)
     below_rhs, _ = coarse_rhs(grid, below, ends, rhs, initial)
     return coarse_solve(grids, depth + 1, solver, ends, below_rhs, initial, first)
 

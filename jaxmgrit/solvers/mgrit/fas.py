@@ -19,16 +19,7 @@ from jaxmgrit.system.partition import coarse_grid_data, fine_grid_data
 
 PyTree = Any
 Norm = Callable[[PyTree], Any]
-
-
-def c_norm(grid: Grid, values: PyTree, norm: Norm) -> jax.Array:
-    """Sqrt of the sum over all C-points (and parts of the batch) of norm(value)^2."""
-    return c_point_norm(grid, jax.vmap(norm)(values) ** 2)
-
-
-def c_point_norm(grid: Grid, squares: jax.Array) -> jax.Array:
-    """Sqrt of the sum over all C-points (and parts of the batch)."""
-    return jnp.sqrt(grid.backend.data_sum(grid.backend.all_sum(own_sum(grid, squares))))
+Measure = Callable[[PyTree, PyTree], PyTree]
 
 
 def own_sum(grid: Grid, squares: jax.Array) -> jax.Array:
@@ -38,12 +29,12 @@ def own_sum(grid: Grid, squares: jax.Array) -> jax.Array:
 
 
 def coarse_rhs(
-    fine: Grid, coarse: Grid, ends: PyTree, rhs: PyTree, initial: PyTree, norm: Norm | None = None
-) -> tuple[PyTree, jax.Array | None]:
+    fine: Grid, coarse: Grid, ends: PyTree, rhs: PyTree, initial: PyTree, measure: Measure | None = None
+) -> tuple[PyTree, PyTree]:
     """F-relaxation, and while its results are in the cache the FAS right-hand side E^j - Phi_{l+1}(v^{j-1}).
 
     Returns:
-        One entry per interval of the fine level; and norm(residual)^2 of each, where a norm is given.
+        One entry per interval of the fine level; and `measure(arrived, end)` of each, where that is given.
     """
     blocks = unfold(coarse.blocks)
     mask = None if coarse.mask is None else unfold(coarse.mask)
@@ -51,14 +42,14 @@ def coarse_rhs(
 
     def one(
         start: PyTree, end: PyTree, block: PyTree, mask: Any, source: PyTree, coarse_slot: PyTree
-    ) -> tuple[PyTree, jax.Array | None]:
+    ) -> tuple[PyTree, PyTree]:
         slot, inside = coarse_slot
         arrived = run_interval(fine, start, block, mask, source)[0]
         made = subtract(arrived, where(inside, coarse.advance(slot, start), start))
-        return made, None if norm is None else norm(subtract(arrived, end)) ** 2
+        return made, None if measure is None else measure(arrived, end)
 
-    found: tuple[PyTree, jax.Array | None] = fine.sweep(one, ends, initial, ends, fine.blocks, fine.mask, rhs, slots)
-    return found
+    result: tuple[PyTree, PyTree] = fine.sweep(one, ends, initial, ends, fine.blocks, fine.mask, rhs, slots)
+    return result
 
 
 def restrict(fine: Grid, coarse: Grid, values: PyTree) -> PyTree:

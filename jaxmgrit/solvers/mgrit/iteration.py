@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxmgrit._pytree import euclidean_norm, real_dtype, repeat, where
+from jaxmgrit._pytree import euclidean_norm, norm_dtype, real_dtype, repeat, subtract, where
 from jaxmgrit.solvers.base import Outcome, at_last_interval, is_finite
+from jaxmgrit.solvers.convergence import Gauge, Norm, gauge, total, total_norm
 from jaxmgrit.solvers.mgrit.cycle import Grids, cycle, skip_first_down
-from jaxmgrit.solvers.mgrit.fas import Norm, c_norm
 from jaxmgrit.solvers.mgrit.options import Options
-from jaxmgrit.solvers.result import result_code
+from jaxmgrit.solvers.result import is_stalled, result_code
 from jaxmgrit.solvers.sequential import sequential
 from jaxmgrit.system.grid import Grid, run_interval
 
@@ -22,13 +22,17 @@ PyTree = Any
 # What the history holds where no residual was recorded: NaN would raise under `jax_debug_nans`.
 NONE = -1.0
 
-# Residuals up to so many units in the last place of the C-points' norm are rounding: what replacing C-points leaves.
-ROUNDING = 1.0
+# Gives up after so many cycles without a residual lower than all before: FCF-cycles on networks that converge at all
+# were never seen to wait for more than two.
+PATIENCE = 4
+
+# Gives up at once where the residual is so many times the first one and the values: nothing returns from there.
+HOPELESS = 1e6
 
 
 def iterate(grids: Grids, solver: Options, guess: PyTree, initial: PyTree) -> Outcome:
     """Solve by cycles from a guess of C-points."""
-    dtype = real_dtype(initial)
+    dtype = norm_dtype(initial)
 
     def norm(state: PyTree) -> jax.Array:
         return (solver.norm or euclidean_norm)(state).astype(dtype)
@@ -38,24 +42,28 @@ def iterate(grids: Grids, solver: Options, guess: PyTree, initial: PyTree) -> Ou
     ends = where(valid, guess, repeat(initial, grids[0].level.share))
     loop = _until_tolerance if solver.has_tolerance else _all_cycles
     ends, norms, cycles, converged = loop(grids, solver, ends, initial, norm)
+    rescued = jnp.zeros((), bool)
     if solver.sequential_fallback:
-        ends, converged = _unless(converged, ends, lambda: sequential(grids[0], initial))
+        rescued = ~converged
+        ends = _unless(converged, ends, lambda: sequential(grids[0], initial))
     final = end_value(grids[0], ends, initial)
     first = norms[min(int(solver.skip_first_down), solver.cycles - 1)]
     last = norms[jnp.maximum(cycles - 1, 0)]
-    scale = c_norm(grids[0], ends, norm)
+    scale = total_norm(grids[0], jax.vmap(norm)(ends))
     skipped_all = solver.skip_first_down & (cycles == 1)
-    finite = is_finite(final, grids[0].backend) & (jnp.isfinite(last) | skipped_all | converged)
-    code = result_code(finite, converged, last > jnp.maximum(10 * first, float(jnp.finfo(dtype).eps) ** 0.5 * scale))
-    return Outcome(ends, final, norms, cycles, code)
+    finite = is_finite(final, grids[0].backend) & (jnp.isfinite(last) | skipped_all | converged | rescued)
+    diverged = last > jnp.maximum(10 * first, float(jnp.finfo(real_dtype(initial)).eps) ** 0.5 * scale)
+    recorded = cycles - int(solver.skip_first_down)
+    code = result_code(finite, converged, diverged, is_stalled(first, last, scale, recorded), rescued)
+    return Outcome(ends, final, norms, cycles, code, scale)
 
 
-def _unless(converged: jax.Array, ends: PyTree, rescue: Callable[[], PyTree]) -> tuple[PyTree, jax.Array]:
+def _unless(converged: jax.Array, ends: PyTree, rescue: Callable[[], PyTree]) -> PyTree:
     # A loop of at most one pass rather than a `cond`, which under `vmap` would always run both branches.
     def once(carry: PyTree) -> tuple[PyTree, jax.Array]:
         return rescue(), jnp.ones_like(carry[1])
 
-    return jax.lax.while_loop(lambda carry: ~carry[1], once, (ends, converged))
+    return jax.lax.while_loop(lambda carry: ~carry[1], once, (ends, converged))[0]
 
 
 def _has_steps(grid: Grid) -> Any:
@@ -72,47 +80,60 @@ def _first(grids: Grids, solver: Options, ends: PyTree, initial: PyTree) -> tupl
 def _all_cycles(grids: Grids, solver: Options, ends: PyTree, initial: PyTree, norm: Norm) -> tuple[Any, ...]:
     ends, done = _first(grids, solver, ends, initial)
 
+    def residual(arrived: PyTree, end: PyTree) -> jax.Array:
+        return norm(subtract(arrived, end))
+
     def one(ends: PyTree, _: None) -> tuple[PyTree, jax.Array]:
-        return cycle(grids, solver, ends, initial, norm)
+        ends, norms = cycle(grids, solver, ends, initial, residual)
+        return ends, total_norm(grids[0], norms)
 
     ends, norms = jax.lax.scan(one, ends, None, length=solver.cycles - done)
     norms = jnp.concatenate([jnp.full((done,), NONE, norms.dtype), norms])
     return ends, norms, jnp.asarray(solver.cycles, jnp.int32), jnp.asarray(False)
 
 
+class _Progress(NamedTuple):
+    """What a loop of cycles knows: C-points, history, cycles done, and how its residuals have gone."""
+
+    ends: PyTree
+    norms: jax.Array
+    cycles: jax.Array
+    first: jax.Array
+    lowest: jax.Array
+    waited: jax.Array
+    stop: jax.Array
+    met: jax.Array
+
+
 def _until_tolerance(grids: Grids, solver: Options, ends: PyTree, initial: PyTree, norm: Norm) -> tuple[Any, ...]:
     ends, done = _first(grids, solver, ends, initial)
-    dtype = real_dtype(initial)
-    eps = float(jnp.finfo(dtype).eps)
+    dtype = norm_dtype(initial)
 
-    def unfinished(carry: tuple[Any, ...]) -> jax.Array:
-        _, _, k, stop, _, _ = carry
-        return (k < solver.cycles) & ~stop
+    def measure(arrived: PyTree, end: PyTree) -> Gauge:
+        return gauge(arrived, end, norm, solver.batch_axis)
 
-    def one(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        ends, norms, k, _, first, _ = carry
-        scale = c_norm(grids[0], ends, norm)
-        ends, r = cycle(grids, solver, ends, initial, norm)
-        first = jnp.where(k == done, r, first)
-        met = r <= ROUNDING * eps * scale
+    def one(now: _Progress) -> _Progress:
+        ends, gauges = cycle(grids, solver, now.ends, initial, measure)
+        r, scale, unmet = total(grids[0], gauges)
+        first = jnp.where(now.cycles == done, r, now.first)
+        met = unmet == 0
         if solver.atol is not None:
             met |= r <= solver.atol
-        if solver.rtol is not None:
-            met |= r <= solver.rtol * first
-        hopeless = ~jnp.isfinite(r) | (r > 1e6 * jnp.maximum(first, scale))
-        return ends, norms.at[k].set(r), k + 1, met | hopeless, first, met
+        if solver.rtol:
+            met |= (r <= solver.rtol * first) & jnp.isfinite(first)
+        lower = r < now.lowest
+        waited = jnp.where(lower, 0, now.waited + 1)
+        hopeless = ~jnp.isfinite(r) | (r > HOPELESS * jnp.maximum(first, scale)) | (waited >= PATIENCE)
+        norms = now.norms.at[now.cycles].set(r)
+        lowest = jnp.where(lower, r, now.lowest)
+        return _Progress(ends, norms, now.cycles + 1, first, lowest, waited, met | hopeless, met)
 
-    no = jnp.asarray(False)
-    start = (
-        ends,
-        jnp.full((solver.cycles,), NONE, dtype),
-        jnp.asarray(done, jnp.int32),
-        no,
-        jnp.zeros((), dtype),
-        no,
-    )
-    ends, norms, cycles, _, _, met = jax.lax.while_loop(unfinished, one, start)
-    return ends, norms, cycles, met
+    no, zero = jnp.asarray(False), jnp.zeros((), dtype)
+    history = jnp.full((solver.cycles,), NONE, dtype)
+    counts = jnp.asarray(done, jnp.int32), jnp.zeros((), jnp.int32)
+    start = _Progress(ends, history, counts[0], zero, jnp.full((), jnp.inf, dtype), counts[1], no, no)
+    end = jax.lax.while_loop(lambda now: (now.cycles < solver.cycles) & ~now.stop, one, start)
+    return end.ends, end.norms, end.cycles, end.met
 
 
 def end_value(grid: Grid, ends: PyTree, initial: PyTree) -> PyTree:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -32,6 +33,8 @@ class Options:
     norm: Callable[[PyTree], jax.Array] | None = None
     intervals_per_sweep: int | None = None
     sequential_fallback: bool = False
+    relaxation_weight: float = 1.0
+    batch_axis: int | None = 0
 
     def __post_init__(self) -> None:
         for name in ("coarsening_factor", "cf_relaxations"):
@@ -66,6 +69,13 @@ class Options:
         for name in ("skip_first_down", "sequential_fallback"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"MGRIT: {name}={getattr(self, name)!r} is not True or False.")
+        _check_weight(self)
+        if self.batch_axis is not None and (
+            isinstance(self.batch_axis, bool) or not isinstance(self.batch_axis, numbers.Integral)
+        ):
+            raise TypeError(
+                f"MGRIT: batch_axis={self.batch_axis!r} is not an integer; give the samples' axis, or None."
+            )
         if self.sequential_fallback and not self.has_tolerance:
             raise ValueError("MGRIT: sequential_fallback=True needs a tolerance to fail at; set rtol or atol.")
         for name in ("coarse_params", "coarse_step"):
@@ -86,6 +96,20 @@ class Options:
         if not isinstance(self.coarsening_factor, tuple):
             return self.coarsening_factor
         return self.coarsening_factor[level] if level < len(self.coarsening_factor) else None
+
+
+def _check_weight(options: Options) -> None:
+    """Refuse weights that are out of range, and those that no relaxation would use."""
+    weight, (finest, below) = options.relaxation_weight, options.cf_relaxations
+    if not is_real(weight) or not math.isfinite(weight) or weight <= 0:
+        raise ValueError(f"MGRIT: relaxation_weight={weight!r} is not a finite number > 0; 1 is plain C-relaxation.")
+    two_levels = options.levels is not None and options.levels <= 2
+    if weight != 1 and finest == 0 and (below == 0 or two_levels):
+        raise ValueError(
+            f"MGRIT: relaxation_weight={weight!r} weights C-relaxation, but cf_relaxations={options.cf_relaxations} "
+            f"has none{' with two levels' if two_levels and below else ''}; leave the weight at 1, or relax: "
+            "cf_relaxations=(1, 1)."
+        )
 
 
 _FUNCTIONS = {

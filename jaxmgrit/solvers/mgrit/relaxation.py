@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+
 from jaxmgrit.system.grid import Grid, run_interval
 
 PyTree = Any
@@ -27,13 +29,21 @@ def f_relax(grid: Grid, ends: PyTree, rhs: PyTree, initial: PyTree) -> PyTree:
     return grid.sweep(arrive, ends, initial, grid.blocks, grid.mask, rhs)
 
 
-def c_relax(grid: Grid, arrived: PyTree) -> PyTree:
-    """C-relaxation: each C-point becomes what its interval arrived at."""
-    return arrived
+def c_relax(ends: PyTree, arrived: PyTree, weight: float) -> PyTree:
+    """Weighted C-relaxation: u <- w (Phi(u^{c-1}) + g^c) + (1 - w) u at every C-point.
+
+    Args:
+        ends: C-points, leaves (share, ...).
+        arrived: what their intervals arrived at.
+        weight: w; 1 is plain C-relaxation.
+    """
+    if weight == 1:
+        return arrived
+    return jax.tree.map(lambda new, old: weight * new + (1 - weight) * old, arrived, ends)
 
 
-def fc_relax(grid: Grid, nu: int, ends: PyTree, rhs: PyTree, initial: PyTree) -> PyTree:
+def fc_relax(grid: Grid, nu: int, ends: PyTree, rhs: PyTree, initial: PyTree, weight: float = 1.0) -> PyTree:
     """The C-points after nu FC-relaxations."""
     for _ in range(nu):
-        ends = c_relax(grid, f_relax(grid, ends, rhs, initial))
+        ends = c_relax(ends, f_relax(grid, ends, rhs, initial), weight)
     return ends

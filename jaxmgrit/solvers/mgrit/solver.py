@@ -8,7 +8,7 @@ from functools import partial
 
 import jax
 
-from jaxmgrit._checks import alike, check_scalar, check_step, describe, evaluated
+from jaxmgrit._checks import alike, check_batch_axis, check_scalar, check_step, describe, evaluated
 from jaxmgrit._pytree import PyTree
 from jaxmgrit.solvers.base import Outcome, Solver
 from jaxmgrit.solvers.mgrit.iteration import iterate
@@ -34,9 +34,11 @@ class MGRIT(Options, Solver):
         cycle: "V" or "F".
         cycles: how many cycles; at most so many when a tolerance is given.
         rtol: stop when the recorded residual norm is at most `rtol` times the first one.
-        atol: stop when the recorded residual norm is at most `atol`. With either tolerance, a residual at the level of
-            rounding (one unit in the last place of the C-points' norm) counts as converged too, since no cycle can
-            lower it: a tolerance of 0 asks for just that.
+        atol: stop when the recorded residual norm is at most `atol`. A norm over everything hides what is small: a
+            sample of size 1 beside one of size 1e6 may be wrong altogether at rtol=1e-6. With either tolerance, a
+            residual at the level of rounding (a few units in the last place of the values at every C-point, in every
+            leaf and sample) counts as converged too, since no cycle can lower it: a tolerance of 0 asks for just
+            that. A solve gives up where its residual has not fallen for some cycles.
         skip_first_down: the first cycle starts on the coarsest level; it records no residual (-1).
         coarse_params: `injection`, `average` or a function (parameters of m layers, leading axis m) -> parameters
             of one.
@@ -47,6 +49,9 @@ class MGRIT(Options, Solver):
             many as the cache likes on a CPU.
         sequential_fallback: where the cycles do not reach the tolerance, propagate one layer after another instead,
             so that the result is exact whatever the network.
+        relaxation_weight: w > 0 of C-relaxation on every level, u <- w (relaxed) + (1 - w) u; 1 is the plain one.
+        batch_axis: the samples' axis in the state's leaves. "To rounding" is asked of every sample by itself (and of
+            every C-point and leaf); None: of whole leaves. Leaves without axes are whole.
 
     Raises:
         ValueError, TypeError: an option is out of its range; the message names it.
@@ -77,6 +82,7 @@ class MGRIT(Options, Solver):
 
     def check(self, network: Network, slot: Slot, state: PyTree) -> None:
         """Refuse coarse parameters, coarse steps and norms that do not fit one layer of the network."""
+        check_batch_axis("MGRIT", self.batch_axis, state)
         m = self.factor(0)
         if m is None:
             return

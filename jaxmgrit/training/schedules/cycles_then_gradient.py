@@ -12,6 +12,7 @@ from jaxmgrit._pytree import repeat
 from jaxmgrit.adjoint import adjoint_network
 from jaxmgrit.solution import CPoints
 from jaxmgrit.solve import solve_network
+from jaxmgrit.solvers.result import worse
 from jaxmgrit.system.network import Network
 from jaxmgrit.system.partition import Level
 from jaxmgrit.training.schedules.base import Found, LossHead, Setting
@@ -63,7 +64,7 @@ class CyclesThenGradient:
         assert found is not None
         keep_state = None if ends is None else sol.c_points.ends
         keep_lam = None if lam_ends is None else adj.c_points.ends
-        result = jnp.maximum(sol.result, adj.result)
+        result = worse(sol.result, adj.result)
         norms = _last(sol.residual_norms), _last(adj.residual_norms)
         return Found(top, found.slots.theta, adj.lam_initial, found.cost, *norms, result, (keep_state, keep_lam))
 
