@@ -16,9 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import jaxmgrit as jm
@@ -102,9 +100,11 @@ def table(found: dict[str, dict[int, list[float]]], options: argparse.Namespace)
 
 def draw(path: Path, found: dict[str, dict[int, list[float]]], options: argparse.Namespace) -> None:
     """The residuals over the cycles, a line per network, state beside adjoint."""
+    from experiments.drawing import Figure, colormaps
+
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    shades = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.9, len(options.layers)))
+    shades = colormaps["viridis"](np.linspace(0.0, 0.9, len(options.layers)))
     markers = "osD^v<>ph*"
     for axis, (kind, title) in zip(axes, KINDS.items(), strict=True):
         for i, (layers, history) in enumerate(found[kind].items()):

@@ -122,12 +122,10 @@ def _show(value: Any) -> str:
 
 def draw(found: dict[str, Any], file: Path) -> None:
     """Both kinds of scaling beside each other."""
-    import matplotlib
+    from experiments.drawing import Figure
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, both = pyplot.subplots(1, 2, figsize=(9.0, 3.8), layout="constrained")
+    figure = Figure(figsize=(9.0, 3.8), layout="constrained")
+    both = figure.subplots(1, 2)
     titles = {
         "strong": f"strong scaling: {found['layers']} layers",
         "weak": f"weak scaling: {INTERVALS * found['factor']} layers per device",
@@ -147,7 +145,6 @@ def draw(found: dict[str, Any], file: Path) -> None:
         axes.set(title=titles[kind], xlabel="devices", ylabel="ms per iteration")
         axes.legend(frameon=False, fontsize=8)
     figure.savefig(file, dpi=150)
-    pyplot.close(figure)
 
 
 if __name__ == "__main__":

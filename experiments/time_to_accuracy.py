@@ -258,12 +258,10 @@ def _write(found: Any, config: Config, options: argparse.Namespace) -> None:
 
 def draw(best: dict[str, tuple[float, list[Curve]]], options: argparse.Namespace) -> None:
     """Accuracy over wall time, one line per seed."""
-    import matplotlib
+    from experiments.drawing import Figure
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7.0, 4.2), layout="constrained")
+    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
+    axes = figure.subplots()
     for number, (name, (rate, curves)) in enumerate(best.items()):
         for curve in curves:
             _, seconds, accuracy = zip(*curve.points, strict=True)
@@ -274,7 +272,6 @@ def draw(best: dict[str, tuple[float, list[Curve]]], options: argparse.Namespace
     axes.legend(loc="lower right", frameon=False)
     axes.set_title(f"Time to {options.target:.0%}, seeds {', '.join(map(str, options.seeds))}", fontsize=10)
     figure.savefig(options.folder / "accuracy.png", dpi=150)
-    pyplot.close(figure)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from experiments.config.schema import Config
 from experiments.errors import AgreedError, ConfigError, Interrupted, TrainingStopped
 from experiments.processes import launch
 from experiments.processes.interruption import Interruption
-from experiments.runs import pictures
 from experiments.runs.checkpoints import Checkpoints, binding
 from experiments.runs.folder import Run, read_metrics, save_params
 from experiments.runs.progress import Progress, summary_lines
@@ -142,6 +141,8 @@ def run(
         save_params(folder / "parameters.npz", params)
         record.finish({"status": "finished", **summary})
         if config.output.pictures:
+            from experiments.runs import pictures  # Matplotlib is slow to import
+
             pictures.draw(folder, rows, data, lambda x: predict(loop.trainer.problem, params, x, config.dtype))
     print(*summary_lines(summary, folder), sep="\n")
 

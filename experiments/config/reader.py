@@ -5,7 +5,6 @@ messages: the key, the value, what was expected, and the remedy.
 """
 
 import difflib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,13 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from experiments.config import command_line, rules
+from experiments.config import command_line, rules, yaml_values
 from experiments.config.describe import SCHEMA, Rule, expected, fields, flag, resolve, show, variant, words
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
+from experiments.files import read_limited
 
+LARGEST = 2**16  # bytes of a config; a whole one has 3000
 FREE = ("iterations", "evaluation", "checkpoints", "backend", "output")  # what --resume may change
 
 
@@ -31,7 +32,7 @@ def read(arguments: Sequence[str], program: str) -> Config:
     Raises:
         ConfigError: For a file that cannot be read, and for unknown, misplaced, wrong or contradictory keys.
     """
-    file, overrides = command_line.parse(arguments, program, _parse_word)
+    file, overrides = command_line.parse(arguments, program, yaml_values.parse_word)
     return _checked(_load(Path(file)), overrides, file)
 
 
@@ -53,7 +54,7 @@ def read_run(arguments: Sequence[str], program: str) -> tuple[Config, Path | Non
         raise ConfigError(
             f"--resume {folder}: expected the folder of a run, with its config.yaml. Name one under runs/."
         )
-    overrides = command_line.parse([str(file), *rest], program, _parse_word)[1]
+    overrides = command_line.parse([str(file), *rest], program, yaml_values.parse_word)[1]
     for key in overrides:
         if key.partition(".")[0] not in FREE or key == "output.folder":
             raise ConfigError(
@@ -101,35 +102,10 @@ def write(config: Config, path: Path) -> None:
     path.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False), encoding="utf-8")
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain YAML that reads 1e-3 as a number and refuses a key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            name = str(key.value)
-            if name in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {name!r} is given twice", problem_mark=key.start_mark)
-            seen.add(name)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def _parse_word(word: str) -> Any:
-    try:
-        return yaml.load(word, _Loader)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(str(error)) from None
-
-
 def _load(path: Path) -> dict[str, Any]:
     """The keys and values of a file."""
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        values = yaml_values.parse(read_limited(path, LARGEST, pipes=True).decode())
     except FileNotFoundError:
         known = ", ".join(map(str, sorted(Path("configs").glob("*.yaml")))) or "none under configs/ from here"
         raise ConfigError(f"{path}: no such file. Configs here: {known}.") from None
@@ -195,6 +171,8 @@ def _message(detail: Any, values: dict[str, Any]) -> str:
         return f"{key}: missing; expected {expected(rule)}. Add it to the file."
     plain = "properties" not in resolve(rule) and "default" in rule
     remedy = f"For example {flag(key)} {words(rule['default'])}, the default." if plain else "Correct it in the file."
+    if detail["type"] == "string_type" and isinstance(value, int | float):
+        remedy = f"Quote it: '{value}'."
     return f"{key} = {show(value)}: expected {expected(rule)}. {remedy}"
 
 
@@ -202,6 +180,10 @@ def _unknown(section: str, name: str, known: list[str]) -> str:
     """What to say of an unknown key: where it may belong, or what it may be a misspelling of."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     given = f"{section}.{name}".lstrip(".")
+    if (whole := given.replace("-", "_")) in fields() and "." in name:
+        *sections, key = whole.split(".")
+        nested = f"{': {'.join(sections)}: {{{key}: ...{'}' * len(sections)}"
+        return f"{given}: dotted keys are for the command line ({flag(whole)} ...). In a file write {nested}."
     close = close or [field for field in fields() if field.rpartition(".")[2] == name and field != given]
     hint = f"Did you mean {' or '.join(close)}?" if close else "Leave it out."
     return f"{show(given)[1:-1]}: unknown key. {hint} Known here: {', '.join(known)}."

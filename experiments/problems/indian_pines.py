@@ -34,9 +34,14 @@ NAMES = (
 )
 COUNTS = (46, 1428, 830, 237, 483, 730, 28, 478, 20, 972, 2455, 593, 205, 1265, 386, 93)
 SIDE, BANDS = 145, (200, 220)
-CHECKSUM = "03f180faa493976fd8bf15d8fc9bee46"  # md5 of the corrected image as little-endian uint16, row by row
+# md5 of the values row by row: of the corrected image as little-endian uint16, of the labels as uint8, of the published
+# split's training and then validation indices as little-endian uint16.
+IMAGE_CHECKSUM = "03f180faa493976fd8bf15d8fc9bee46"
+TRUTH_CHECKSUM = "65302d8ec0258a3a01d4236aae41e706"
+SPLIT_CHECKSUM = "9b1f32dfbf8a756609b8b2d707d0f9a3"
 IMAGES = ("Indian_pines_corrected.npy", "Indian_pines_corrected.mat", "Indian_pines.mat")
 TRUTHS = ("Indian_pines_gt.npy", "Indian_pines_gt.mat")
+UNVERIFIED = " (unverified: no checksum is known of it)"
 URLS = {
     "Indian_pines_corrected.mat": "https://www.ehu.eus/ccwintco/uploads/6/67/Indian_pines_corrected.mat",
     "Indian_pines_gt.mat": "https://www.ehu.eus/ccwintco/uploads/c/c4/Indian_pines_gt.mat",
@@ -66,7 +71,8 @@ def load(section: IndianPines, seed: int) -> Data:
         DataSet(scaled[validation], labels[validation]),
         NAMES,
         f"{len(train)} training and {len(validation)} validation pixels of {len(labels)} ({split} split), "
-        f"{image.shape[2]} bands, each less the training pixels' mean, over their standard deviation",
+        f"{image.shape[2]} bands{UNVERIFIED if image.shape[2] != BANDS[0] else ''}, each less the training pixels' "
+        "mean, over their standard deviation",
         f"{image_file} and {truth_file.name} ({place.title})",
         Picture(scaled, labels, row * SIDE + column, (SIDE, SIDE)),
     )
@@ -104,7 +110,10 @@ def _files(section: IndianPines) -> tuple[Place, list[Path]]:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """The image: (145, 145, bands).
+    """The image, verified by its checksum if it is the corrected one.
+
+    Returns:
+        (145, 145, bands) finite numbers, with 200 bands (corrected) or 220 (no checksum is known).
 
     Raises:
         ConfigError: A file that holds something else.
@@ -114,18 +123,21 @@ def read_image(path: Path) -> np.ndarray:
         raise sources.corrupt(path, f"expected shape (145, 145, 200) or (145, 145, 220), found {image.shape}")
     if image.dtype.kind not in "uif" or not np.isfinite(image).all():
         raise sources.corrupt(path, f"expected finite numbers, found {image.dtype} with others")
-    if image.shape[2] == BANDS[0] and (found := sources.md5(image.astype("<u2").tobytes())) != CHECKSUM:
-        raise sources.corrupt(path, f"expected checksum (md5) {CHECKSUM} of the values as uint16, found {found}")
+    if image.shape[2] == BANDS[0]:
+        _verify(path, image, "<u2", IMAGE_CHECKSUM)
     return image
 
 
 def read_truth(path: Path) -> np.ndarray:
-    """The ground truth: (145, 145) integers, 0 where there is no label, else 1 to 16.
+    """The ground truth, verified by its checksum.
+
+    Returns:
+        (145, 145) int32, 0 where there is no label, else 1 to 16.
 
     Raises:
         ConfigError: A file that holds something else.
     """
-    truth = sources.read_array(path, "indian_pines_gt")
+    truth = sources.whole(sources.read_array(path, "indian_pines_gt"))
     if truth.shape != (SIDE, SIDE) or truth.dtype.kind not in "ui":
         raise sources.corrupt(path, f"expected integers of shape (145, 145), found {truth.dtype} of {truth.shape}")
     if truth.min() < 0 or truth.max() > len(NAMES):
@@ -133,7 +145,21 @@ def read_truth(path: Path) -> np.ndarray:
     counts = tuple(np.bincount(truth.ravel(), minlength=len(NAMES) + 1)[1:].tolist())
     if counts != COUNTS:
         raise sources.corrupt(path, f"expected pixels of the classes {COUNTS}, found {counts}")
+    _verify(path, truth, "u1", TRUTH_CHECKSUM)
     return truth.astype(np.int32)
+
+
+def _verify(path: Path, values: np.ndarray, dtype: str, checksum: str) -> None:
+    """Raise a ConfigError unless values, row by row in a dtype that can hold them, have a checksum."""
+    converted = np.clip(values, 0, np.iinfo(dtype).max).astype(dtype)  # so that no number wraps around
+    if not np.array_equal(converted, values):
+        raise sources.corrupt(path, f"expected integers from 0 to {np.iinfo(dtype).max}, found others")
+    if (own := sources.md5(converted.tobytes())) != checksum:
+        turned = sources.md5(np.swapaxes(converted, 0, 1).tobytes()) == checksum
+        hint = ", which it is with rows and columns exchanged" if turned else ""
+        raise sources.corrupt(
+            path, f"expected checksum (md5) {checksum} of the values as {np.dtype(dtype)}, found {own}{hint}"
+        )
 
 
 def _split(section: IndianPines, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, str]:
@@ -153,7 +179,10 @@ def _split(section: IndianPines, labels: np.ndarray, seed: int) -> tuple[np.ndar
         )
     if section.split != "stratified" and not isinstance(found, list):
         train, validation = read_split(found[1][0], len(labels))
+        both = np.concatenate([train, validation]).astype("<u2")
         key, name = "problem.split = 'published'", "published"
+        if sources.md5(both.tobytes()) != SPLIT_CHECKSUM:
+            name = f"own, unverified, of {found[1][0]}"
         remedy = "Use --problem.split stratified."
     else:
         asked = section.train_points + section.validation_points
@@ -176,10 +205,15 @@ def read_split(path: Path, points: int) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ConfigError: A file that holds something else.
     """
-    train, validation = (sources.read_array(path, name) for name in ("train", "validation"))
-    both = np.concatenate([train.ravel(), validation.ravel()])
-    if both.dtype.kind not in "ui" or train.ndim != 1 or validation.ndim != 1 or both.min() < 0 or both.max() >= points:
+    train, validation = (sources.whole(sources.read_array(path, name)) for name in ("train", "validation"))
+    for name, part in (("train", train), ("validation", validation)):
+        if part.ndim != 1 or part.dtype.kind not in "ui" or part.size == 0:
+            raise sources.corrupt(
+                path, f"expected indices along one axis, found '{name}': {part.dtype} of {part.shape}"
+            )
+    both = np.concatenate([train.astype(np.int64), validation.astype(np.int64)])
+    if both.min() < 0 or both.max() >= points:
         raise sources.corrupt(path, f"expected indices from 0 to {points - 1}, found {both.min()} to {both.max()}")
     if len(np.unique(both)) != len(both):
         raise sources.corrupt(path, "expected every pixel once, but some are in it twice")
-    return train, validation
+    return both[: len(train)], both[len(train) :]

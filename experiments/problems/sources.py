@@ -1,23 +1,38 @@
-"""Where data are looked for, and files of data read with their faults named."""
+"""Where data are looked for, and how they are fetched; what files hold is read by `experiments.problems.arrays`."""
 
-import gzip
-import hashlib
+import http.client
 import importlib.util
 import os
 import tempfile
+import time
 import urllib.request
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from experiments.errors import ConfigError
+from experiments.problems.arrays import corrupt, md5, read_array, read_bytes, whole
+
+__all__ = [
+    "Place",
+    "corrupt",
+    "data_folder",
+    "download",
+    "download_folder",
+    "find",
+    "md5",
+    "missing",
+    "package_folder",
+    "read_array",
+    "read_bytes",
+    "whole",
+]
 
 VARIABLE = "JAXMGRIT_DATA"
 TIMEOUT = 60  # seconds without an answer, of a download
+LONGEST = 1800  # seconds of a download in all: 6 kB/s for the largest file of a known problem
+LARGEST = 2**26  # bytes of a download; the largest file of a known problem has 10 MB
+BLOCK = 2**16  # bytes read at a time, at most
 
 
 class Place(NamedTuple):
@@ -74,18 +89,20 @@ def find(places: Sequence[Place], needed: Sequence[Sequence[str]]) -> tuple[Plac
             looked.append(f"{place.title}: {place.reason}")
             continue
         try:
-            there = {path.name.lower(): path for path in sorted(place.folder.iterdir())}
+            # A folder may have the name of the file that lies in it, or beside it: only files count.
+            files = {path.name.lower(): path for path in sorted(place.folder.iterdir()) if path.is_file()}
         except (FileNotFoundError, NotADirectoryError):
             looked.append(f"{place.title}: no folder {place.folder}")
             continue
         except OSError as error:
             raise ConfigError(f"{place.folder}: cannot be read: {error.strerror}. Correct its permissions.") from None
-        files = [next((there[name.lower()] for name in names if name.lower() in there), None) for names in needed]
-        if found := [file for file in files if file is not None]:
-            if len(found) == len(needed):
-                return place, found
-            missing = [names[0] for names, file in zip(needed, files, strict=True) if file is None]
-            looked.append(f"{place.title}: {place.folder} lacks {', '.join(missing)}")
+        chosen = [next((files[name.lower()] for name in names if name.lower() in files), None) for names in needed]
+        complete = [file for file in chosen if file is not None]
+        if len(complete) == len(needed):
+            return place, complete
+        if complete:
+            lacking = [names[0] for names, file in zip(needed, chosen, strict=True) if file is None]
+            looked.append(f"{place.title}: {place.folder} lacks {', '.join(lacking)}")
         else:
             looked.append(f"{place.title}: nothing in {place.folder}")
     return looked
@@ -99,70 +116,6 @@ def missing(what: str, looked: Sequence[str], commands: Sequence[str]) -> Config
             + [f"  {line}" for line in commands]
         )
     )
-
-
-def corrupt(path: Path, fault: str) -> ConfigError:
-    """The error of a file that is not what it should be."""
-    return ConfigError(f"{path}: {fault}. Remove the file and get it anew, or name another folder.")
-
-
-def read_bytes(path: Path) -> bytes:
-    """A file's contents, uncompressed where its name ends in .gz.
-
-    Raises:
-        ConfigError: A truncated or corrupt file.
-    """
-    try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if path.suffix == ".gz" else data
-    except EOFError:
-        raise corrupt(path, "the gzip file is truncated") from None
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise corrupt(path, f"not a valid gzip file ({error})") from None
-    except OSError as error:
-        raise corrupt(path, f"cannot be read: {error.strerror}") from None
-
-
-def read_array(path: Path, name: str) -> np.ndarray:
-    """An array of a .npy, .npz or .mat file.
-
-    Args:
-        path: The file.
-        name: The array's, in files of several.
-
-    Raises:
-        ConfigError: A corrupt file, or one without the array.
-    """
-    if path.suffix == ".mat":
-        return _load_mat(path, name)
-    try:
-        with path.open("rb") as file:  # or NumPy leaves a corrupt file open
-            found = np.load(file, allow_pickle=False)
-            if isinstance(found, np.ndarray) or name in found.files:
-                return np.asarray(found if isinstance(found, np.ndarray) else found[name])
-            names = found.files
-    except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise corrupt(path, f"not a valid {path.suffix} file ({error})") from None
-    raise corrupt(path, f"expected an array '{name}', found {', '.join(names) or 'none'}")
-
-
-def _load_mat(path: Path, name: str) -> np.ndarray:
-    from scipy.io import loadmat  # slow to import, and seldom needed
-    from scipy.io.matlab import MatReadError
-
-    try:
-        arrays = loadmat(path)
-    except (MatReadError, NotImplementedError, ValueError, TypeError, IndexError, OSError, zlib.error) as error:
-        raise corrupt(path, f"not a valid .mat file ({error})") from None
-    if name in arrays:
-        return np.asarray(arrays[name])
-    there = [key for key in arrays if not key.startswith("__")]
-    raise corrupt(path, f"expected an array '{name}', found {', '.join(there) or 'none'}")
-
-
-def md5(data: bytes) -> str:
-    """A checksum."""
-    return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
 def download(url: str, path: Path, check: Callable[[Path], object]) -> None:
@@ -181,12 +134,30 @@ def download(url: str, path: Path, check: Callable[[Path], object]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             partial = Path(folder) / path.name
-            with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
-                partial.write_bytes(answer.read())
+            _fetch(url, partial)
             check(partial)
             partial.replace(path)
-    except OSError as error:
+    except ConfigError:
+        raise
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ConfigError(
-            f"problem.download = True: {url} could not be fetched to {path}: {error}. Try again later, or get the file "
+            f"problem.download = True: {url} could not be fetched to {path}: {said}. Try again later, or get the file "
             "by another way and put it there."
         ) from None
+
+
+def _fetch(url: str, path: Path) -> None:
+    """Write what a server answers, in bounded time and to a bounded size."""
+    end, size = time.monotonic() + LONGEST, 0
+    with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, path.open("wb") as file:
+        announced = answer.headers.get("Content-Length")
+        while block := answer.read1(BLOCK):  # what has come, however little
+            file.write(block)
+            size += len(block)
+            if size > LARGEST:
+                raise OSError(f"expected at most {LARGEST} bytes, the server sends more")
+            if time.monotonic() > end:
+                raise OSError(f"not complete after {LONGEST} seconds")
+    if announced is not None and announced != str(size):
+        raise OSError(f"the connection was lost after {size} of {announced} bytes")

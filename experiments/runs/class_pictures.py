@@ -1,10 +1,8 @@
 """Pictures of predicted classes: maps beside the truth, confusion matrices, misclassified images."""
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
 
+from experiments.drawing import Figure, ListedColormap, colormaps
 from experiments.problems import DataSet, Picture
 
 ORDERED = ["#26456e", "#5b93c5", "#e9e3d3", "#eb9a5c", "#a3341f"]  # for few classes that have an order

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from experiments.runs import class_pictures
+from experiments.drawing import Axes, Figure
 from experiments.problems import Data
+from experiments.runs import class_pictures
 
 Rows = Sequence[Mapping[str, Any]]
 Predict = Callable[[np.ndarray], np.ndarray]

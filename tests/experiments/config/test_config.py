@@ -13,7 +13,7 @@ from experiments.config import rules as checks
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PREDICT = "--training.schedule predict_then_sweep"
 WIDE = "--network.layout width_first"
 PUBLISHED = "--optimizer.name published"
@@ -88,7 +88,14 @@ def test_devices_alone_choose_the_mesh(tmp_path):
         ("- 1\n", r"expected keys and values at the top, found \[1\]\. Write"),
         ("a: [1\n", r"config.yaml, line 2, column 1: not valid YAML"),
         ("seed: 1\nseed: 2\n", r"line 2, column 1: not valid YAML: the key 'seed' is given twice"),
-        ("seed: 2024-13-45\n", r"not valid YAML"),
+        ("seed: 2024-13-45\n", r"seed = '2024-13-45': expected an integer"),
+        (
+            PLAIN + "solver.cycles: 1\n",
+            r"solver\.cycles: dotted keys are for the command line \(--solver\.cycles \.\.\.\)",
+        ),
+        (PLAIN + "solver.cycles: 1\n", r"In a file write solver: \{cycles: \.\.\.\}\."),
+        (PLAIN + "optimizer.learning-rate: 1\n", r"In a file write optimizer: \{learning_rate: \.\.\.\}\."),
+        (PLAIN + "name: 2024\n", r"name = 2024: expected letters.*\. Quote it: '2024'\."),
         ("[" * 5000, r"not valid YAML"),
         ("seed: 1\n", r"problem: missing; expected a section with the keys name, .* Add it"),
         ("problem: {}\n", r"problem\.name: missing; expected indian_pines or level_sets or mnist\. Add it"),

@@ -39,7 +39,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch, tmp_path):
-    """No data but those of the test."""
+    """No data but those of the test, whose labels count as the true ones."""
+    monkeypatch.setattr(indian_pines, "TRUTH_CHECKSUM", sources.md5(truth().tobytes()))
     monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
     monkeypatch.delenv(sources.VARIABLE, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -89,7 +90,10 @@ def test_the_published_split_counts_labelled_pixels_by_columns(folder, tmp_path,
     np.savez(home / "split.npz", train=order[:4000], validation=order[4000:6000])
     monkeypatch.setenv(sources.VARIABLE, str(tmp_path))
     data = indian_pines.load(section(folder=str(folder)), 0)
-    assert "published split" in data.facts
+    assert f"own, unverified, of {home / 'split.npz'} split" in data.facts
+    both = sources.md5(order[:6000].astype("<u2").tobytes())
+    monkeypatch.setattr(indian_pines, "SPLIT_CHECKSUM", both)
+    assert "published split" in indian_pines.load(section(folder=str(folder)), 0).facts
     cube, labels = image().transpose(1, 0, 2)[truth().T > 0], truth().T[truth().T > 0]
     np.testing.assert_array_equal(data.train.y, labels[order[:4000]] - 1)
     expected = cube[order[4000:6000], :3]
@@ -136,7 +140,9 @@ def test_splits_that_cannot_be(folder, keys, message):
             {"train": np.arange(5), "validation": np.array([10249])},
             "expected indices from 0 to 10248, found 0 to 10249",
         ),
-        ({"train": np.arange(5), "validation": np.array([0.5])}, "expected indices"),
+        ({"train": np.arange(5), "validation": np.array([0.5])}, "expected indices .* found 'validation': float64"),
+        ({"train": np.array(["a"]), "validation": np.arange(5)}, "expected indices .* found 'train': <U1"),
+        ({"train": np.arange(0), "validation": np.arange(5)}, r"found 'train': int64 of \(0,\)"),
         ({"train": np.arange(9), "validation": np.arange(9, 20)}, "there are none of"),
     ],
 )
@@ -159,6 +165,7 @@ def test_splits_with_faults(folder, tmp_path, monkeypatch, split, message):
         ),
         (indian_pines.read_image, np.full((145, 145, 220), np.nan), "expected finite numbers"),
         (indian_pines.read_image, np.zeros((145, 145, 200), np.uint16), r"expected checksum \(md5\) 03f180fa"),
+        (indian_pines.read_image, np.full((145, 145, 200), 1.5), "expected integers from 0 to 65535, found others"),
         (indian_pines.read_truth, np.zeros((145, 144), int), r"expected integers of shape \(145, 145\)"),
         (indian_pines.read_truth, np.full((145, 145), 17), "expected labels from 0 to 16, found 17 to 17"),
         (indian_pines.read_truth, np.ones((145, 145), int), r"expected pixels of the classes \(46, 1428"),
@@ -169,6 +176,36 @@ def test_files_with_faults(tmp_path, read, values, message):
     np.save(path, values)
     with pytest.raises(ConfigError, match=rf"Indian_pines_corrected\.npy: {message}"):
         read(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        (np.transpose, ", which it is with rows and columns exchanged"),
+        (np.flipud, ""),
+        (lambda labels: np.random.default_rng(1).permutation(labels.ravel()).reshape(labels.shape), ""),
+        (lambda labels: np.roll(labels, 1), ""),
+    ],
+)
+def test_labels_on_other_pixels_are_refused(tmp_path, change, hint):
+    np.save(tmp_path / "gt.npy", change(truth()))
+    with pytest.raises(
+        ConfigError, match=rf"gt\.npy: expected checksum \(md5\) .* found [0-9a-f]{{32}}{hint}\. Remove"
+    ):
+        indian_pines.read_truth(tmp_path / "gt.npy")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float64])
+def test_labels_of_any_type_that_holds_them_are_taken(tmp_path, dtype):
+    np.save(tmp_path / "gt.npy", truth().astype(dtype))
+    np.testing.assert_array_equal(indian_pines.read_truth(tmp_path / "gt.npy"), truth())
+
+
+def test_an_image_that_cannot_be_verified_is_said_to_be(folder):
+    assert (
+        f"{BANDS} bands (unverified: no checksum is known of it)"
+        in indian_pines.load(section(folder=str(folder)), 0).facts
+    )
 
 
 def test_a_mat_file_without_the_array(tmp_path):

@@ -3,6 +3,7 @@
 import functools
 import gzip
 import http.server
+import socket
 import sys
 import threading
 
@@ -129,3 +130,46 @@ def test_downloads_count_only_if_they_are_what_they_should_be(server, tmp_path):
     assert list(target.parent.iterdir()) == [target]
     with pytest.raises(ConfigError, match=r"problem\.download = True: .*none\.gz could not be fetched to .*404"):
         sources.download(f"{url}/none.gz", target.with_name("none.gz"), sources.read_bytes)
+
+
+def serve_once(answer):
+    """The address of a server that answers one request with these bytes and closes the connection."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        with listener, listener.accept()[0] as connection:
+            connection.recv(4096)
+            connection.sendall(answer)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    return f"http://127.0.0.1:{listener.getsockname()[1]}/x.gz", thread
+
+
+HEADER = b"HTTP/1.0 200 OK\r\nContent-Length: 1000\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "limits", "message"),
+    [
+        (HEADER + b"x" * 10, {}, "the connection was lost after 10 of 1000 bytes"),
+        (HEADER + b"x" * 1000, {"LARGEST": 500}, "expected at most 500 bytes, the server sends more"),
+        (HEADER + b"x" * 10, {"LONGEST": -1}, "not complete after -1 seconds"),
+        (b"x" * 10, {}, "BadStatusLine: xxxxxxxxxx"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nx", {}, "IncompleteRead"),
+        (b"", {}, "RemoteDisconnected|ConnectionResetError"),
+    ],
+)
+def test_broken_answers_and_too_large_or_slow_files_are_refused_by_name(tmp_path, monkeypatch, answer, limits, message):
+    for name, value in limits.items():
+        monkeypatch.setattr(sources, name, value)
+    url, thread = serve_once(answer)
+    with pytest.raises(ConfigError, match=rf"problem\.download = True: .* could not be fetched .*({message})"):
+        sources.download(url, tmp_path / "x.gz", sources.read_bytes)
+    thread.join()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_address_that_is_none_is_refused_by_name(tmp_path):
+    with pytest.raises(ConfigError, match="could not be fetched .*unknown url type"):
+        sources.download("no-scheme/x", tmp_path / "x.gz", sources.read_bytes)

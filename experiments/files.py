@@ -1,0 +1,57 @@
+"""Files read in bounded time and memory, whatever lies under their name."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import Protocol
+
+BLOCK = 2**20  # bytes read at a time
+
+
+class Readable(Protocol):
+    """An open file of bytes."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most so many bytes; none at the end."""
+
+
+def read_limited(path: Path, most: int, pipes: bool = False) -> bytes:
+    """The contents of a file that holds at most `most` bytes.
+
+    Args:
+        path: The file; links are followed.
+        most: Its largest size, in bytes. Never more than one byte above it is held in memory.
+        pipes: Whether a pipe is taken too, such as a shell's `<(command)`. Else only a regular file is: a device may be
+            endless, and a pipe without a writer keeps its reader waiting.
+
+    Raises:
+        OSError: It cannot be read, is too large or is no file; `strerror` says which.
+    """
+    # Without O_NONBLOCK opening a pipe waits for a writer, before anything could be asked about it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if pipes and stat.S_ISFIFO(status.st_mode):
+            os.set_blocking(descriptor, True)
+        elif not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is a device, a pipe or a socket, not a file", str(path))
+        data = read_blocks(file, most) if status.st_size <= most else None
+        if data is None:
+            raise OSError(errno.EFBIG, f"it is larger than the {most} bytes that such a file may have", str(path))
+        return data
+
+
+def read_blocks(file: Readable, most: int) -> bytes | None:
+    """What is left of an open file, None if that is more than `most` bytes.
+
+    It is read block by block, since `read(n)` takes the memory of n bytes however few there are.
+    """
+    data = bytearray()
+    while block := file.read(BLOCK):
+        data += block
+        if len(data) > most:
+            return None
+    return bytes(data)
