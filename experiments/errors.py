@@ -22,14 +22,16 @@ class TrainingStopped(RuntimeError):
 
 
 class Interrupted(RuntimeError):
-    """A training that a signal has ended between two iterations.
+    """A training that a signal has ended, between two iterations or after the last.
 
     Attributes:
         signal: The signal's number.
         iteration: Of the checkpoint that was made.
+        finished: Whether the training had come to its end, and only pictures were still to be drawn.
     """
 
-    def __init__(self, signal: int, iteration: int) -> None:
+    def __init__(self, signal: int, iteration: int, finished: bool = False) -> None:
         super().__init__(signal, iteration)
         self.signal = signal
         self.iteration = iteration
+        self.finished = finished

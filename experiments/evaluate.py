@@ -10,20 +10,21 @@ import functools
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jaxmgrit as jm
 from experiments import problems
-from experiments.config.reader import read_run
+from experiments.config.describe import flag
+from experiments.config.reader import PLACES, read_run
 from experiments.config.schema import Config
 from experiments.errors import AgreedError, ConfigError
 from experiments.processes import launch
-from experiments.runs.checkpoints import Checkpoints, Refused, binding
-from experiments.runs.folder import load_params
+from experiments.runs.files import write_whole
+from experiments.runs.newest import load_trained
+from experiments.runs.resume import load
+from experiments.runs.terminal import ERR, OUT, occupy_closed_streams
 from experiments.training import build
 from experiments.training.evaluation import evaluator
-from experiments.training.loop import Loop
 
 SPLITS = ("train", "validation")
 Row = dict[str, Any]
@@ -31,24 +32,25 @@ Row = dict[str, Any]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    occupy_closed_streams()
     try:
         given, rest = _parse(sys.argv[1:] if arguments is None else list(arguments))
         words = ["--resume", given.RUN, *rest]
         job, config, folder = launch.start(lambda: read_run(words, "experiments.evaluate"))
         assert folder is not None
-        data = problems.load(config.problem, config.seed)
-        params, iteration = _params(config, data, folder, given.iteration)
-        rows = evaluate(config, data, params, SPLITS if given.split == "all" else (given.split,))
+        data = load(config, folder)
+        params, iteration, network, remarks = load_trained(config, data, folder, given.iteration)
+        rows = evaluate(network, data, params, SPLITS if given.split == "all" else (given.split,))
         if job.is_first:
+            OUT.say(*_table(rows, network, iteration), *(f"not used: {remark}" for remark in remarks))
             report = {"iteration": iteration, "splits": rows}
-            (folder / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-            print(*_table(rows, config, iteration), sep="\n")
+            write_whole(folder / "evaluation.json", (json.dumps(report, indent=2) + "\n").encode())
     except ConfigError as error:
         if not (isinstance(error, AgreedError) and error.silent):
-            print("config error:", *str(error).splitlines(), sep="\n  ", file=sys.stderr)
+            ERR.say("config error:", *(f"  {line}" for line in str(error).splitlines()))
         return 2
     except OSError as error:
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        ERR.say(f"{error.filename}: {error.strerror}")
         return 2
     return 0
 
@@ -75,43 +77,25 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         "python -m experiments.evaluate",
         description="Evaluate a run's network exactly, and inexactly by its solver's cycles from a cold start.",
-        epilog="--backend.kind, --backend.devices, ... say where, as in experiments.train.",
+        epilog="--backend.kind, --backend.devices, ... say where, as in experiments.train; --problem.folder, where the "
+        "data are, if they have moved.",
         allow_abbrev=False,
     )
     parser.add_argument("RUN", help="folder of a run")
     parser.add_argument("--split", choices=[*SPLITS, "all"], default="all", help="which data; default all")
-    parser.add_argument("--iteration", type=int, help="of a checkpoint; default: the final parameters, else the latest")
+    parser.add_argument("--iteration", type=int, help="of the parameters; default: the latest that there are")
     parser.error = _refuse  # type: ignore[method-assign,assignment]
     given, rest = parser.parse_known_args(arguments)
     for word in rest:
-        if word.startswith("--") and not word.startswith("--backend."):
-            raise ConfigError(f"{word.partition('=')[0]}: unknown option here. Besides its own there is --backend.*.")
+        name = word.partition("=")[0]
+        if name.startswith("--") and not name.startswith("--backend.") and name not in map(flag, PLACES):
+            others = ", ".join(["--backend.*", *map(flag, PLACES)])
+            raise ConfigError(f"{name}: unknown option here. Besides its own there are {others}.")
     return given, rest
 
 
 def _refuse(message: str) -> None:
     raise ConfigError(f"{message}. See --help for the options.")
-
-
-def _params(config: Config, data: problems.Data, folder: Path, iteration: int | None) -> tuple[jm.Params, int]:
-    """The final parameters, or those of a checkpoint; and their iteration."""
-    if iteration is None and (folder / "parameters.npz").exists():
-        return load_params(folder / "parameters.npz"), config.iterations
-    checkpoints, loop = Checkpoints(folder, 1, binding(config, data)), Loop(config, data)
-    if iteration is None:
-        checkpoint, refused = checkpoints.latest(loop.like)
-    else:
-        wanted = [path for path in checkpoints.there() if int(path.name) == iteration]
-        if not wanted:
-            there = ", ".join(str(int(path.name)) for path in reversed(checkpoints.there())) or "none"
-            raise ConfigError(f"--iteration {iteration}: expected that of a checkpoint in {folder}: {there}.")
-        try:
-            checkpoint, refused = checkpoints.read(wanted[0], loop.like), []
-        except Refused as error:
-            checkpoint, refused = None, [str(error)]
-    if checkpoint is None:
-        raise ConfigError("\n".join([*refused, f"{folder}: expected parameters.npz or a checkpoint that can be used."]))
-    return checkpoint.snapshot.params, int(checkpoint.snapshot.iteration)
 
 
 def _table(rows: list[Row], config: Config, iteration: int) -> list[str]:

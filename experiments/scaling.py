@@ -22,7 +22,7 @@ from experiments.config.reader import read
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.timing.workers import Place, Worker, WorkerError
-from experiments.training import build
+from experiments.training import build, programs
 from experiments.training.batches import Batches
 
 REPEATS = 9
@@ -74,7 +74,7 @@ def iteration(memory: Any, config: Config) -> float:
     build.prepare_jax(config)
     data = problems.load(config.problem, config.seed)
     trainer, batches = build.trainer(config), Batches(config, data)
-    state, update = build.initial_state(config, data, trainer, batches), build.update(trainer, batches)
+    state, update = build.initial_state(config, data, trainer, batches), programs.update(trainer, batches)
     batch, found = batches.at(0), []
     for _ in range(2 + REPEATS):
         start = time.perf_counter()

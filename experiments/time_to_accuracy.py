@@ -31,7 +31,7 @@ from experiments.config.reader import read
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.timing.workers import Place, Worker, WorkerError
-from experiments.training import build
+from experiments.training import build, programs
 from experiments.training.batches import Batches
 from experiments.training.evaluation import evaluator
 
@@ -182,7 +182,7 @@ def train(memory: Any, config: Config, target: float, hold: int) -> Curve:
     data = problems.load(config.problem, config.seed)
     trainer, batches = build.trainer(config), Batches(config, data)
     state = build.initial_state(config, data, trainer, batches)
-    update = build.update(trainer, batches)
+    update = programs.update(trainer, batches)
     accuracy = evaluator(trainer.problem, trainer.evaluate, data.validation, config.dtype)
     jax.block_until_ready(update(copy.deepcopy(state), batches.at(0)))  # compiles
     points: list[tuple[int, float, float]] = [(0, 0.0, accuracy(state)[1])]

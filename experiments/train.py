@@ -2,7 +2,8 @@
 
 Or go on with a run that was interrupted: `python -m experiments.train --resume RUN [--backend.devices ...]`. Everything
 the run leaves is in its folder, see `experiments.runs.folder`. Exit code 0: done; 1: stopped because training went
-wrong or nothing more could be written; 2: the config cannot be run; 130 and 143: interrupted by Ctrl-C or SIGTERM.
+wrong or nothing more could be written; 2: the config cannot be run; 128 + N: interrupted by signal N, such as 130 by
+Ctrl-C and 143 by SIGTERM, with a checkpoint.
 """
 
 import contextlib
@@ -11,58 +12,70 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
+import jaxmgrit as jm
 from experiments import problems
 from experiments.config.reader import read_run
 from experiments.config.schema import Config
 from experiments.errors import AgreedError, ConfigError, Interrupted, TrainingStopped
 from experiments.processes import launch
 from experiments.processes.interruption import Interruption
-from experiments.runs.checkpoints import Checkpoints, binding
-from experiments.runs.folder import Run, read_metrics, save_params
+from experiments.runs.binding import Binding
+from experiments.runs.checkpoints import Checkpoints
+from experiments.runs.folder import Run, read_metrics
+from experiments.runs.parameters import PARAMETERS, save_params
 from experiments.runs.progress import Progress, summary_lines
-from experiments.runs.recorder import Recorder, Silent, go_on
-from experiments.training import memory
+from experiments.runs.recorder import Recorder, go_on
+from experiments.runs.resume import Resumed, load, resume
+from experiments.runs.terminal import ERR, OUT, occupy_closed_streams
+from experiments.training import footprint
 from experiments.training.evaluation import predict
 from experiments.training.loop import Loop
-from experiments.training.nested import most_iterations
+from experiments.training.records import Listener, Silent
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    occupy_closed_streams()
     job, folder = launch.ALONE, None
     try:
         words = sys.argv[1:] if arguments is None else arguments
         job, config, folder = launch.start(lambda: read_run(words, "experiments.train"))
         with launch.all_or_none(job, lambda: remedy(job, folder)) as has_folder:
-            data = problems.load(config.problem, config.seed)
+            data = load(config, folder)
             loop = Loop(config, data)
             resumed = resume(loop, config, data, folder) if folder else None
+            loop.start()
             with contextlib.ExitStack() as stack:
-                record = stack.enter_context(Run(config, data, folder is not None)) if job.is_first else None
+                at = resumed.iteration if resumed else None
+                record = stack.enter_context(Run(config, data, at)) if job.is_first else None
                 folder = Path(job.gather(str(record.folder) if record else "")[0])
                 has_folder()
                 interruption = stack.enter_context(Interruption(loop.trainer.backend))
                 if record:
                     run(config, data, job, loop, interruption, record, resumed)
                 else:
-                    loop.run(Silent(), interruption)
-                    job.gather(memory.used(loop.state))
+                    train(loop, Silent(), interruption, resumed)
+                    job.gather(footprint.used(loop.state))
     except ConfigError as error:
         if not (isinstance(error, AgreedError) and error.silent):
-            print("config error:", *str(error).splitlines(), sep="\n  ", file=sys.stderr)
+            ERR.say("config error:", *(f"  {line}" for line in str(error).splitlines()))
         return 2
     except TrainingStopped as error:
-        print(f"stopped: {error}", file=sys.stderr)
+        ERR.say(f"stopped: {error}")
         return 1
     except Interrupted as error:
         if job.is_first:
             name = signal.Signals(error.signal).name
-            print(f"interrupted by {name} at iteration {error.iteration}; {go_on(folder)}", file=sys.stderr)
+            ERR.say(
+                f"interrupted by {name} after the end of the training; all but the pictures is in {folder}"
+                if error.finished
+                else f"interrupted by {name} at iteration {error.iteration}; {go_on(folder)}"
+            )
         return 128 + error.signal
     except KeyboardInterrupt:
-        print(f"interrupted at once; from the last checkpoint, {go_on(folder)}", file=sys.stderr)
+        ERR.say(f"interrupted at once; from the last checkpoint, {go_on(folder)}")
         return 130
     return 0
 
@@ -77,35 +90,6 @@ def remedy(job: launch.Job, folder: Path | None) -> str:
     )
 
 
-class Resumed(NamedTuple):
-    """A run to go on with: its checkpoints, the iteration to start from, and why later ones are not used."""
-
-    checkpoints: Checkpoints
-    iteration: int
-    refused: list[str]
-
-
-def resume(loop: Loop, config: Config, data: problems.Data, folder: Path) -> Resumed:
-    """Set a loop to the latest checkpoint of a run; to its beginning where the run ended before there was any.
-
-    Raises:
-        ConfigError: None of the checkpoints can be used; or the run is longer than the config asks for.
-    """
-    checkpoints = Checkpoints(folder, config.checkpoints.keep, binding(config, data))
-    checkpoint, refused = checkpoints.latest(loop.like)
-    if checkpoint is None:
-        if refused:
-            raise ConfigError("\n".join([*refused, f"--resume {folder}: expected a checkpoint that can be used."]))
-        return Resumed(checkpoints, 0, refused)
-    iteration = int(checkpoint.snapshot.iteration)
-    if iteration > most_iterations(config):
-        raise ConfigError(
-            f"iterations = {config.iterations}: expected at least {iteration}, which the run in {folder} has done."
-        )
-    loop.resume(checkpoint)
-    return Resumed(checkpoints, iteration, refused)
-
-
 def run(
     config: Config,
     data: problems.Data,
@@ -118,33 +102,66 @@ def run(
     """Train, show how it goes, and leave a folder: what the first process does. The others only train."""
     folder = record.folder
     checkpoints = (
-        resumed.checkpoints if resumed else Checkpoints(folder, config.checkpoints.keep, binding(config, data))
+        resumed.checkpoints if resumed else Checkpoints(folder, config.checkpoints.keep, Binding(config, data))
     )
     backend = loop.trainer.backend
     with Progress(config, data, backend.size * backend.data_size, folder) as progress:
         recorder = Recorder(record, progress, checkpoints)
+        for remark in record.remarks + (resumed.remarks if resumed else []):
+            progress.say(remark)
         if resumed:
-            for reason in resumed.refused:
-                progress.say(f"not used: {reason}")
             progress.say(f"going on from iteration {resumed.iteration}")
-            recorder.cut(resumed.iteration, loop.events)
+            recorder.cut(resumed.iteration)
+            recorder.cut_events(loop.events)
+            with recorder.writing():
+                record.begin(resumed.iteration < loop.last)
         try:
-            params = loop.run(recorder, interruption)
-        except TrainingStopped as error:
+            params = train(loop, recorder, interruption, resumed)
+        except (TrainingStopped, Interrupted) as error:
             with contextlib.suppress(OSError):
-                record.finish({"status": "stopped", "reason": str(error)})
+                record.finish(_ending(error))
             raise
-    rows = read_metrics(folder)
-    used = [json.loads(text) for text in job.gather(memory.used(loop.state))]
-    summary = {**rows[-1], "first_iteration_seconds": rows[0]["seconds"], "memory": used}
+    used = [json.loads(text) for text in job.gather(footprint.used(loop.state))]
+    assert recorder.last is not None
+    first = None if recorder.first is None else recorder.first["seconds"]
+    summary = {**recorder.last, "first_iteration_seconds": first, "memory": used}
     with recorder.writing():
-        save_params(folder / "parameters.npz", params)
-        record.finish({"status": "finished", **summary})
+        saved = save_params(folder / PARAMETERS, params)
+        record.finish({"status": "finished", **summary, "parameters": saved})
+    try:
+        interruption.end_at_once(recorder.last["iteration"])
         if config.output.pictures:
-            from experiments.runs import pictures  # Matplotlib is slow to import
+            with recorder.writing():
+                _draw(folder, config, data, loop, params)
+    except Interrupted as error:
+        raise Interrupted(error.signal, error.iteration, finished=True) from None
+    OUT.say(*summary_lines(summary, folder))
 
-            pictures.draw(folder, rows, data, lambda x: predict(loop.trainer.problem, params, x, config.dtype))
-    print(*summary_lines(summary, folder), sep="\n")
+
+def train(loop: Loop, listener: Listener, interruption: Interruption, resumed: Resumed | None) -> jm.Params:
+    """Train to the end; what resuming changes is a decision like others."""
+    if resumed and resumed.change:
+        loop.note(resumed.change, listener)
+    return loop.run(listener, interruption)
+
+
+def _draw(folder: Path, config: Config, data: problems.Data, loop: Loop, params: jm.Params) -> None:
+    """Draw the pictures, unless the metrics are lost."""
+    try:
+        rows = read_metrics(folder)
+    except ValueError as error:
+        OUT.say(f"no pictures: {error}")
+        return
+    from experiments.runs import pictures  # Matplotlib is slow to import
+
+    pictures.draw(folder, rows, data, lambda x: predict(loop.trainer.problem, params, x, config.dtype))
+
+
+def _ending(error: TrainingStopped | Interrupted) -> dict[str, Any]:
+    """The summary of a run that has not come to its end."""
+    if isinstance(error, TrainingStopped):
+        return {"status": "stopped", "reason": str(error)}
+    return {"status": "interrupted", "reason": signal.Signals(error.signal).name, "iteration": error.iteration}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """Configs: what they may say, how they are read, and how their keys fit together."""
 
-from experiments.config.reader import read, read_run, write
+from experiments.config.reader import read, read_run, text, write
 
-__all__ = ["read", "read_run", "write"]
+__all__ = ["read", "read_run", "text", "write"]

@@ -20,6 +20,11 @@ from experiments.files import read_limited
 
 LARGEST = 2**16  # bytes of a config; a whole one has 3000
 FREE = ("iterations", "evaluation", "checkpoints", "backend", "output")  # what --resume may change
+PLACES = (
+    "problem.folder",
+    "problem.source",
+    "problem.download",
+)  # of data, which a checksum binds
 
 
 def read(arguments: Sequence[str], program: str) -> Config:
@@ -40,8 +45,8 @@ def read_run(arguments: Sequence[str], program: str) -> tuple[Config, Path | Non
     """Read `CONFIG [--section.key VALUE ...]` or `--resume RUN [--section.key VALUE ...]`.
 
     Returns:
-        The config, and the folder of the run to go on with, if any; then only keys under `FREE` may be given, and
-        giving any of a section's replaces the whole section.
+        The config, and the folder of the run to go on with, if any; then only `PLACES` and keys under `FREE` may be
+        given, and giving any of a free section's replaces the whole section.
 
     Raises:
         ConfigError: As in `read`; RUN is not the folder of a run, or a given key would change its training.
@@ -56,13 +61,13 @@ def read_run(arguments: Sequence[str], program: str) -> tuple[Config, Path | Non
         )
     overrides = command_line.parse([str(file), *rest], program, yaml_values.parse_word)[1]
     for key in overrides:
-        if key.partition(".")[0] not in FREE or key == "output.folder":
+        if (key.partition(".")[0] not in FREE and key not in PLACES) or key == "output.folder":
             raise ConfigError(
                 f"{flag(key)} {words(overrides[key])}: expected not to be given with --resume, as it would be another "
-                f"training. Leave it out; what may be given: {', '.join(flag(key) for key in FREE)}."
+                f"training. Leave it out; what may be given: {', '.join(flag(key) for key in (*FREE, *PLACES))}."
             )
     values = _load(file)
-    for section in {key.partition(".")[0] for key in overrides if "." in key}:
+    for section in {key.partition(".")[0] for key in overrides if "." in key and key not in PLACES}:
         values.pop(section, None)
     return _checked(values, {**overrides, "output.folder": str(folder)}, str(file)), folder
 
@@ -78,7 +83,10 @@ def _resume(words: list[str]) -> tuple[list[str], Path | None]:
     if first == "--resume" and (not rest or rest[0].startswith("--")):
         raise ConfigError("--resume: expected the folder of a run after it, such as runs/level_sets-20260101-120000.")
     name = rest.pop(0) if first == "--resume" else first.partition("=")[2]
-    return [*before, *rest], Path(name)
+    try:
+        return [*before, *rest], Path(name).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"--resume {name}: {error}. Write the folder's path in full.") from None
 
 
 def _checked(values: dict[str, Any], overrides: dict[str, Any], file: str) -> Config:
@@ -97,9 +105,14 @@ def _checked(values: dict[str, Any], overrides: dict[str, Any], file: str) -> Co
     return config
 
 
+def text(config: Config) -> str:
+    """The resolved config, every key given, as the text of a file that `read` takes."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False)
+
+
 def write(config: Config, path: Path) -> None:
-    """Write the resolved config, every key given, as a file that `read` takes."""
-    path.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False), encoding="utf-8")
+    """Write the resolved config as a file that `read` takes."""
+    path.write_text(text(config), encoding="utf-8")
 
 
 def _load(path: Path) -> dict[str, Any]:

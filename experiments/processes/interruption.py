@@ -1,19 +1,25 @@
-"""Ctrl-C and SIGTERM end a run between two iterations, on all processes after the same one."""
+"""Signals end a run between two iterations, with a checkpoint, on all processes after the same one."""
 
 import os
 import signal
+from types import FrameType
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
 import jaxmgrit as jm
+from experiments.errors import Interrupted
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ENDING = (signal.SIGINT, signal.SIGTERM)  # a second one of these ends the process at once
+# Those that announce an end: a terminal that closes, schedulers, a limit on CPU time (which the kernel repeats).
+WARNING = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 
 class Interruption:
-    """Turns the first SIGINT or SIGTERM into a request; a second one ends the process at once. Use it as a context.
+    """Turns the first signal into a request to stop; a second SIGINT or SIGTERM ends the process at once.
+
+    Use it as a context. What is ignored when it begins, such as SIGHUP under `nohup`, stays ignored.
 
     Args:
         backend: Where the layers live: the ranks or processes that must stop after the same iteration.
@@ -22,35 +28,59 @@ class Interruption:
     def __init__(self, backend: Any) -> None:
         self._backend = backend
         self._asked: int = 0
+        self._endings = 0
+        self._calls = 0
+        self._iteration: int | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
         try:
-            for number in SIGNALS:
-                self._before[number] = signal.signal(number, self._ask)
+            for number in (*ENDING, *WARNING):
+                ignored = number in WARNING and signal.getsignal(number) is signal.SIG_IGN
+                # SIGTERM to one of several processes is for JAX's own handler, which tells the others.
+                if not (ignored or (number == signal.SIGTERM and jax.process_count() > 1)):
+                    self._before[number] = signal.signal(number, self._ask)
         except ValueError:  # signals reach the main thread alone; elsewhere whoever runs it must see to them
             self._before = {}
         return self
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-    def _ask(self, number: int, frame: object) -> None:
-        if self._asked:
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._endings += number in ENDING
+        if self._endings > 1:
             raise KeyboardInterrupt
-        self._asked = number
-        if jax.process_count() > 1:  # JAX's own handler tells the other processes
-            signal.signal(signal.SIGTERM, self._before[signal.SIGTERM])
+        self._asked = self._asked or number
+        if self._iteration is not None:
+            raise Interrupted(number, self._iteration)
+        if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def requested(self, iteration: int) -> int:
+    def requested(self) -> int:
         """The signal that asks all processes to stop before they update the parameters again; 0 if there is none.
 
-        Under several processes each must call it once for every iteration.
+        Under several processes each must call it equally often.
         """
+        self._calls += 1
         if isinstance(self._backend, jm.MPI):
             return max(self._backend.comm.allgather(self._asked))
-        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(iteration):
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(self._calls):
             return self._asked or signal.SIGTERM
         return self._asked if jax.process_count() == 1 else 0
+
+    def end_at_once(self, iteration: int) -> None:
+        """From now on nothing is left to be saved: a signal ends what is being done.
+
+        Args:
+            iteration: The last one of the training.
+
+        Raises:
+            Interrupted: A signal has come already, or (later, wherever the program is) comes.
+        """
+        self._iteration = iteration
+        if self._before and signal.SIGTERM not in self._before:
+            self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._ask)
+        if self._asked:
+            raise Interrupted(self._asked, iteration)

@@ -7,49 +7,30 @@ and of the manifest itself. It appears by one rename after everything is on disk
 
 import hashlib
 import json
-import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
+import safetensors
 import safetensors.numpy
 
 import jaxmgrit as jm
-from experiments.config.reader import FREE
-from experiments.problems import Data
-from experiments.config.schema import Config
+from experiments.runs.binding import Binding
+from experiments.runs.files import Unreadable, read_bounded, sync_folder, write_synced
+from experiments.training.checkpoint import Checkpoint, Refused
 
 FORMAT = 1  # raised whenever older checkpoints can no longer be read
 ARRAYS, MANIFEST = "state.safetensors", "manifest.json"
 UNFINISHED = ".unfinished-"
+LARGEST_MANIFEST = 2**20  # bytes; a config and some numbers take a few thousand
+LARGEST_HEADER = 2**24  # bytes of names and shapes before the arrays
 
-
-class Checkpoint(NamedTuple):
-    """What a run goes on from.
-
-    Attributes:
-        snapshot: Of the trainer's state.
-        loop: What the loop keeps besides: a JSON object.
-    """
-
-    snapshot: jm.Snapshot
-    loop: dict[str, Any]
-
-
-def binding(config: Config, data: Data) -> dict[str, Any]:
-    """What a training cannot change half-way: its config but for the free keys, and its data."""
-    kept = {key: value for key, value in config.model_dump().items() if key not in (*FREE, "name")}
-    x, y = data.train
-    some = slice(None, None, -(-len(y) // 1000))
-    return {**kept, "data": _sha256(np.asarray(x[some], np.float64).tobytes() + np.asarray(y, np.int64).tobytes())}
-
-
-class Refused(ValueError):
-    """A checkpoint that cannot be used; the message says which and why."""
+Like = Callable[[Any, int], jm.Snapshot]  # from what the loop kept, and the iteration, to a snapshot of the same shapes
 
 
 class Checkpoints:
@@ -58,27 +39,27 @@ class Checkpoints:
     Args:
         folder: The run's folder.
         keep: How many of the latest are kept.
-        binding: The keys and values a checkpoint must have been written under to be read.
+        binding: What a checkpoint must have been written under to be read.
     """
 
-    def __init__(self, folder: Path, keep: int, binding: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, keep: int, binding: Binding) -> None:
         self.folder = folder / "checkpoints"
         self.keep = keep
-        self._binding = json.loads(json.dumps(binding))
+        self._binding = binding
         self._refused: list[Path] = []
 
-    def there(self) -> list[Path]:
-        """Those that are there, readable or not, the latest first."""
-        found = [path for path in self.folder.glob("*") if path.name.isdigit() and path.is_dir()]
-        return sorted(found, key=lambda path: int(path.name), reverse=True)
+    def paths(self) -> list[Path]:
+        """Those in the folder, readable or not, the latest first."""
+        folders = [path for path in self.folder.glob("*") if re.fullmatch("[0-9]{1,18}", path.name) and path.is_dir()]
+        return sorted(folders, key=lambda path: int(path.name), reverse=True)
 
-    def latest(self, like: Callable[[dict[str, Any]], jm.Snapshot]) -> tuple[Checkpoint | None, list[str]]:
+    def latest(self, like: Like) -> tuple[Checkpoint | None, list[str]]:
         """The latest that can be used, if any, and for each one after it a sentence why it cannot; see `read`.
 
         The refused ones are renamed when the next checkpoint is written, so that they never count as kept.
         """
         reasons: list[str] = []
-        for path in self.there():
+        for path in self.paths():
             try:
                 return self.read(path, like), reasons
             except Refused as error:
@@ -92,69 +73,108 @@ class Checkpoints:
         Raises:
             OSError: It cannot be written, for want of space perhaps; then none is lost and none half written.
         """
-        name = f"{int(checkpoint.snapshot.iteration):08d}"
+        name = f"{checkpoint.iteration:08d}"
         final, unfinished = self.folder / name, self.folder / (UNFINISHED + name)
         arrays = safetensors.numpy.save(_named(checkpoint.snapshot))
         manifest = {
             "format": FORMAT,
-            "iteration": int(checkpoint.snapshot.iteration),
+            "iteration": checkpoint.iteration,
             "arrays": {"bytes": len(arrays), "sha256": _sha256(arrays)},
             "loop": checkpoint.loop,
-            "config": self._binding,
+            "config": self._binding.values,
         }
         manifest["sha256"] = _sha256(_canonical(manifest))
         self.folder.mkdir(exist_ok=True)
         self._clear()
         try:
             unfinished.mkdir()
-            _write(unfinished / ARRAYS, arrays)
-            _write(unfinished / MANIFEST, json.dumps(manifest, indent=1).encode())
-            _sync(unfinished)
+            write_synced(unfinished / ARRAYS, arrays)
+            write_synced(unfinished / MANIFEST, json.dumps(manifest, indent=1).encode())
+            sync_folder(unfinished)
             for refused in self._refused:
                 refused.rename(self.folder / f"refused-{refused.name}-{time.time_ns()}")
             self._refused = []
             unfinished.rename(final)
-            _sync(self.folder)
+            sync_folder(self.folder)
         finally:
             self._clear()
-        for old in self.there()[self.keep :]:
+        for old in self.paths()[self.keep :]:
             old.rename(self.folder / (UNFINISHED + old.name))  # no half-removed one is ever taken for a checkpoint
         self._clear()
         return final
 
-    def read(self, path: Path, like: Callable[[dict[str, Any]], jm.Snapshot]) -> Checkpoint:
+    def read(self, path: Path, like: Like) -> Checkpoint:
         """Read one checkpoint.
 
         Args:
-            path: One of `there()`.
-            like: From what the loop kept to a snapshot of the same structure, shapes and dtypes.
+            path: One of `paths()`.
+            like: From what the loop kept, and the iteration, to a snapshot of the same structure, shapes and dtypes;
+                it raises `Refused` for what no loop keeps.
 
         Raises:
             Refused: It is damaged, or another program's, version's or training's.
         """
         try:
-            manifest = json.loads((path / MANIFEST).read_bytes())
-            arrays = (path / ARRAYS).read_bytes()
-        except (OSError, ValueError) as error:
-            raise Refused(f"{path}: {_reason(error)}") from None
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            found = manifest.get("format") if isinstance(manifest, dict) else None
-            raise Refused(f"{path}: {MANIFEST} has format {found!r}, but this version reads {FORMAT}")
-        if manifest.pop("sha256", None) != _sha256(_canonical(manifest)):
-            raise Refused(f"{path}: {MANIFEST} is damaged: its checksum is wrong")
-        if len(arrays) != manifest["arrays"]["bytes"]:
-            raise Refused(f"{path}: {ARRAYS} has {len(arrays)} bytes of {manifest['arrays']['bytes']}")
-        if _sha256(arrays) != manifest["arrays"]["sha256"]:
-            raise Refused(f"{path}: {ARRAYS} is damaged: its checksum is wrong")
-        if manifest["iteration"] != int(path.name):
-            raise Refused(f"{path}: it is the checkpoint of iteration {manifest['iteration']}")
-        if other := _difference(manifest["config"], self._binding):
-            raise Refused(f"{path}: it belongs to another training: {other}")
-        return Checkpoint(_unnamed(safetensors.numpy.load(arrays), like(manifest["loop"]), path), manifest["loop"])
+            return self._read(path, like)
+        except (Refused, Unreadable) as error:
+            raise Refused(f"{path}: {error}") from None
+
+    def _read(self, path: Path, like: Like) -> Checkpoint:
+        manifest = _manifest(path / MANIFEST)
+        iteration, stamp = manifest["iteration"], manifest["arrays"]
+        if iteration != int(path.name):
+            raise Refused(f"it is the checkpoint of iteration {iteration}")
+        if other := self._binding.difference(manifest["config"]):
+            raise Refused(f"it belongs to another training: {other}")
+        wanted = like(manifest["loop"], iteration)
+        most = sum(leaf.nbytes for leaf in jax.tree.leaves(wanted)) + LARGEST_HEADER
+        arrays = _file(path / ARRAYS, min(stamp["bytes"], most))
+        if len(arrays) != stamp["bytes"]:
+            raise Refused(f"{ARRAYS} has {len(arrays)} bytes of {stamp['bytes']}")
+        if _sha256(arrays) != stamp["sha256"]:
+            raise Refused(f"{ARRAYS} is damaged: its checksum is wrong")
+        try:
+            named = safetensors.numpy.load(arrays)
+        except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise Refused(f"{ARRAYS} is no file of arrays: {error}") from None
+        snapshot = _unnamed(named, wanted)
+        if snapshot.iteration != iteration:
+            raise Refused(f"{ARRAYS} is about iteration {snapshot.iteration}, {MANIFEST} about {iteration}")
+        return Checkpoint(snapshot, manifest["loop"])
 
     def _clear(self) -> None:
         for path in self.folder.glob(UNFINISHED + "*"):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """A manifest whose checksum is right and whose values are of their kinds."""
+    try:
+        manifest = json.loads(_file(path, LARGEST_MANIFEST))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, (Refused, Unreadable)):
+            raise
+        raise Refused(f"{MANIFEST} is damaged: it is not JSON") from None
+    given = manifest.get("format") if isinstance(manifest, dict) else None
+    if type(given) is not int or given != FORMAT:
+        raise Refused(f"{MANIFEST} has format {given!r}, but this version reads {FORMAT}")
+    if manifest.pop("sha256", None) != _sha256(_canonical(manifest)):
+        raise Refused(f"{MANIFEST} is damaged: its checksum is wrong")
+    kinds = {"iteration": int, "arrays": dict, "loop": dict, "config": dict}
+    stamp = manifest["arrays"] if isinstance(manifest.get("arrays"), dict) else {}
+    values = {**manifest, "arrays.bytes": stamp.get("bytes"), "arrays.sha256": stamp.get("sha256")}
+    for key, kind in {**kinds, "arrays.bytes": int, "arrays.sha256": str}.items():
+        if type(values.get(key)) is not kind or (kind is int and values[key] < 0):
+            names = {int: "an integer >= 0", dict: "an object", str: "text"}
+            raise Refused(f"{MANIFEST}: {key} is {values.get(key)!r:.60}, expected {names[kind]}")
+    return manifest
+
+
+def _file(path: Path, most: int) -> bytes:
+    try:
+        return read_bounded(path, most)
+    except Unreadable as error:
+        raise Refused(f"{path.name} {str(error).removeprefix('it ')}") from None
 
 
 def _named(snapshot: jm.Snapshot) -> dict[str, np.ndarray]:
@@ -162,16 +182,16 @@ def _named(snapshot: jm.Snapshot) -> dict[str, np.ndarray]:
     return {_name(path): np.asarray(leaf, order="C") for path, leaf in leaves}
 
 
-def _unnamed(arrays: Mapping[str, np.ndarray], like: jm.Snapshot, path: Path) -> jm.Snapshot:
+def _unnamed(arrays: Mapping[str, np.ndarray], like: jm.Snapshot) -> jm.Snapshot:
     def one(key: Any, own: np.ndarray) -> np.ndarray:
-        found = arrays.get(_name(key))
-        if found is None or found.shape != own.shape or found.dtype != own.dtype:
-            given = "missing" if found is None else f"{found.dtype}{list(found.shape)}"
-            raise Refused(f"{path}: {_name(key)} is {given}, expected {own.dtype}{list(own.shape)}")
-        return found
+        array = arrays.get(_name(key))
+        if array is None or array.shape != own.shape or array.dtype != own.dtype:
+            given = "missing" if array is None else f"{array.dtype}{list(array.shape)}"
+            raise Refused(f"{_name(key)} is {given}, expected {own.dtype}{list(own.shape)}")
+        return array
 
     if unknown := sorted(set(arrays) - {_name(key) for key, _ in jax.tree_util.tree_leaves_with_path(like)}):
-        raise Refused(f"{path}: it holds {unknown[0]}, which this training does not have")
+        raise Refused(f"it holds {unknown[0]}, which this training does not have")
     snapshot: jm.Snapshot = jax.tree_util.tree_map_with_path(one, like)
     return snapshot
 
@@ -180,38 +200,9 @@ def _name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _difference(given: Any, own: Any, key: str = "") -> str:
-    """The first key by which two configs differ, in words."""
-    if isinstance(given, dict) and isinstance(own, dict):
-        inner = (_difference(given.get(k), own.get(k), f"{key}.{k}".lstrip(".")) for k in {**own, **given})
-        return next(filter(None, inner), "")
-    return "" if given == own else f"{key} was {given!r}, now it is {own!r}"
-
-
 def _canonical(manifest: Mapping[str, Any]) -> bytes:
     return json.dumps(manifest, sort_keys=True).encode()
 
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError):
-        return f"{Path(error.filename).name} cannot be read: {error.strerror}"
-    return f"{MANIFEST} is damaged: it is not JSON"

@@ -5,66 +5,30 @@
 - metrics.jsonl: one JSON object per iteration; the row of iteration i is about the parameters after i updates.
 - events.jsonl: one JSON object per decision taken on the way: what was changed, and why.
 - checkpoints/: what `--resume` goes on from, see `experiments.runs.checkpoints`.
-- parameters.npz: the final parameters, see `save_params`.
-- summary.json: how the run ended, with the last row of metrics.
+- parameters.npz: the final parameters, see `experiments.runs.parameters.save_params`.
+- summary.json: how the run ended (finished, stopped or interrupted), with the last row of metrics.
 - *.png: see `experiments.runs.pictures`.
 """
 
+import contextlib
 import datetime
-import fcntl
-import itertools
 import json
-import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-import jaxmgrit as jm
 from experiments import config as config_files
+from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.problems import Data
-from experiments.config.schema import Config
+from experiments.runs.files import Unreadable, write_whole
+from experiments.runs.metrics import METRICS, Lines, Row, Table, check_table, finite, read_table
+from experiments.runs.parameters import PARAMETERS, SUMMARY, load_params, save_params
+from experiments.training.nested import most_iterations
 
-PARTS = ("opening", "layers", "closing")
+__all__ = ["Run", "load_params", "read_metrics", "save_params"]
 
-
-class Lines:
-    """A file of JSON objects, one a line, that grows at its end and can be cut back to its first lines.
-
-    Raises:
-        BlockingIOError: Another process has it open.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("a+b")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
-            raise
-        except OSError:  # a file system without locks
-            pass
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Add one line, at once in the file; numbers that are not finite become null."""
-        self._file.write(json.dumps({key: _finite(value) for key, value in row.items()}).encode() + b"\n")
-        self._file.flush()
-
-    def cut(self, lines: int) -> None:
-        """Keep the first lines only."""
-        self._file.seek(0)
-        self._file.truncate(sum(len(line) for line in itertools.islice(self._file, lines)))
-
-    def sync(self) -> None:
-        """Wait until everything is on disk."""
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+PICTURES = ("training", "residuals", "confusion", "class_map", "misclassified")  # names of those a run draws
 
 
 class Run:
@@ -73,85 +37,121 @@ class Run:
     Args:
         config: The resolved config.
         data: What is trained on.
-        resume: Go on in `config.output.folder`.
+        resume: The iteration from which to go on in `config.output.folder`; None: in a new folder.
 
     Attributes:
         folder: Where everything is written.
         metrics: One line per iteration.
         events: One line per decision: what was changed, and why.
+        first: The row of iteration 0, if the folder has it.
+        remarks: Sentences about what is damaged in the folder of a run to go on with.
 
     Raises:
-        ConfigError: The folder exists and is not empty, or cannot be made; or another process is training in it.
+        ConfigError: The folder exists and is not empty, or cannot be made; another process is training in it; or rows
+            of the metrics are missing.
     """
 
-    def __init__(self, config: Config, data: Data, resume: bool = False) -> None:
-        self.folder = Path(str(config.output.folder)) if resume else _new_folder(config)
+    def __init__(self, config: Config, data: Data, resume: int | None = None) -> None:
+        self.folder = output_folder(config) if resume is not None else _new_folder(config)
+        self.first: Row | None = None
+        self.remarks: list[str] = []
         facts = {"source": data.source, "facts": data.facts, "classes": data.names}
-        try:
-            self.metrics = Lines(self.folder / "metrics.jsonl")
-            config_files.write(config, self.folder / ".config.yaml")
-            (self.folder / ".config.yaml").replace(self.folder / "config.yaml")
-            (self.folder / "data.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-            self.events = Lines(self.folder / "events.jsonl")
-        except BlockingIOError:
-            raise ConfigError(
-                f"output.folder = {str(self.folder)!r}: another process is training in it. Wait for that, or stop it."
-            ) from None
-        except OSError as error:
-            raise ConfigError(
-                f"output.folder = {str(self.folder)!r}: cannot be written: {error.strerror}. Make room or name another."
-            ) from None
+        with contextlib.ExitStack() as opened:
+            try:
+                self.metrics = self._open(METRICS, opened)
+                self.events = self._open("events.jsonl", opened)
+                if resume is not None:
+                    self._check(config, resume)
+                write_whole(self.folder / "config.yaml", config_files.text(config).encode())
+                write_whole(self.folder / "data.json", (json.dumps(facts, indent=2) + "\n").encode())
+            except BlockingIOError:
+                raise ConfigError(
+                    f"output.folder = {str(self.folder)!r}: another process is training in it. Wait for that, or stop "
+                    "it."
+                ) from None
+            except OSError as error:
+                raise ConfigError(
+                    f"output.folder = {str(self.folder)!r}: cannot be written: {error.strerror}. Make room or name "
+                    "another."
+                ) from None
+            self._opened = opened.pop_all()
 
     def __enter__(self) -> "Run":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.metrics.close()
-        self.events.close()
+        self._opened.close()
+
+    def begin(self, goes_on: bool) -> None:
+        """Remove what told of an earlier end, where training goes on beyond it: it would outlive its truth.
+
+        Args:
+            goes_on: Whether there is anything to train.
+        """
+        if goes_on:
+            for name in (SUMMARY, PARAMETERS, *(f"{picture}.png" for picture in PICTURES)):
+                (self.folder / name).unlink(missing_ok=True)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write the summary."""
-        text = json.dumps({key: _finite(value) for key, value in summary.items()}, indent=2)
-        (self.folder / "summary.json").write_text(text + "\n", encoding="utf-8")
+        """Write the summary.
+
+        Raises:
+            OSError: It cannot be written; then the one before is as it was.
+        """
+        text = json.dumps({key: finite(value) for key, value in summary.items()}, indent=2)
+        write_whole(self.folder / SUMMARY, (text + "\n").encode())
+
+    def _open(self, name: str, opened: contextlib.ExitStack) -> Lines:
+        try:
+            return opened.enter_context(contextlib.closing(Lines(self.folder / name)))
+        except Unreadable as error:
+            raise ConfigError(f"{self.folder / name}: {error}. Put the run's own file back.") from None
+
+    def _check(self, config: Config, iteration: int) -> None:
+        """Whether the metrics hold what they must before training goes on from an iteration."""
+        path = self.folder / METRICS
+        try:
+            table = read_table(path, most_iterations(config))
+            self.remarks = check_table(table, iteration, config.output.gaps)
+        except Unreadable as error:
+            raise ConfigError(
+                f"{path}: {error}. Put the run's own file back; or go on without what is lost: --output.gaps true."
+            ) from None
+        self.first = table.rows[0] if table.rows and table.rows[0]["iteration"] == 0 else None
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics; null stands for numbers that are not finite."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+def read_metrics(folder: Path) -> list[Row]:
+    """The rows of a run's metrics; null stands for numbers that are not finite, and damaged lines are skipped.
 
-
-def save_params(path: Path, params: jm.Params) -> None:
-    """Save parameters, dicts of arrays, as an npz file with one array per leaf.
-
-    The names are the paths: `opening/w`, `opening/b`, `layers/w` (leading axis: the N layers), ..., `closing/b`.
+    Raises:
+        ValueError: The file is missing or no regular file.
     """
-
-    def leaves(tree: Any, path: str) -> dict[str, np.ndarray]:
-        if isinstance(tree, Mapping):
-            return {name: leaf for key in tree for name, leaf in leaves(tree[key], f"{path}/{key}").items()}
-        return {path: np.asarray(tree)}
-
-    arrays = {name: leaf for part in PARTS for name, leaf in leaves(getattr(params, part), part).items()}
-    np.savez(path, allow_pickle=False, **arrays)
+    return _table(folder).rows
 
 
-def load_params(path: Path) -> jm.Params:
-    """Load what `save_params` saved: `jm.Params` of dicts of NumPy arrays."""
-    parts: dict[str, Any] = {part: {} for part in PARTS}
-    with np.load(path, allow_pickle=False) as file:
-        for name in file.files:
-            *above, leaf = name.split("/")
-            place = parts
-            for key in above:
-                place = place.setdefault(key, {})
-            place[leaf] = file[name]
-    return jm.Params(**parts)
+def _table(folder: Path) -> Table:
+    try:
+        return read_table(folder / METRICS)
+    except Unreadable as error:
+        raise ValueError(f"{folder / METRICS}: {error}") from None
+
+
+def output_folder(config: Config) -> Path:
+    """The folder that a config names, `~` expanded.
+
+    Raises:
+        ConfigError: There is no such home folder.
+    """
+    try:
+        return Path(str(config.output.folder)).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"output.folder = {config.output.folder!r}: {error}. Write the path in full.") from None
 
 
 def _new_folder(config: Config) -> Path:
     given = config.output.folder
     moment = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder, number = Path(given or f"runs/{config.name}-{moment}"), 1
+    folder, number = output_folder(config) if given else Path(f"runs/{config.name}-{moment}"), 1
     while True:
         try:
             folder.mkdir(parents=True)
@@ -167,11 +167,8 @@ def _new_folder(config: Config) -> Path:
                     f"output.folder = {given!r}: expected a new or empty folder, as no run is ever overwritten. "
                     "Name another, leave it out, or remove what is there."
                 ) from None
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a name that the file system's encoding cannot say
+            reason = getattr(error, "strerror", None) or error
             raise ConfigError(
-                f"output.folder = {str(folder)!r}: cannot be made: {error.strerror}. Name a folder you may write to."
+                f"output.folder = {str(folder)!r}: cannot be made: {reason}. Name a folder you may write to."
             ) from None
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,5 +1,6 @@
 """Pictures of a run: loss and accuracy, residual norms, and what the network makes of its points."""
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 from experiments.drawing import Axes, Figure
 from experiments.problems import Data
 from experiments.runs import class_pictures
+from experiments.runs.files import write_whole
 
 Rows = Sequence[Mapping[str, Any]]
 Predict = Callable[[np.ndarray], np.ndarray]
@@ -36,7 +38,9 @@ def draw(folder: Path, rows: Rows, data: Data, predict: Predict) -> None:
     if data.validation.x.ndim == 4:
         figures["misclassified"] = class_pictures.misclassified(data.validation, predicted, data.names)
     for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", dpi=150)
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=150)
+        write_whole(folder / f"{name}.png", file.getvalue())
 
 
 def training(rows: Rows) -> Figure:
@@ -88,8 +92,8 @@ def _column(rows: Rows, key: str) -> np.ndarray:
 def _series(rows: Rows, key: str) -> tuple[np.ndarray, np.ndarray]:
     """Iterations and values of the rows that have a finite value."""
     iterations, values = _column(rows, "iteration"), _column(rows, key)
-    there = np.isfinite(values)
-    return iterations[there], values[there]
+    finite = np.isfinite(values)
+    return iterations[finite], values[finite]
 
 
 def _zoom(axes: Axes, rows: Rows) -> None:

@@ -1,7 +1,6 @@
 """What a run says while it goes: a header, a table row per exact evaluation, a bar on terminals, a summary."""
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,10 @@ from tqdm import tqdm
 
 import jaxmgrit as jm
 from experiments.config.rules import grid_sizes
-from experiments.training.nested import most_iterations, networks
-from experiments.problems import Data
 from experiments.config.schema import Config, Optimizer
+from experiments.problems import Data
+from experiments.runs.terminal import OUT
+from experiments.training.nested import most_iterations, networks
 
 COLUMNS = (
     ("iteration", "iteration", "{:9d}"),
@@ -32,22 +32,22 @@ class Progress:
     """Prints to stdout; the bar appears only where stdout is a terminal."""
 
     def __init__(self, config: Config, data: Data, devices: int, folder: Path) -> None:
-        print(*header(config, data, devices, folder), sep="\n", flush=True)
-        print("", "  ".join(title for title, _, _ in COLUMNS), sep="\n", flush=True)
-        self._bar = tqdm(total=most_iterations(config), disable=not sys.stdout.isatty(), file=sys.stdout, leave=False)
+        OUT.remark = f"training goes on, and all it tells is in {folder}"
+        OUT.say(*header(config, data, devices, folder))
+        OUT.say("", "  ".join(title for title, _, _ in COLUMNS))
+        self._bar = tqdm(total=most_iterations(config), disable=not OUT.isatty(), file=OUT, leave=False)
 
     def show(self, row: Mapping[str, Any]) -> None:
         """Show a row of metrics: a table row if it holds an exact evaluation, else only the bar moves."""
         if "exact_train_loss" in row:
-            self._bar.write("  ".join(_cell(row[key], title, form) for title, key, form in COLUMNS), file=sys.stdout)
-            sys.stdout.flush()
+            self.say("  ".join(_cell(row[key], title, form) for title, key, form in COLUMNS))
         self._bar.set_postfix_str(f"loss {row['inexact_loss']:.4f}", refresh=False)
         self._bar.update(row["iteration"] - self._bar.n)
 
     def say(self, sentence: str) -> None:
         """Print a sentence between the rows."""
-        self._bar.write(sentence, file=sys.stdout)
-        sys.stdout.flush()
+        self._bar.write(sentence, file=OUT)
+        OUT.flush()
 
     def __enter__(self) -> "Progress":
         return self
@@ -118,13 +118,15 @@ def _hierarchy(config: Config, section: str) -> str:
 
 def summary_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
     """The end of a run in words."""
+    first = summary["first_iteration_seconds"]
+    compiling = "" if first is None else f", {first:.1f} s of it compiling"
     return [
         "",
         f"exact validation accuracy {summary['exact_validation_accuracy']:.2%}; training accuracy "
         f"{summary['exact_train_accuracy']:.2%} exact, {summary['inexact_accuracy']:.2%} inexact; "
         f"training loss {summary['exact_train_loss']:.5f} exact, {summary['inexact_loss']:.5f} inexact",
-        f"training took {summary['seconds']:.1f} s for {summary['iteration']} iterations, "
-        f"{summary['first_iteration_seconds']:.1f} s of it compiling; everything is in {folder}",
+        f"training took {summary['seconds']:.1f} s for {summary['iteration']} iterations{compiling}; everything is in "
+        f"{folder}",
         *_memory(summary["memory"]),
     ]
 

@@ -5,26 +5,40 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.runs.checkpoints import Checkpoint, Checkpoints
 from experiments.errors import TrainingStopped
-from experiments.training.loop import Row
-from experiments.runs.progress import Progress
+from experiments.runs.checkpoints import Checkpoints
 from experiments.runs.folder import Run
+from experiments.runs.progress import Progress
+from experiments.training.checkpoint import Checkpoint
+from experiments.training.records import Row
 
 
 class Recorder:
-    """Writes and shows; whatever cannot be written ends the training with a sentence and the checkpoints intact."""
+    """Writes and shows; whatever cannot be written ends the training with a sentence and the checkpoints intact.
+
+    Args:
+        run: The open folder.
+        progress: The terminal.
+        checkpoints: Where checkpoints go.
+
+    Attributes:
+        first: The row of iteration 0; None where it has been lost.
+        last: The latest row; None before there is any.
+    """
 
     def __init__(self, run: Run, progress: Progress, checkpoints: Checkpoints) -> None:
         self._run = run
         self._progress = progress
         self._checkpoints = checkpoints
+        self.first = run.first
+        self.last: Row | None = None
 
     def row(self, row: Row) -> None:
         """Write and show a row of metrics."""
         with self.writing():
             self._run.metrics.add(row)
         self._progress.show(row)
+        self.first, self.last = row if row["iteration"] == 0 else self.first, row
 
     def event(self, event: Row) -> None:
         """Write and show a decision."""
@@ -33,12 +47,15 @@ class Recorder:
         if event["reason"]:
             self._progress.say(f"iteration {event['iteration']}: {event['action']}: {event['reason']}")
 
-    def cut(self, rows: int, events: int | None = None) -> None:
-        """Remove all but the first rows of the metrics, and of the decisions."""
+    def cut(self, iteration: int) -> None:
+        """Remove the rows from an iteration on."""
         with self.writing():
-            self._run.metrics.cut(rows)
-            if events is not None:
-                self._run.events.cut(events)
+            self._run.metrics.cut_rows(iteration)
+
+    def cut_events(self, count: int) -> None:
+        """Remove all but the first decisions."""
+        with self.writing():
+            self._run.events.cut_lines(count)
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint, once all that it refers to is on disk."""
@@ -53,10 +70,10 @@ class Recorder:
         try:
             yield
         except OSError as error:
-            there = self._checkpoints.there()
+            latest = self._checkpoints.paths()
             raise TrainingStopped(
                 f"{error.filename or self._run.folder} cannot be written: {error.strerror}. "
-                + (f"The checkpoint of iteration {int(there[0].name)} is intact. " if there else "")
+                + (f"The checkpoint of iteration {int(latest[0].name)} is intact. " if latest else "")
                 + f"Make room, then {go_on(self._run.folder)}"
             ) from None
 
@@ -64,19 +81,3 @@ class Recorder:
 def go_on(folder: Path | None) -> str:
     """How to go on with a run."""
     return f"go on with: python -m experiments.train --resume {shlex.quote(str(folder)) if folder else 'RUN'}"
-
-
-class Silent:
-    """What the other processes do: nothing."""
-
-    def row(self, row: Row) -> None:
-        """Nothing."""
-
-    def event(self, event: Row) -> None:
-        """Nothing."""
-
-    def cut(self, rows: int) -> None:
-        """Nothing."""
-
-    def checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Nothing."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -16,7 +15,7 @@ from experiments.config.schema import Backend, Config, Solver
 from experiments.errors import ConfigError
 from experiments.networks import residual as networks
 from experiments.problems import Data
-from experiments.training.batches import Batch, Batches
+from experiments.training.batches import Batches
 
 
 class Trainer(Protocol):
@@ -114,11 +113,11 @@ def solver(section: Solver) -> jm.MGRIT:
     )
 
 
-def optimizer(config: Config, rate: float = 1.0) -> optax.GradientTransformation:
-    """The optax optimiser with its learning-rate schedule times `rate`, behind what is done to the gradient."""
+def learning_rate(config: Config, factor: float = 1.0) -> optax.Schedule:
+    """The learning rate over the iterations of a network, times `factor`."""
     section, iterations = config.optimizer, config.iterations
-    peak, warmup = rate * section.learning_rate, section.warmup
-    rates = optax.join_schedules(
+    peak, warmup = factor * section.learning_rate, section.warmup
+    return optax.join_schedules(
         [
             optax.linear_schedule(peak / (warmup + 1), peak, warmup),  # from above zero, or the first iteration is idle
             optax.cosine_decay_schedule(peak, iterations - warmup)
@@ -127,10 +126,15 @@ def optimizer(config: Config, rate: float = 1.0) -> optax.GradientTransformation
         ],
         [warmup],
     )
+
+
+def optimizer(config: Config, rate: float = 1.0) -> optax.GradientTransformation:
+    """The optax optimiser with its learning rate times `rate`, behind what is done to the gradient."""
+    section = config.optimizer
     chain = [jm.anticipate(section.anticipate)] if section.anticipate > 0 else []
     if config.training.mesh_independent:
         chain.append(jm.l2_gradient(step_size(config)))
-    update = {"adam": optax.adam, "sgd": optax.sgd}[section.name](rates)
+    update = {"adam": optax.adam, "sgd": optax.sgd}[section.name](learning_rate(config, rate))
     return optax.chain(*chain, update) if chain else update
 
 
@@ -256,46 +260,3 @@ def initial_state(
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error)) from None
     return dataclasses.replace(state, iteration=trainer.backend.replicate(jnp.asarray(iteration, jnp.int32)))
-
-
-def update(trainer: Trainer, batches: Batches) -> Callable[[Any, Batch], tuple[Any, Any]]:
-    """One iteration, compiled; it uses up the state it is given."""
-    if isinstance(trainer, jm.PublishedLoop):
-        return _published_update(trainer)
-    assert isinstance(trainer, jm.OneShot)
-    return _one_shot_update(trainer, batches)
-
-
-def _published_update(trainer: jm.PublishedLoop) -> Callable[[Any, Batch], tuple[Any, Any]]:
-    return jax.jit(lambda state, batch: trainer.step(state, batch.points), donate_argnums=0)
-
-
-def _one_shot_update(trainer: jm.OneShot, batches: Batches) -> Callable[[Any, Batch], tuple[Any, Any]]:
-    def step(state: jm.TrainState, batch: Batch) -> tuple[jm.TrainState, jm.Info]:
-        return trainer.step(_started(trainer, batches, state, batch), batch.points, batch.samples)
-
-    return jax.jit(step, donate_argnums=0)
-
-
-def comparison(trainer: Trainer, batches: Batches) -> Callable[[Any, Batch], jm.Comparison]:
-    """How inexact the gradient of the next iteration would be, compiled when first used."""
-
-    def compare(state: jm.TrainState, batch: Batch) -> jm.Comparison:
-        assert isinstance(trainer, jm.OneShot)
-        return jm.compare(trainer, _started(trainer, batches, state, batch), batch.points, batch.samples)
-
-    return jax.jit(compare)
-
-
-def refresh(trainer: Trainer, batches: Batches) -> Callable[[Any, Batch], Any]:
-    """Warm values one iteration nearer to their fixed point, everything else as it is; compiled when first used."""
-
-    def warmed(state: jm.TrainState, batch: Batch) -> jm.TrainState:
-        assert isinstance(trainer, jm.OneShot)
-        return replace(state, warm=trainer.step(state, batch.points, batch.samples)[0].warm)
-
-    return jax.jit(warmed)
-
-
-def _started(trainer: jm.OneShot, batches: Batches, state: jm.TrainState, batch: Batch) -> jm.TrainState:
-    return state if batches.warm else trainer.cold(state, batch.points)

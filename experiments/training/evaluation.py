@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,34 @@ import jaxmgrit as jm
 from experiments.networks.residual import logits
 from experiments.problems import DataSet
 
-Evaluator = Callable[[Any], tuple[float, float]]
 NUMBERS = 2**22  # of the states that are computed at a time
+
+
+class EvaluationStopped(Exception):
+    """An exact evaluation that was asked to stop.
+
+    Attributes:
+        signal: The number of the signal that asked.
+    """
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(signal)
+        self.signal = signal
+
+
+class Evaluator(Protocol):
+    """From a network to its loss and accuracy on a data set."""
+
+    def __call__(self, network: Any, asked: Callable[[], int] = ..., /) -> tuple[float, float]:
+        """Evaluate a trainer's state, or parameters.
+
+        Args:
+            network: The state or parameters.
+            asked: Called before each part of the data: the number of a signal that asks to stop, 0 if there is none.
+
+        Raises:
+            EvaluationStopped: It was asked to.
+        """
 
 
 def evaluator(
@@ -38,11 +64,13 @@ def evaluator(
     compiled = jax.jit(evaluate)
     parts: list[slice] = []  # found once: JAX remembers something of every function whose shapes it is asked for
 
-    def figures(network: Any) -> tuple[float, float]:
+    def figures(network: Any, asked: Callable[[], int] = lambda: 0) -> tuple[float, float]:
         params = network if isinstance(network, jm.Params) else network.params
         total = np.zeros(2)
         parts[:] = parts or list(_parts(problem, params, data.x.astype(dtype, copy=False)))
         for part in parts:
+            if signal := asked():
+                raise EvaluationStopped(signal)
             loss, aux = compiled(network, (jnp.asarray(data.x[part], dtype), jnp.asarray(data.y[part])))
             total += (part.stop - part.start) * np.array([loss, aux["accuracy"]], float)
         loss, accuracy = total / len(data.y)

@@ -15,7 +15,8 @@ from experiments import problems
 from experiments.config.reader import read_run
 from experiments.runs import folder as runs
 from experiments.runs import recorder
-from experiments.runs.checkpoints import Checkpoints, binding
+from experiments.runs.binding import Binding
+from experiments.runs.checkpoints import Checkpoints
 from experiments.train import main
 from experiments.training.loop import Loop
 
@@ -173,9 +174,9 @@ def opened(undisturbed):
     data = problems.load(config.problem, config.seed)
     before = jax.config.jax_enable_x64
     jax.config.update("jax_enable_x64", True)
-    like = Loop(config, data).like({})
+    like = Loop(config, data).like({}, 0)
     jax.config.update("jax_enable_x64", before)
-    return lambda folder: Checkpoints(folder, 3, binding(config, data)).latest(lambda loop: like)
+    return lambda folder: Checkpoints(folder, 3, Binding(config, data)).latest(lambda loop, iteration: like)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

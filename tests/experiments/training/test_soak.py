@@ -13,8 +13,8 @@ from helpers import networks as nets
 from experiments.config.schema import Config
 from experiments.problems import level_sets
 from experiments.processes.interruption import Interruption
-from experiments.runs.recorder import Silent
 from experiments.training.loop import Loop
+from experiments.training.records import Silent
 
 pytestmark = pytest.mark.slow
 

@@ -8,9 +8,9 @@ from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.problems import Data, DataSet, mnist
 from experiments.processes.interruption import Interruption
-from experiments.runs.recorder import Silent
 from experiments.training.batches import Batches
 from experiments.training.loop import Loop
+from experiments.training.records import Silent
 
 POINTS = 23
 

@@ -1,0 +1,92 @@
+"""Files read with a bound on their size, and written whole or not at all."""
+
+import contextlib
+import os
+import stat
+from io import FileIO
+from pathlib import Path
+from typing import BinaryIO
+
+from experiments.files import read_limited
+
+
+class Unreadable(ValueError):
+    """A file that is not read; the message says why, but not which."""
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """The contents of a file of a run.
+
+    Args:
+        path: The file.
+        most: Bytes that it can have at most.
+
+    Raises:
+        Unreadable: It is larger, no regular file, or cannot be read.
+    """
+    try:
+        return read_limited(path, most)
+    except OSError as error:
+        raise Unreadable(f"it cannot be read: {error.strerror}") from None
+    except MemoryError:
+        raise Unreadable("it cannot be read: it does not fit into memory") from None
+
+
+def open_regular(descriptor: int) -> BinaryIO:
+    """A file object of a descriptor.
+
+    Raises:
+        Unreadable: It is not that of a regular file; it has been closed.
+    """
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise Unreadable("expected a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file that is on disk in full, or else as it was.
+
+    Raises:
+        OSError: It cannot be written; `filename` says where.
+    """
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        write_synced(unfinished, data)
+        unfinished.replace(path)
+        sync_folder(path.parent)
+    except OSError:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file and wait until it is on disk.
+
+    Raises:
+        OSError: It cannot be written; `filename` says where.
+    """
+    try:
+        with path.open("wb", buffering=0) as file:  # nothing is left for `close` to write, and to fail again
+            write_all(file, data)
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+def write_all(file: FileIO, data: bytes) -> None:
+    """Write all bytes to a file without a buffer, which may take but a part at a time."""
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until a folder's entries are on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,88 @@
+"""What is said on stdout and stderr; neither ends a training when nobody reads it any more.
+
+A closed pipe (`| head`), a terminal that is gone, a full disk under a log file: the stream is given up, with one
+sentence on the other. Characters that a terminal's encoding lacks are written as backslash escapes.
+"""
+
+import contextlib
+import os
+import sys
+from typing import Any, TextIO
+
+
+class Stream:
+    """Stdout or stderr as they are at the moment, written to without ever raising.
+
+    Attributes:
+        remark: What to say on stderr when this stream has been lost; "": nothing.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lost: TextIO | None = None
+        self.remark = ""
+
+    def write(self, text: str) -> int:
+        """Write, or give the stream up."""
+        self._attempt(lambda stream: _write(stream, text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or give the stream up."""
+        self._attempt(lambda stream: stream.flush())
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal that can still be written to."""
+        stream = self._stream
+        return stream is not None and stream.isatty()
+
+    @property
+    def encoding(self) -> str:
+        """Of its characters."""
+        return getattr(self._stream, "encoding", None) or "ascii"
+
+    def say(self, *lines: str) -> None:
+        """Write lines, at once."""
+        self.write("".join(line + "\n" for line in lines))
+        self.flush()
+
+    @property
+    def _stream(self) -> TextIO | None:
+        stream: TextIO | None = getattr(sys, self._name)
+        return None if stream is None or stream is self._lost or stream.closed else stream
+
+    def _attempt(self, act: Any) -> None:
+        stream = self._stream
+        if stream is None:
+            return
+        try:
+            act(stream)
+        except OSError as error:
+            self._lost = stream
+            with contextlib.suppress(OSError, ValueError):  # what is still in its buffer must not fail again at exit
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream.fileno())
+                os.close(nowhere)
+            if self is OUT and self.remark:
+                ERR.say(f"{self._name} cannot be written any more ({error.strerror}): {self.remark}")
+
+
+def _write(stream: TextIO, text: str) -> None:
+    try:
+        stream.write(text)
+    except UnicodeEncodeError:
+        encoding = stream.encoding or "ascii"
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+OUT, ERR = Stream("stdout"), Stream("stderr")
+
+
+def occupy_closed_streams() -> None:
+    """Give stdout and stderr, where they were closed before the program began, a descriptor that leads nowhere.
+
+    Otherwise the first file that is opened gets theirs, and whatever a library prints goes into it.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
