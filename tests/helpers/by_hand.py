@@ -10,8 +10,9 @@ import numpy as np
 class ByHand:
     """A hierarchy of systems u^j = phi[l](j - 1, u^{j-1}) + g^j, j = 1 .. counts[l], with C-points every factors[l]."""
 
-    def __init__(self, phi, steps, factors, nu, kind, norm):
+    def __init__(self, phi, steps, factors, nu, kind, norm, weight=1.0):
         self.phi, self.factors, self.nu, self.kind, self.norm = phi, factors, nu, kind, norm
+        self.weight = weight
         self.counts = [steps]
         for m in factors:
             self.counts.append(self.counts[-1] // m)
@@ -27,7 +28,8 @@ class ByHand:
 
     def c_relax(self, level, u, g):
         for c in self.c_points(level):
-            u[c] = self.phi[level](c - 1, u[c - 1]) + g[c]
+            relaxed = self.phi[level](c - 1, u[c - 1]) + g[c]
+            u[c] = self.weight * relaxed + (1 - self.weight) * u[c]
 
     def solve_coarsest(self, u, g):
         for j in range(1, self.counts[-1] + 1):
@@ -71,7 +73,7 @@ class ByHand:
             values[level][: m * self.counts[level + 1] + 1 : m] = values[level + 1]
             if self.kind == "F" and level >= 1:
                 self.cycle(level, values[level], zeros[level], False)
-        self.norms.append(np.nan)
+        self.norms.append(-1.0)
 
     def run(self, u, g, cycles, skip):
         for k in range(cycles):
@@ -108,7 +110,22 @@ class Layer:
         return lam + inner + self.ahead * self.f_transposed(u, inner)
 
 
-def run(theta, u0, h, factors, *, nu, kind, cycles, skip, combine, midpoint, cost_derivative=None, norm=frobenius):
+def run(
+    theta,
+    u0,
+    h,
+    factors,
+    *,
+    nu,
+    kind,
+    cycles,
+    skip,
+    combine,
+    midpoint,
+    cost_derivative=None,
+    norm=frobenius,
+    weight=1.0,
+):
     """State and adjoint of a tanh network from a cold start: (states, their residuals, adjoints, their residuals).
 
     The cold start is u^0 and lam^N everywhere; lam^N = u^N / 2. `combine` makes one layer's array from those of several
@@ -128,7 +145,7 @@ def run(theta, u0, h, factors, *, nu, kind, cycles, skip, combine, midpoint, cos
 
     phi = [partial(advance, level) for level in range(len(strides))]
     u = np.repeat(u0[None], layers + 1, axis=0)
-    u, norms = ByHand(phi, layers, factors, nu, kind, norm).run(u, np.zeros_like(u), cycles, skip)
+    u, norms = ByHand(phi, layers, factors, nu, kind, norm, weight).run(u, np.zeros_like(u), cycles, skip)
 
     def retreat(level, j, value):
         n = layers - (j + 1) * strides[level]
@@ -140,5 +157,5 @@ def run(theta, u0, h, factors, *, nu, kind, cycles, skip, combine, midpoint, cos
     if cost_derivative is not None:
         for j in range(1, layers + 1):
             source[j] = cost_derivative(u[layers - j], sizes[layers - j])
-    lam, lam_norms = ByHand(phi, layers, factors, nu, kind, norm).run(lam, source, cycles, skip)
+    lam, lam_norms = ByHand(phi, layers, factors, nu, kind, norm, weight).run(lam, source, cycles, skip)
     return u, norms, lam[::-1], lam_norms

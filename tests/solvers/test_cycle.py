@@ -46,6 +46,13 @@ CASES = {
     "down to one step": (16, (2, 2, 2, 2), dict(coarsening_factor=2, min_coarse=1), False),
     "two levels, averaged midpoint": (30, (4,), dict(coarsening_factor=4, levels=2, **AVERAGED_MIDPOINT), True),
     "four levels, averaged midpoint": (43, (3, 2, 2), dict(coarsening_factor=(3, 2, 2), **AVERAGED_MIDPOINT), True),
+    "weight 0.7, three levels": (27, (3, 3), dict(coarsening_factor=3, levels=3, relaxation_weight=0.7), False),
+    "weight 1.3, FCF above, F-cycle": (
+        26,
+        (2, 3),
+        dict(coarsening_factor=(2, 3), cf_relaxations=(1, 1), cycle="F", relaxation_weight=1.3),
+        True,
+    ),
     "a user's parameters and norm": (
         26,
         (4,),
@@ -53,7 +60,7 @@ CASES = {
         False,
     ),
 }
-MATRIX = nets.slow_but(("FCF, F-cycle",), CASES)
+MATRIX = nets.slow_but(("FCF, F-cycle", "weight 0.7, three levels"), CASES)
 
 
 @lru_cache
@@ -76,6 +83,7 @@ def both(case):
         midpoint=solver.coarse_step is jm.midpoint,
         cost_derivative=(lambda u, h: 0.2 * h * u) if general else None,
         norm=by_hand.frobenius if solver.norm is None else lambda r: np.abs(r).max(),
+        weight=solver.relaxation_weight,
     )
     sol, adj, _ = nets.solved(nets.tanh_step, theta, u0, h, solver, cost=cost)
     states = jm.trajectory(nets.tanh_step, theta, sol, h=h)
