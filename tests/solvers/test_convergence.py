@@ -97,8 +97,6 @@ NARROW = ("float16", "bfloat16", "float64")
 
 
 @pytest.mark.parametrize("dtypes", [("float32",), pytest.param(NARROW, marks=pytest.mark.slow)], ids=str)
-    "dtypes", [("float32",), pytest.param(("float16", "bfloat16", "float64"), marks=pytest.mark.slow)]
-)
 def test_no_wrong_value_with_a_good_code(dtypes):
     solve = jax.jit(lambda theta, u0, solver: to_rounding(scaled_step, theta, u0, 1 / 16, solver), static_argnums=2)
     scan = jax.jit(lambda theta, u0: nets.scan(scaled_step, theta, u0, 1 / 16))
