@@ -1,0 +1,158 @@
+"""What swapping `lax.scan` for `jm.propagate` costs, on many kinds of networks: `python -m experiments.zoo [KEY ...]`.
+
+For every network, value and gradient by `jm.propagate` as it comes, beside the user's own plain scan and the best of
+plain, checkpointed, unrolled and segmented ones, in turns, float32, on one core: time, temporary memory, compile time.
+With `--cycles K` in place of that: the gradient by K + K cycles of `MGRIT`, how far it is off, and what the codes say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.timing import turns
+
+PyTree = Any
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    options = _parse(words)
+    where = turns.pin()  # before JAX starts its threads
+    import jax
+
+    import jaxmgrit as jm
+    from experiments.networks.zoo import MAKERS
+
+    if unknown := [key for key in options.keys if key not in MAKERS]:
+        print(f"unknown: {', '.join(unknown)}; choose from {', '.join(MAKERS)}", file=sys.stderr)
+        return 2
+    keys = options.keys or list(MAKERS)
+    print(f"jaxmgrit {jm.__version__}, jax {jax.__version__}, {jax.default_backend()}, float32, {where}")
+    rows = _inexact(keys, options.cycles) if options.cycles else _swapped(keys, options.seconds)
+    if options.output:
+        Path(options.output).write_text(json.dumps({"jax": jax.__version__, "where": where, "rows": rows}, indent=1))
+    return 0
+
+
+def _parse(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m experiments.zoo", description=__doc__)
+    parser.add_argument("keys", nargs="*", metavar="KEY", help="networks of the zoo; all by default")
+    parser.add_argument("--cycles", type=int, default=0, metavar="K", help="gradients by K + K cycles instead")
+    parser.add_argument("--seconds", type=float, default=4.0, help="about how long a network's calls take together")
+    parser.add_argument("--output", metavar="FILE", help="write the rows as JSON")
+    return parser.parse_args(words)
+
+
+def gradient_of(propagate: Callable[[PyTree, PyTree], PyTree]) -> Callable[[PyTree, PyTree], PyTree]:
+    """Value and gradients (theta, u0) of the mean square of the final state."""
+    import jax
+    import jax.numpy as jnp
+
+    def loss(theta: PyTree, u0: PyTree) -> Any:
+        return sum(jnp.mean(x**2) for x in jax.tree.leaves(propagate(theta, u0)))
+
+    return jax.value_and_grad(loss, argnums=(0, 1))
+
+
+def _swapped(keys: Sequence[str], seconds: float) -> list[dict[str, Any]]:
+    import jaxmgrit as jm
+    from experiments.networks.zoo import make
+    from experiments.timing.sequential import propagations
+
+    print(f"{'network':30} {'N':>5} {'plain ms':>9} {'best':>13} {'swap/plain':>10} {'swap/best':>9} "
+          f"{'memory':>7} {'compile':>7}")  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    for key in keys:
+        net = make(key)
+
+        def swapped(theta: PyTree, u0: PyTree, net: Any = net) -> PyTree:
+            return jm.propagate(net.step, theta, u0, h=net.h)
+
+        ways = {**propagations(net.step, net.h, net.layers), "swap": swapped}
+        timed = turns.in_turns({k: gradient_of(f) for k, f in ways.items()}, (net.theta, net.u0), seconds)
+        swap, plain = timed.pop("swap"), timed["plain"]
+        best = min(timed, key=lambda name: timed[name].seconds)
+        row = {
+            "network": net.name,
+            "layers": net.layers,
+            "plain_ms": 1e3 * plain.seconds,
+            "best": best,
+            "time_over_plain": swap.seconds / plain.seconds,
+            "time_over_best": swap.seconds / timed[best].seconds,
+            "memory_over_plain": (swap.bytes or 0) / max(plain.bytes or 0, 1),
+            "compile_over_plain": swap.compile_seconds / plain.compile_seconds,
+        }
+        rows.append(row)
+        print(f"{net.name:30} {net.layers:5} {row['plain_ms']:9.3g} {best:>13} {row['time_over_plain']:10.2f} "
+              f"{row['time_over_best']:9.2f} {row['memory_over_plain']:7.2f} {row['compile_over_plain']:7.2f}",
+              flush=True)  # fmt: skip
+    for name in ("time_over_plain", "time_over_best", "memory_over_plain", "compile_over_plain"):
+        column = [float(row[name]) for row in rows]
+        print(f"{name}: worst {max(column):.2f}, median {statistics.median(column):.2f}")
+    return rows
+
+
+def _inexact(keys: Sequence[str], cycles: int) -> list[dict[str, Any]]:
+    import jax
+
+    from experiments.networks.zoo import make
+
+    print(f"{'network':30} {'N':>5} {'gradient off by':>15} {'state':>15} {'adjoint':>15}")
+    rows = []
+    for key in keys:
+        net = make(key)
+        exact = jax.jit(gradient_of(_plain(net)))(net.theta, net.u0)[1]
+        gradient, state, adjoint = by_cycles(net, cycles)
+        row = {"network": net.name, "off": distance(gradient, exact), "state": state.name, "adjoint": adjoint.name}
+        rows.append(row)
+        print(f"{net.name:30} {net.layers:5} {row['off']:15.2g} {row['state']:>15} {row['adjoint']:>15}", flush=True)
+    wrong = [row for row in rows if not row["off"] <= 0.1]
+    silent = [row["network"] for row in wrong if {row["state"], row["adjoint"]} <= {"CONVERGED", "CYCLES_USED_UP"}]
+    print(f"off by more than 10 %: {len(wrong)} of {len(rows)}; without a code that says so: {silent or 'none'}")
+    return rows
+
+
+def _plain(net: Any) -> Callable[[PyTree, PyTree], PyTree]:
+    from experiments.timing.sequential import propagations
+
+    return propagations(net.step, net.h, net.layers)["plain"]
+
+
+def by_cycles(net: Any, cycles: int) -> tuple[PyTree, Any, Any]:
+    """Gradients (theta, u0) by so many cycles of `MGRIT(4)` each, and the result codes of state and adjoint."""
+    import jax
+
+    import jaxmgrit as jm
+
+    solver = jm.MGRIT(4, cycles=cycles)
+
+    @jax.jit
+    def run(theta: PyTree, u0: PyTree) -> PyTree:
+        sol = jm.solve(net.step, theta, u0, h=net.h, solver=solver)
+        lam = jax.tree.map(lambda x: 2 * x / x.size, sol.u_final)
+        adj = jm.adjoint_solve(net.step, theta, sol, lam, h=net.h, solver=solver)
+        gradient = jm.layer_gradients(net.step, theta, sol, adj, h=net.h)
+        return (gradient, adj.lam_initial), sol.result, adj.result
+
+    gradient, state, adjoint = run(net.theta, net.u0)
+    return gradient, jm.Result(int(state)), jm.Result(int(adjoint))
+
+
+def distance(a: PyTree, b: PyTree) -> float:
+    """Relative Euclidean distance of two pytrees, in float64 on the host."""
+    import jax
+    import numpy as np
+
+    x, y = (np.concatenate([np.ravel(np.asarray(z, np.float64)) for z in jax.tree.leaves(tree)]) for tree in (a, b))
+    off, size = np.linalg.norm(x - y), np.linalg.norm(y)
+    return float(off / size) if size else float(off)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
