@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import add, fold, repeat, unfold, where
+from jaxmgrit._scopes import on_level, sweep
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.backend.local import LOCAL
 from jaxmgrit.system.partition import Level
@@ -56,7 +57,9 @@ class Grid:
     def edge(self, ends: PyTree, initial: PyTree) -> PyTree:
         """The value that enters this device's first interval (the last one, where the run goes backwards)."""
         by, last = (-1, slice(None, 1)) if self.backward else (1, slice(-1, None))
-        return jax.tree.map(lambda x: x[0], self.backend.shift(jax.tree.map(lambda x: x[last], ends), by, initial))
+        with on_level(self.level.stride):
+            arrived = self.backend.shift(jax.tree.map(lambda x: x[last], ends), by, initial)
+        return jax.tree.map(lambda x: x[0], arrived)
 
     def starts(self, ends: PyTree, initial: PyTree, edge: PyTree = None) -> PyTree:
         """The value each interval starts from: its neighbour's end, or the initial value."""
@@ -110,7 +113,8 @@ class Grid:
             found, increment = f(start, *own)
             return jax.tree.map(lambda x, y: x.at[j].add(y), total, increment), found
 
-        total, found = jax.lax.scan(one, total, (jnp.arange(share, dtype=jnp.int32), data))
+        with sweep():
+            total, found = jax.lax.scan(one, total, (jnp.arange(share, dtype=jnp.int32), data))
         return found, total
 
 
@@ -121,11 +125,12 @@ def entry(tree: PyTree, index: Any) -> PyTree:
 
 def by_intervals(f: Callable[[PyTree], PyTree], intervals: PyTree, share: int, batch: int) -> PyTree:
     """Map f over the leading axis, `batch` intervals at a time."""
-    if batch >= share:
-        return jax.vmap(f)(intervals)
-    if batch == 1:
-        return jax.lax.map(f, intervals)
-    return jax.lax.map(f, intervals, batch_size=batch)
+    with sweep():
+        if batch >= share:
+            return jax.vmap(f)(intervals)
+        if batch == 1:
+            return jax.lax.map(f, intervals)
+        return jax.lax.map(f, intervals, batch_size=batch)
 
 
 def run_interval(

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import fit
+from jaxmgrit._scopes import on_level
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,8 @@ def coarse_grid_data(x: Any, fine: Level, coarse: Level, backend: Any) -> Any:
     """From one entry per interval of a level to one per slot of the next, gathered if that is not spread."""
     if coarse.devices == fine.devices:
         return x if coarse.devices > 1 else fit(x, coarse.slots, coarse.front)
-    return fit(backend.all_gather(x), coarse.slots, coarse.front)
+    with on_level(fine.stride):
+        return fit(backend.all_gather(x), coarse.slots, coarse.front)
 
 
 def fine_grid_data(x: Any, fine: Level, coarse: Level, backend: Any) -> Any:

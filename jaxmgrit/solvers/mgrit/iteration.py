@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import euclidean_norm, norm_dtype, real_dtype, repeat, subtract, where
+from jaxmgrit._scopes import at_most
 from jaxmgrit.solvers.base import Outcome, at_last_interval, is_finite
 from jaxmgrit.solvers.convergence import Gauge, Norm, gauge, total, total_norm
 from jaxmgrit.solvers.mgrit.cycle import Grids, cycle, skip_first_down
@@ -63,7 +64,8 @@ def _unless(converged: jax.Array, ends: PyTree, rescue: Callable[[], PyTree]) ->
     def once(carry: PyTree) -> tuple[PyTree, jax.Array]:
         return rescue(), jnp.ones_like(carry[1])
 
-    return jax.lax.while_loop(lambda carry: ~carry[1], once, (ends, converged))[0]
+    with at_most(0):  # so the cost model does not count what is the exception
+        return jax.lax.while_loop(lambda carry: ~carry[1], once, (ends, converged))[0]
 
 
 def _has_steps(grid: Grid) -> Any:
@@ -132,7 +134,8 @@ def _until_tolerance(grids: Grids, solver: Options, ends: PyTree, initial: PyTre
     history = jnp.full((solver.cycles,), NONE, dtype)
     counts = jnp.asarray(done, jnp.int32), jnp.zeros((), jnp.int32)
     start = _Progress(ends, history, counts[0], zero, jnp.full((), jnp.inf, dtype), counts[1], no, no)
-    end = jax.lax.while_loop(lambda now: (now.cycles < solver.cycles) & ~now.stop, one, start)
+    with at_most(solver.cycles - done):
+        end = jax.lax.while_loop(lambda now: (now.cycles < solver.cycles) & ~now.stop, one, start)
     return end.ends, end.norms, end.cycles, end.met
 
 
