@@ -232,6 +232,11 @@ class Backend(Section):
     process: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="which of them this is, 0 .. processes - 1, with a coordinator given as HOST:PORT"
     )
+    patience: Annotated[float, Field(ge=1, le=10**6)] | None = Field(
+        default=None,
+        description="seconds after which a process that is stopped or silent is given up and the run ended; null: MPI "
+        "waits for it and says so, jax.distributed gives it up after 20",
+    )
 
 
 class Evaluation(Section):

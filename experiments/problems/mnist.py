@@ -222,9 +222,12 @@ def _packaged(place: Place) -> DataSet | None:
     path = found[1][0]
     text = sources.read_bytes(path, PACKAGED_BYTES).decode("ascii", errors="replace")
     try:
-        rows = np.loadtxt(text.splitlines(), delimiter=",", dtype=np.uint8, ndmin=2)
+        lines = [line for line in text.splitlines() if line.strip()]
+        if not lines:
+            raise ValueError("there are none")
+        rows = np.loadtxt(lines, delimiter=",", dtype=np.uint8, comments=None, ndmin=2)
     except (ValueError, OverflowError) as error:
-        raise sources.corrupt(path, f"expected lines of integers from 0 to 255 ({error})") from None
+        raise sources.corrupt(path, f"expected lines of integers from 0 to 255 ({str(error)[:200]})") from None
     if rows.shape[1:] != (SIDE * SIDE + 1,):
         raise sources.corrupt(path, f"expected 785 numbers a line, found shape {rows.shape}")
     labels = rows[:, -1].astype(np.int32)

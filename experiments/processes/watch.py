@@ -1,7 +1,9 @@
-"""Say so when a process of a run is killed: nothing that runs inside it could.
+"""Say so when a process of a run is killed or stopped: nothing that runs inside it could.
 
-A small companion waits for its process to end. If that did not say goodbye, the companion names it and how to go on,
-before the launcher (whose connection it holds open meanwhile) notices and ends the others.
+A small companion, `experiments.processes.companion`, waits for its process to end. If that did not say goodbye, the
+companion names it and how to go on, before the launcher (whose connection it holds open meanwhile) notices and ends the
+others. If the process is stopped, by SIGSTOP or a debugger, the others wait for it without a word: the companion says
+which one they wait for, and ends it after a while if it is told to.
 """
 
 import os
@@ -9,40 +11,29 @@ import subprocess
 import sys
 import tempfile
 
-# `first` is made by whichever companion is first: those of processes that a launcher ends afterwards keep silent.
-_COMPANION = """
-import os, sys, time
-first, said = sys.argv[1], b""
-while block := os.read(0, 4096):
-    said += block
-*_, message = said.splitlines()
-if message:
-    try:
-        os.close(os.open(first, os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
-        sys.exit()
-    os.write(2, message + b"\\n")
-    os.closerange(0, 256)
-    time.sleep(10)
-    os.unlink(first)
-"""
+from experiments.processes import companion
+
+REPORT = 15.0  # seconds after which a stopped process is named
 
 
 class Watch:
     """Watches this process while it is open; use it as a context.
 
     Args:
-        token: Only the first of those processes that share it is reported.
+        token: Only the first of those processes that share it is reported as lost.
         who: Names this process.
+        patience: Seconds after which it is ended if it has been stopped all the time; None: it is waited for.
+        report: Seconds after which it is said to be stopped.
     """
 
-    def __init__(self, token: str, who: str) -> None:
+    def __init__(self, token: str, who: str, patience: float | None = None, report: float = REPORT) -> None:
         self._who = f"{who} (PID {os.getpid()} on {os.uname().nodename})"
         first = os.path.join(tempfile.gettempdir(), f"jaxmgrit-lost-{token}")
         # Process managers of MPI (PMI) take the end of this connection for the end of the process.
         connection = os.environ.get("PMI_FD", "")
+        words = [first, self._who, str(os.getpid()), str(report), str(patience or "inf")]
         self._companion = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _COMPANION, first],
+            [sys.executable, "-I", "-S", companion.__file__, *words],
             stdin=subprocess.PIPE,
             start_new_session=True,
             pass_fds=[int(connection)] if connection.isdecimal() else [],

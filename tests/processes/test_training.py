@@ -83,15 +83,15 @@ def test_connected_processes_give_the_metrics_of_one_device(tiny, alone, tmp_pat
     assert_same(folder, alone)
 
 
-def kill(index, variable):
-    """Kill the process of this index as soon as training goes on; then it must end within a minute."""
+def kill(index, variable, by=signal.SIGKILL):
+    """Send a signal to the process of this index as soon as training goes on."""
 
     def meanwhile(started, out):
         deadline = time.monotonic() + 120
         while RUNNING not in out.read_text(errors="replace"):
             assert all(p.poll() is None for p in started) and time.monotonic() < deadline, out.read_text()
             time.sleep(0.2)
-        os.kill(started[index].pid if variable is None else process_of(variable, index), signal.SIGKILL)
+        os.kill(started[index].pid if variable is None else process_of(variable, index), by)
 
     return meanwhile
 
@@ -119,6 +119,48 @@ def test_a_killed_rank_ends_all_with_a_message_that_names_it(tiny, tmp_path):
     assert codes[0], said
     assert "rank 1 of 3 (PID" in said and f"--resume {tmp_path / 'run'}" in said, said
     assert "rank 0 of 3" not in said and "rank 2 of 3" not in said, said
+
+
+def stop_rank_1(started, out):
+    """Stop a rank as soon as training goes on, and wait until it is said."""
+    kill(1, "PMI_RANK", signal.SIGSTOP)(started, out)
+    deadline = time.monotonic() + 60
+    while "is stopped (by SIGSTOP or a debugger)" not in out.read_text(errors="replace"):
+        assert time.monotonic() < deadline, out.read_text()
+        time.sleep(0.2)
+
+
+def test_a_stopped_rank_is_named_within_a_minute_and_ended_if_the_config_says_so(tiny, tmp_path):
+    launch.needs_mpi()
+    words = [tiny, *MPI, *LONG, "--backend.patience", "20", "--output.folder", str(tmp_path / "run")]
+    codes, said = launch.outcome(ranks(2, *words), patience=60.0, meanwhile=stop_rank_1)
+    assert codes[0], said
+    assert "has been stopped for 20 s (backend.patience) and is ended." in said, said
+    assert "rank 1 of 2 (PID" in said and f"--resume {tmp_path / 'run'}" in said, said
+
+
+def test_the_coordinator_listens_on_the_named_address_alone(tiny, tmp_path):
+    command = processes(2, tiny, *LONG, "--output.folder", str(tmp_path / "run"))
+    port = int(command[0][command[0].index("--backend.coordinator") + 1].rpartition(":")[2])
+    seen = []
+
+    def look(started, out):
+        kill(0, None, signal.SIGCONT)(started, out)  # waits until training goes on, and does no harm
+        seen.extend(listening(port))
+        for process in started:
+            process.terminate()
+
+    launch.outcome(command, patience=60.0, meanwhile=look)
+    assert seen and all(address in LOOPBACK for address in seen), seen
+
+
+LOOPBACK = ("0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F")
+
+
+def listening(port):
+    """The addresses, in hexadecimal as Linux has them, on which a port listens."""
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
+    return [own.partition(":")[0] for _, own, _, state, *_ in lines if own.endswith(f":{port:04X}") and state == "0A"]
 
 
 def test_a_killed_process_ends_all_with_a_message_that_names_it(tiny, tmp_path):

@@ -189,6 +189,7 @@ def test_official_files_with_faults(home, name, change, message):
         (b"1,2,3\n4,5\n", "expected lines of integers from 0 to 255"),
         (b"1,2,x\n", "expected lines of integers from 0 to 255"),
         (b"1,2,256\n", "expected lines of integers from 0 to 255"),
+        (b" \n", r"expected lines of integers from 0 to 255 \(there are none\)"),
         (b"\xff\xfe", "expected lines of integers from 0 to 255"),
     ],
 )

@@ -1,0 +1,156 @@
+"""The processes of a training, connected: ranks of MPI, or processes of `jax.distributed`."""
+
+import ipaddress
+import os
+import socket
+import sys
+from dataclasses import replace
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from experiments.config.schema import Backend
+from experiments.errors import AgreedError, ConfigError
+from experiments.processes.job import ALONE, Job
+from experiments.processes.launchers import launched
+
+CONNECTING = 60  # seconds that processes wait for each other at the start
+ENDING = 600  # and at the end, where the first draws pictures
+HEARTBEAT = 20  # seconds after which a process of `jax.distributed` that is silent counts as lost, by default
+DETECTED = ("detect", "mpi4py")  # coordinators that have no address of the user's
+
+
+def ranks(asked: bool) -> Job:
+    """The ranks of MPI, where a launcher started several and mpi4py works; else this process alone.
+
+    Args:
+        asked: Whether the config says that there are ranks: then MPI is asked, whatever the environment says.
+    """
+    if not (asked or launched().several):
+        return ALONE
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError):  # what that leads to, `connect` says
+        return ALONE
+    comm = MPI.COMM_WORLD
+    if comm.Get_size() == 1:
+        return ALONE
+
+    def abort(code: int) -> NoReturn:
+        comm.Abort(code)
+        os._exit(code)
+
+    return Job(comm.Get_rank(), comm.Get_size(), "rank", comm.allgather, abort)
+
+
+def connect(job: Job, section: Backend) -> Job:
+    """All processes of the training, connected by `jax.distributed` where the config asks for that.
+
+    Args:
+        job: The ranks of MPI, or this process alone.
+        section: The config's `backend`.
+
+    Raises:
+        ConfigError: They cannot be connected, or others were started that would train without knowing of this one.
+    """
+    if section.coordinator is None:
+        if job.count > 1 and section.kind != "mpi":
+            raise AgreedError(
+                f"backend.kind = {section.kind!r}: expected 'mpi', as {job.count} ranks were started; each would train "
+                "a network of its own. Give --backend.kind mpi, or --backend.coordinator mpi4py for jax.distributed.",
+                silent=not job.is_first,
+            )
+    else:
+        _initialise(job, section)
+        if job.count == 1:
+            job = Job(jax.process_index(), jax.process_count(), "process", _gather, lambda code: os._exit(code))
+    _refuse_strangers(job)
+    return replace(job, patience=section.patience)
+
+
+def _refuse_strangers(job: Job) -> None:
+    """Raise a ConfigError where a launcher says that there are more processes than know of each other."""
+    start = launched()
+    count, variable = start.count, start.variable
+    if count is not None and count <= job.count or count is None and job.count > 1:
+        return
+    others = f"{count} processes were started together" if count else "it is one of several started together"
+    if variable.startswith(("PMI_", "OMPI_")):
+        raise ConfigError(
+            f"{variable} is set, so {others}, but they do not know of each other: mpi4py is not installed or was built "
+            "for another MPI. Install it where mpirun's own mpicc comes first in PATH: pip install --no-cache-dir "
+            f"mpi4py. To train in this process alone, unset {variable}."
+        )
+    raise ConfigError(
+        f"{variable} = {os.environ[variable]}: {others}, but they do not know of each other and each would train a "
+        "network of its own. Start one (srun -n 1, say); or give --backend.coordinator detect (SLURM, Open MPI), or "
+        "--backend.kind mpi where mpi4py belongs to the launcher's MPI. To train in this process alone, unset "
+        f"{variable}."
+    )
+
+
+def _initialise(job: Job, section: Backend) -> None:
+    """Call `jax.distributed.initialize` as the config says; process 0 listens on the address that was named only."""
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    options: dict[str, Any] = {}
+    if section.coordinator == "mpi4py":
+        address = _own_address(job)
+        options = {"cluster_detection_method": "mpi4py", "coordinator_address": address}
+        options |= {"coordinator_bind_address": address}
+    elif section.coordinator != "detect":
+        options = {"coordinator_address": section.coordinator, "coordinator_bind_address": section.coordinator}
+        options |= {"num_processes": section.processes, "process_id": section.process}
+        if section.process == 0:
+            _warn_of_loopback(str(section.coordinator))
+    try:
+        jax.distributed.initialize(
+            **options,
+            initialization_timeout=CONNECTING,
+            heartbeat_timeout_seconds=HEARTBEAT if section.patience is None else max(1, round(section.patience)),
+            shutdown_timeout_seconds=ENDING,
+        )
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise ConfigError(
+            f"backend.coordinator = {section.coordinator!r}: the processes were not connected within {CONNECTING} "
+            f"seconds ({str(error).splitlines()[0]}). 'detect' knows the jobs of SLURM and Open MPI, 'mpi4py' any MPI; "
+            "else give every process the coordinator's HOST:PORT (an address of the host of process 0, and a free port "
+            "on it), --backend.processes and its own --backend.process."
+        ) from None
+
+
+def _own_address(job: Job) -> str:
+    """A free port of rank 0's host, by a name that all ranks know: localhost where all are on one host."""
+    hosts = job.gather(socket.gethostname())
+    host = "localhost" if len(set(hosts)) == 1 else hosts[0]
+    port = ""
+    if job.is_first:
+        with socket.create_server(("", 0)) as free:
+            port = str(free.getsockname()[1])
+    return f"{host}:{job.gather(port)[0]}"
+
+
+def _warn_of_loopback(coordinator: str) -> None:
+    """Say so where the coordinator's name is not localhost, but means this host's own loopback here."""
+    host = coordinator.rpartition(":")[0].strip("[]")
+    try:
+        addresses = {info[4][0] for info in socket.getaddrinfo(host, None)}
+        loopback = all(ipaddress.ip_address(str(address).partition("%")[0]).is_loopback for address in addresses)
+    except (OSError, ValueError):
+        return
+    if loopback and host not in (*addresses, "localhost"):
+        print(
+            f"backend.coordinator = {coordinator!r}: {host} is {', '.join(map(str, sorted(addresses)))} on this host, "
+            "where no other host can connect. For processes on other hosts, name an address that they can reach.",
+            file=sys.stderr,
+        )
+
+
+def _gather(text: str) -> list[str]:
+    own = np.frombuffer(text.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(own.size, np.int32))
+    padded = np.zeros(int(np.max(sizes)), np.uint8)
+    padded[: own.size] = own
+    rows = np.reshape(multihost_utils.process_allgather(padded), (-1, padded.size))
+    return [bytes(row[:size]).decode() for row, size in zip(rows, np.reshape(sizes, -1), strict=True)]

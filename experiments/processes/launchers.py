@@ -1,0 +1,43 @@
+"""What launchers of processes (mpirun, srun and the like) say of them in the environment."""
+
+import os
+from dataclasses import dataclass
+
+# How many processes were started together, the innermost launcher first: Open MPI, MPICH and its kin, MVAPICH, jsrun,
+# and SLURM, whose variable the daemons of an mpirun that srun has started hand on to their ranks.
+_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "JSM_NAMESPACE_SIZE", "SLURM_STEP_NUM_TASKS")
+_INDICES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "MV2_COMM_WORLD_RANK")  # which of them this one is
+
+
+@dataclass(frozen=True)
+class Launched:
+    """How this process was started.
+
+    Attributes:
+        count: How many were started together; None where a launcher says which one this is, but not of how many.
+        variable: The environment's variable that says so, "" where there is no launcher.
+    """
+
+    count: int | None
+    variable: str
+
+    @property
+    def several(self) -> bool:
+        """Whether there may be other processes."""
+        return self.count != 1
+
+
+def launched() -> Launched:
+    """How this process was started, as the environment says: alone where it says nothing."""
+    for variable in _SIZES:
+        if (count := _number(variable)) is not None and count >= 1:
+            return Launched(count, variable)
+    for variable in _INDICES:
+        if _number(variable) is not None:
+            return Launched(None, variable)
+    return Launched(1, "")
+
+
+def _number(variable: str) -> int | None:
+    text = os.environ.get(variable, "")
+    return int(text) if text.isascii() and text.isdecimal() else None

@@ -1,0 +1,75 @@
+"""Several processes that do not know of each other never train a network each: they are refused with the remedy."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.config.schema import Backend
+from experiments.errors import AgreedError, ConfigError
+from experiments.processes import connection, launchers
+from experiments.processes.job import ALONE, Job
+
+ROOT = Path(__file__).parents[3]
+LOCAL = Backend(kind="local")
+VARIABLES = (*launchers._SIZES, *launchers._INDICES)
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher(monkeypatch):
+    for variable in VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+
+
+def of(count, index=0):
+    return Job(index, count, "rank", lambda text: [text] * count, lambda code: None)
+
+
+@pytest.mark.parametrize("variable", launchers._SIZES)
+def test_announced_sizes(monkeypatch, variable):
+    monkeypatch.setenv(variable, "3")
+    assert launchers.launched() == launchers.Launched(3, variable)
+    with pytest.raises(ConfigError, match=rf"{variable} .*3 processes were started together.*unset {variable}"):
+        connection.connect(ALONE, LOCAL)
+    with pytest.raises(ConfigError, match="3 processes were started together"):
+        connection.connect(of(2), Backend(kind="mpi"))  # two know of each other, one trains alone
+    assert connection.connect(of(3), Backend(kind="mpi")).count == 3
+    with pytest.raises(AgreedError, match="expected 'mpi', as 3 ranks were started"):
+        connection.connect(of(3), LOCAL)
+    monkeypatch.setenv(variable, "1")
+    assert connection.connect(ALONE, LOCAL).count == 1
+
+
+@pytest.mark.parametrize("variable", launchers._INDICES)
+@pytest.mark.parametrize("index", ["0", "1"])
+def test_ranks_whose_number_is_not_announced(monkeypatch, variable, index):
+    monkeypatch.setenv(variable, index)
+    with pytest.raises(ConfigError, match=rf"{variable} .*one of several started together.*unset {variable}"):
+        connection.connect(ALONE, LOCAL)
+    assert connection.connect(of(2), Backend(kind="mpi")).count == 2
+
+
+def test_the_innermost_launcher_counts_and_nonsense_does_not(monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")  # of the daemons that an mpirun has started
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "1")
+    assert launchers.launched() == launchers.Launched(1, "OMPI_COMM_WORLD_SIZE")
+    for text in ("", "many", "-1", "\u00b2", "0"):
+        monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", text)
+        assert launchers.launched().variable == "SLURM_STEP_NUM_TASKS"
+
+
+def test_patience_is_what_the_config_says():
+    assert connection.connect(ALONE, LOCAL).patience is None
+    assert connection.connect(ALONE, Backend(kind="local", patience=30.0)).patience == 30.0
+
+
+def test_a_step_of_several_tasks_is_refused_before_a_folder_is_made(tmp_path):
+    words = ["configs/level_sets.yaml", "--output.folder", str(tmp_path / "run")]
+    environment = {**os.environ, "SLURM_STEP_NUM_TASKS": "2"}
+    command = [sys.executable, "-m", "experiments.train", *words]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "SLURM_STEP_NUM_TASKS = 2: 2 processes were started together" in done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
