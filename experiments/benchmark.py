@@ -13,10 +13,9 @@ import itertools
 import json
 import os
 import platform
-import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,56 +24,27 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from experiments.arguments import at_least
 from experiments.errors import ConfigError
+from experiments.networks.smooth import LAYOUTS, Layout
 from experiments.timing import torch_loop
 from experiments.timing.calibration import calibrate
-from experiments.timing.contenders import LAYOUTS, Case, Contender, Where, contenders
-from experiments.timing.workers import (
-    Compiled,
-    Place,
-    Worker,
-    WorkerError,
-    compile_program,
-    gradient_of,
-    resident_peak,
-    time_program,
-)
+from experiments.timing.contenders import Case, contenders
+from experiments.timing.devices import Devices, available_cores, count_cores, last_cores
+from experiments.timing.programs import Compiled, compile_program, gradient_of, resident_peak, time_program
+from experiments.timing.report import Measured, as_json, print_table
+from experiments.timing.workers import Worker, WorkerError
 from jaxmgrit.solvers.mgrit.grids import sweep_batch
 
 SCREENED = 1.5  # times slower than the best of its kind after the first two turns
 ERROR_STEPS = 2  # steps before the gradient is compared: a schedule's first has no warm values
 
 
-@dataclass
-class Measured:
-    """A contender in one place, and what was measured of it."""
-
-    contender: Contender
-    worker: Worker
-    key: str
-    compiled: Compiled
-    error: float | None = None
-    resident: int | None = None
-    predicted: float | None = None
-    times: list[float] = field(default_factory=list)
-
-    @property
-    def median(self) -> float:
-        """Of the times, in seconds."""
-        return statistics.median(self.times)
-
-    @property
-    def quartiles(self) -> tuple[float, float]:
-        """Of the times, in seconds."""
-        first, third = np.quantile(self.times, [0.25, 0.75])
-        return float(first), float(third)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     try:
         options = _options(sys.argv[1:] if arguments is None else arguments)
-        places = _places(options)
+        devices = _devices(options)
         facts = {
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
             "jax": jax.__version__,
@@ -84,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results = []
         for width, batch in itertools.product(options.width, options.batch):
             case = Case(options.layers, width, batch, options.dtype, options.factor)
-            results.append(_case(case, places, options))
+            results.append(_case(case, devices, options))
             if options.json is not None:
                 options.json.write_text(json.dumps({**facts, "cases": results}, indent=1) + "\n", encoding="utf-8")
     except (ConfigError, WorkerError) as error:
@@ -96,33 +66,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _positive(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected an integer >= 1")
-    return value
-
-
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.benchmark",
         description=__doc__.partition("\n\n")[0] if __doc__ else None,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--layers", type=_positive, default=1024, metavar="N", help="layers of the network")
-    parser.add_argument("--width", type=_positive, nargs="+", default=[8], metavar="W", help="features of a state")
-    parser.add_argument("--batch", type=_positive, nargs="+", default=[8, 32, 500, 5000], metavar="B", help="points")
+    parser.add_argument("--layers", type=at_least(1), default=1024, metavar="N", help="layers of the network")
+    parser.add_argument("--width", type=at_least(1), nargs="+", default=[8], metavar="W", help="features of a state")
+    parser.add_argument("--batch", type=at_least(1), nargs="+", default=[8, 32, 500, 5000], metavar="B", help="points")
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="of everything")
-    parser.add_argument("--factor", type=_positive, default=32, metavar="M", help="layers per interval and segment")
-    parser.add_argument("--devices", type=_positive, nargs="+", default=[1], metavar="P", help="devices, each in turn")
-    parser.add_argument("--ranks", type=_positive, nargs="*", default=[], metavar="P", help="MPI ranks, a device each")
-    parser.add_argument("--loop", type=_positive, default=1, metavar="K", help="steps in one call of a program")
+    parser.add_argument("--factor", type=at_least(1), default=32, metavar="M", help="layers per interval and segment")
+    parser.add_argument(
+        "--devices", type=at_least(1), nargs="+", default=[1], metavar="P", help="devices, each in turn"
+    )
+    parser.add_argument(
+        "--ranks", type=at_least(1), nargs="*", default=[], metavar="P", help="MPI ranks, a device each"
+    )
+    parser.add_argument("--loop", type=at_least(1), default=1, metavar="K", help="steps in one call of a program")
     parser.add_argument("--platform", choices=["cpu", "gpu"], default="cpu", help="where to run")
     parser.add_argument("--layouts", choices=LAYOUTS, nargs="+", default=list(LAYOUTS), help="first axis of a state")
-    parser.add_argument("--repeats", type=_positive, default=9, metavar="R", help="times each program is timed")
+    parser.add_argument("--repeats", type=at_least(1), default=9, metavar="R", help="times each program is timed")
     parser.add_argument("--only", default="", metavar="TEXT", help="leave out multigrid programs without this text")
     parser.add_argument("--torch", action="store_true", help="also PyTorch's autograd loop, where it is installed")
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the results there as well")
@@ -141,45 +105,37 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _places(options: argparse.Namespace) -> list[Place]:
+def _devices(options: argparse.Namespace) -> list[Devices]:
     wanted = [(count, False) for count in dict.fromkeys(options.devices)]
     wanted += [(count, True) for count in dict.fromkeys(options.ranks)]
-    cores: list[int] | None = None
-    if options.platform == "cpu" and hasattr(os, "sched_getaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-    for count, mpi in wanted if cores is not None else ():
-        if count > len(cores or ()):
+    if options.platform != "cpu" or available_cores() is None:
+        return [Devices(count, mpi, None, options.platform) for count, mpi in wanted]
+    for count, mpi in wanted:
+        if count > count_cores():
             raise ConfigError(
-                f"--{'ranks' if mpi else 'devices'} {count}: expected at most {len(cores or ())}, the cores this "
-                "process may use. Take fewer."
+                f"--{'ranks' if mpi else 'devices'} {count}: expected at most {count_cores()}, the cores this process "
+                "may use. Take fewer."
             )
-    return [
-        Place(None if cores is None else tuple(cores[-count:]), count, options.platform, mpi) for count, mpi in wanted
-    ]
-
-
-def where_of(place: Place) -> Where:
-    """What the programs of a place are told."""
-    return Where(place.devices, place.mpi)
+    return [Devices(count, mpi, last_cores(count)) for count, mpi in wanted]
 
 
 def compile_contender(
-    memory: dict[str, Any], key: str, case: Case, place: Place, name: str, layout: Any, loop: int
+    memory: dict[str, Any], key: str, case: Case, devices: Devices, name: str, layout: Layout, loop: int
 ) -> Compiled:
     """Task of a worker: make a contender by name."""
     jax.config.update("jax_enable_x64", case.dtype == "float64")
-    found = next(c for c in contenders(case, (layout,), where_of(place)) if c.name == name)
-    return compile_program(memory, key, found.build, loop)
+    contender = next(c for c in contenders(case, (layout,), devices) if c.name == name)
+    return compile_program(memory, key, contender.build, loop)
 
 
-def _case(case: Case, places: list[Place], options: argparse.Namespace) -> dict[str, Any]:
+def _case(case: Case, places: list[Devices], options: argparse.Namespace) -> dict[str, Any]:
     """Measure, print and return one case."""
-    workers = [Worker(place) for place in places]
+    workers = [Worker(devices) for devices in places]
     try:
         entries = [
             (worker, contender)
             for worker in workers
-            for contender in contenders(case, tuple(options.layouts), where_of(worker.place))
+            for contender in contenders(case, tuple(options.layouts), worker.devices)
             if contender.solver is None or options.only in contender.name
         ]
         rows: list[Measured] = []
@@ -188,7 +144,7 @@ def _case(case: Case, places: list[Place], options: argparse.Namespace) -> dict[
                 key = f"{contender.name} {contender.layout}"
                 bar.set_description(f"compiling {contender.name}")
                 compiled = worker.ask(
-                    compile_contender, key, case, worker.place, contender.name, contender.layout, options.loop
+                    compile_contender, key, case, worker.devices, contender.name, contender.layout, options.loop
                 )
                 rows.append(Measured(contender, worker, key, compiled))
                 bar.update()
@@ -203,11 +159,11 @@ def _case(case: Case, places: list[Place], options: argparse.Namespace) -> dict[
             if row.median <= SCREENED * best.median or row.contender.name == "scan":
                 row.resident = row.worker.ask(resident_peak, row.key)
         _predict(rows, case)
-        found = _as_json(case, rows, best)
+        result = as_json(case, rows, best)
         if options.torch:
-            found["torch_milliseconds"] = 1e3 * workers[0].ask(torch_loop.time_loop, case, options.repeats)
-        _print(found)
-        return found
+            result["torch_milliseconds"] = 1e3 * workers[0].ask(torch_loop.time_loop, case, options.repeats)
+        print_table(result)
+        return result
     finally:
         for worker in workers:
             worker.close()
@@ -215,7 +171,7 @@ def _case(case: Case, places: list[Place], options: argparse.Namespace) -> dict[
 
 def _worth_timing(rows: list[Measured]) -> list[Measured]:
     def group(row: Measured) -> Any:
-        return row.contender.kind, row.worker.place
+        return row.contender.kind, row.worker.devices
 
     best: dict[Any, float] = {}
     for row in rows:
@@ -229,87 +185,25 @@ def _compare_gradients(rows: list[Measured]) -> None:
     for row in sorted(rows, key=lambda r: r.contender.name != "scan"):
         for _ in range(ERROR_STEPS):
             row.worker.ask(time_program, row.key)
-        found = np.concatenate([np.ravel(x) for x in jax.tree.leaves(row.worker.ask(gradient_of, row.key))])
-        reference = exact.setdefault(row.contender.layout, found)
-        row.error = float(np.linalg.norm(found - reference) / np.linalg.norm(reference))
+        gradient = np.concatenate([np.ravel(x) for x in jax.tree.leaves(row.worker.ask(gradient_of, row.key))])
+        reference = exact.setdefault(row.contender.layout, gradient)
+        row.error = float(np.linalg.norm(gradient - reference) / np.linalg.norm(reference))
 
 
 def _predict(rows: list[Measured], case: Case) -> None:
     """What the counts and the measured cost of one Phi, one pullback and one message predict."""
     known: dict[Any, Any] = {}
     for row in rows:
-        contender, place = row.contender, row.worker.place
+        contender, devices = row.contender, row.worker.devices
         if contender.counts is None or contender.solver is None:
             continue
-        level = contender.solver.hierarchy(case.layers, place.devices)[0]
+        level = contender.solver.hierarchy(case.layers, devices.count)[0]
         state = np.zeros((case.batch, case.width), case.dtype)
-        batch = sweep_batch(contender.solver, state, place.platform, level.share)
-        what = (contender.layout, where_of(place), replace(contender.solver, cycles=1), level.factor, batch)
+        batch = sweep_batch(contender.solver, state, devices.platform, level.share)
+        what = (contender.layout, devices, replace(contender.solver, cycles=1), level.factor, batch)
         if what not in known:
             known[what] = row.worker.ask(calibrate, case, *what)
         row.predicted = sum(known[what].seconds(counts) for counts in contender.counts)
-
-
-def _as_json(case: Case, rows: list[Measured], best: Measured) -> dict[str, Any]:
-    return {
-        "case": asdict(case),
-        "tuned": {"name": best.contender.name, "layout": best.contender.layout, "milliseconds": 1e3 * best.median},
-        "programs": [
-            {
-                "name": row.contender.name,
-                "kind": row.contender.kind,
-                "layout": row.contender.layout,
-                "devices": row.worker.place.devices,
-                "mpi": row.worker.place.mpi,
-                "cores": row.worker.place.cores and len(row.worker.place.cores),
-                "milliseconds": 1e3 * row.median,
-                "quartiles": [1e3 * q for q in row.quartiles],
-                "timed": len(row.times),
-                "ratio": row.median / best.median,
-                "gradient_error": row.error,
-                "compile_seconds": row.compiled.seconds,
-                "temporary_bytes": row.compiled.temporary,
-                "resident_bytes": row.resident,
-                "predicted_milliseconds": None if row.predicted is None else 1e3 * row.predicted,
-            }
-            for row in rows
-        ],
-    }
-
-
-def _print(found: dict[str, Any]) -> None:
-    case, tuned = found["case"], found["tuned"]
-    print(
-        f"\nN = {case['layers']}, width {case['width']}, batch {case['batch']}, {case['dtype']}; tuned sequential: "
-        f"{tuned['name']} ({tuned['layout']}), {tuned['milliseconds']:.2f} ms"
-    )
-    print(
-        f"{'method':50} {'layout':12} {'devices':>8} {'ms':>8} {'quartiles':>17} {'ratio':>6} {'error':>8} "
-        f"{'model':>8} {'compile':>8} {'temp MB':>8} {'grown MB':>8}"
-    )
-    order = {"sequential": 0, "data parallel": 1, "gradient": 2, "one-shot": 3}
-    rows = sorted(found["programs"], key=lambda r: (order[r["kind"]], r["devices"], r["milliseconds"]))
-    turns = max(row["timed"] for row in rows)
-    shown = [row for row in rows if row["timed"] == turns or row["name"] == "scan"]
-    if len(shown) < len(rows):
-        print(f"({len(rows) - len(shown)} slower programs are in the JSON file only)")
-    for row in shown:
-        low, high = row["quartiles"]
-        model = row["predicted_milliseconds"]
-        where = f"{row['devices']} ranks" if row["mpi"] else row["devices"]
-        grown = row["resident_bytes"]
-        print(
-            f"{row['name']:50} {row['layout']:12} {where:>8} {row['milliseconds']:8.2f} "
-            f"{f'{low:.2f}-{high:.2f}':>17} {row['ratio']:6.2f} {row['gradient_error']:8.1e} "
-            f"{'' if model is None else f'{model:.2f}':>8} {row['compile_seconds']:7.2f}s "
-            f"{row['temporary_bytes'] / 1e6:8.1f} {'' if grown is None else f'{grown / 1e6:.1f}':>8}",
-            flush=True,
-        )
-    ratios = [row["predicted_milliseconds"] / row["milliseconds"] for row in rows if row["predicted_milliseconds"]]
-    near = sum(0.75 <= ratio <= 1.25 for ratio in ratios)
-    print(f"the model is within 25 % for {near} of {len(ratios)} programs")
-    if "torch_milliseconds" in found:
-        print(f"PyTorch autograd loop, gradient only, {found['torch_milliseconds']:.2f} ms")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import argparse
 import datetime
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ import numpy as np
 from tqdm import tqdm
 
 import jaxmgrit as jm
+from experiments.arguments import above, at_least
 from experiments.errors import ConfigError
+from experiments.networks.smooth import smooth_layers, tanh_step
 
 KINDS = {"state": "State", "adjoint": "Adjoint"}
 LAYERS = [64, 128, 256, 512, 1024, 2048, 4096]
@@ -47,22 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def theta_of(layers: int, width: int, seed: int) -> dict[str, jax.Array]:
-    """Parameters of so many layers, sampled from one smooth theta(t) at t = (n + 1/2) / N."""
-    random = np.random.default_rng(seed)
-    t = (np.arange(layers) + 0.5) / layers
-    waves = np.stack([np.ones(layers), np.cos(np.pi * t), np.sin(2 * np.pi * t)], axis=1)
-    w = np.tensordot(waves, random.normal(size=(3, width, width)), 1) / np.sqrt(width)
-    return {"w": jnp.asarray(w), "b": jnp.asarray(np.tensordot(waves, random.normal(size=(3, width)), 1))}
-
-
-def _step(theta: dict[str, jax.Array], u: jax.Array, h: Any) -> jax.Array:
-    return u + h * jnp.tanh(u @ theta["w"] + theta["b"])
-
-
 def residuals(layers: int, options: argparse.Namespace) -> dict[str, list[float]]:
     """Norms recorded by the cycles of the state's solve, and of the adjoint's at the exact state."""
-    theta = theta_of(layers, options.width, options.seed)
+    theta, step = smooth_layers(layers, options.width, options.seed), tanh_step()
     random = np.random.default_rng(options.seed + 1)
     u0, lam = (jnp.asarray(random.normal(size=(options.batch, options.width))) for _ in range(2))
     solver = jm.MGRIT(
@@ -72,9 +61,9 @@ def residuals(layers: int, options: argparse.Namespace) -> dict[str, list[float]
         cycle=options.cycle,
     )
     h = options.final_time / layers
-    state = jm.solve(_step, theta, u0, h=h, solver=solver)
-    exact = jm.solve(_step, theta, u0, h=h, solver=jm.Sequential(segment=options.coarsening_factor))
-    adjoint = jm.adjoint_solve(_step, theta, exact, lam, h=h, solver=solver)
+    state = jm.solve(step, theta, u0, h=h, solver=solver)
+    exact = jm.solve(step, theta, u0, h=h, solver=jm.Sequential(segment=options.coarsening_factor))
+    adjoint = jm.adjoint_solve(step, theta, exact, lam, h=h, solver=solver)
     return {"state": np.asarray(state.residual_norms).tolist(), "adjoint": np.asarray(adjoint.residual_norms).tolist()}
 
 
@@ -144,18 +133,16 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--layers", type=_number(int, 2), nargs="+", default=LAYERS, help="numbers of layers N")
-    parser.add_argument("--final-time", type=_number(float, 0, strict=True), default=1.0, help="T; h = T/N")
-    parser.add_argument("--coarsening-factor", type=_number(int, 2), default=4, help="on all levels")
-    parser.add_argument("--cf-relaxations", type=_number(int, 0), default=1, help="0: F, 1: FCF, on all levels")
-    parser.add_argument("--cycles", type=_number(int, 1), default=10, help="how many are done")
+    parser.add_argument("--layers", type=at_least(2), nargs="+", default=LAYERS, help="numbers of layers N")
+    parser.add_argument("--final-time", type=above(0), default=1.0, help="T; h = T/N")
+    parser.add_argument("--coarsening-factor", type=at_least(2), default=4, help="on all levels")
+    parser.add_argument("--cf-relaxations", type=at_least(0), default=1, help="0: F, 1: FCF, on all levels")
+    parser.add_argument("--cycles", type=at_least(1), default=10, help="how many are done")
     parser.add_argument("--cycle", choices=("V", "F"), default="V", help="V- or F-cycles")
-    parser.add_argument(
-        "--reduction", type=_number(float, 0, strict=True), default=1e-8, help="what the table counts to"
-    )
-    parser.add_argument("--width", type=_number(int, 1), default=8, help="features of a state")
-    parser.add_argument("--batch", type=_number(int, 1), default=32, help="states at a time")
-    parser.add_argument("--seed", type=_number(int, 0), default=0, help="of theta(t) and the states")
+    parser.add_argument("--reduction", type=above(0), default=1e-8, help="what the table counts to")
+    parser.add_argument("--width", type=at_least(1), default=8, help="features of a state")
+    parser.add_argument("--batch", type=at_least(1), default=32, help="states at a time")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of theta(t) and the states")
     parser.add_argument("--folder", help="new folder for the results (default: runs/convergence-TIME)")
     options = parser.parse_args(arguments)
     for layers in options.layers:
@@ -167,22 +154,6 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     if len(set(options.layers)) < len(options.layers):
         raise ConfigError(f"--layers {' '.join(map(str, options.layers))}: one is given twice. Keep one of them.")
     return options
-
-
-def _number(kind: Callable[[str], Any], least: float, strict: bool = False) -> Callable[[str], Any]:
-    """A parser of numbers in a range."""
-
-    def parse(word: str) -> Any:
-        wanted = f"{'an integer' if kind is int else 'a number'} {'>' if strict else '>='} {least}"
-        try:
-            value = kind(word)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"expected {wanted}, given {word!r}") from None
-        if not np.isfinite(value) or value < least or (strict and value == least):
-            raise argparse.ArgumentTypeError(f"expected {wanted}, given {word}")
-        return value
-
-    return parse
 
 
 def _make(folder: Path) -> None:

@@ -8,7 +8,6 @@ this machine are measured with two of them; another network's are given by `--la
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,12 +18,13 @@ import jax.numpy as jnp
 
 import jaxmgrit as jm
 from experiments import problems
+from experiments.arguments import above, at_least
 from experiments.config.reader import read
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.timing.calibration import Network, coarse_steps, evaluations, messages, sequential, three
-from experiments.timing.contenders import Where
-from experiments.timing.workers import Place, Worker, WorkerError
+from experiments.timing.devices import Devices, last_cores
+from experiments.timing.workers import Worker, WorkerError
 from experiments.training import build
 from jaxmgrit.analysis.cost_model import Costs, Sizes, iteration_counts
 from jaxmgrit.solvers.mgrit.grids import sweep_batch
@@ -85,22 +85,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: expected a number > 0")
-    return value
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected an integer >= 1")
-    return int(text)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.plan",
@@ -109,10 +93,12 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     powers = [2**k for k in range(11)]
-    parser.add_argument("--devices", type=_count, nargs="+", default=powers, metavar="P", help="devices to plan for")
-    parser.add_argument("--micro-batches", type=_count, default=8, metavar="M", help="of the pipeline")
-    parser.add_argument("--latency", type=_positive, default=None, metavar="S", help="seconds per message")
-    parser.add_argument("--bandwidth", type=_positive, default=None, metavar="B", help="bytes per second")
+    parser.add_argument(
+        "--devices", type=at_least(1), nargs="+", default=powers, metavar="P", help="devices to plan for"
+    )
+    parser.add_argument("--micro-batches", type=at_least(1), default=8, metavar="M", help="of the pipeline")
+    parser.add_argument("--latency", type=above(0), default=None, metavar="S", help="seconds per message")
+    parser.add_argument("--bandwidth", type=above(0), default=None, metavar="B", help="bytes per second")
     return parser
 
 
@@ -124,15 +110,15 @@ def measure(memory: Any, config: Config) -> Calibration:
     share = config.network.layers // INTERVAL or 1
     most = sweep_batch(jm.MGRIT(INTERVAL), state, jax.default_backend(), share)
     sizes = sorted({1, most, *(2**k for k in range(6) if 2**k < most)})
-    swept = {batch: three(network, 1, INTERVAL, batch, Where()) for batch in sizes}
-    coarse = coarse_steps(network, build.solver(config.solver), INTERVAL, Where())
+    swept = {batch: three(network, 1, INTERVAL, batch, Devices()) for batch in sizes}
+    coarse = coarse_steps(network, build.solver(config.solver), INTERVAL, Devices())
     return Calibration(swept, coarse, sequential(network, INTERVAL), (0.0, 0.0), network.sizes, state)
 
 
 def measure_messages(memory: Any, config: Config) -> tuple[float, float]:
     """Task of a worker with two devices: seconds per message and per byte."""
     jax.config.update("jax_enable_x64", config.dtype == "float64")
-    return messages(_network(config).u0, Where(2))
+    return messages(_network(config).u0, Devices(2))
 
 
 def _network(config: Config) -> Network:
@@ -145,9 +131,7 @@ def _network(config: Config) -> Network:
 
 def calibrated(config: Config, latency: float | None, bandwidth: float | None) -> Calibration:
     """Measure the config's network on one core, and messages between two."""
-    cores = tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else None
-    one = Worker(Place(cores and cores[-1:], 1))
-    two = Worker(Place(cores and cores[-2:], 2))
+    one, two = (Worker(Devices(count, cores=last_cores(count))) for count in (1, 2))
     try:
         print("measuring one Phi, its pullbacks and the sequential gradient ...", flush=True)
         found: Calibration = one.ask(measure, config)

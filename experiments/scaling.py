@@ -7,7 +7,6 @@ One iteration is measured on as many devices as the machine has cores for (each 
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import time
@@ -21,7 +20,8 @@ from experiments import plan, problems
 from experiments.config.reader import read
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
-from experiments.timing.workers import Place, Worker, WorkerError
+from experiments.timing.devices import Devices, count_cores, last_cores
+from experiments.timing.workers import Worker, WorkerError
 from experiments.training import build, programs
 from experiments.training.batches import Batches
 
@@ -86,8 +86,7 @@ def iteration(memory: Any, config: Config) -> float:
 
 def scale(config: Config) -> dict[str, Any]:
     """Milliseconds of an iteration, measured and modelled, by devices: strong and weak."""
-    cores = tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else None
-    here = len(cores) if cores else os.cpu_count() or 1
+    cores = count_cores()
     solver = build.solver(config.solver)
     factor, layers = solver.factor(0), config.network.layers
     assert factor is not None
@@ -103,8 +102,8 @@ def scale(config: Config) -> dict[str, Any]:
                 row["modelled"] = 1e3 * known.seconds(own, solver, devices)
             except ValueError:  # too few layers for two levels
                 pass
-            if devices <= here:
-                worker = Worker(Place(cores and cores[-devices:], devices))
+            if devices <= cores:
+                worker = Worker(Devices(devices, cores=last_cores(devices)))
                 try:
                     row["measured"] = 1e3 * worker.ask(iteration, own)
                 finally:

@@ -12,7 +12,6 @@ import copy
 import itertools
 import json
 import math
-import os
 import statistics
 import sys
 import time
@@ -27,10 +26,12 @@ import jax
 from tqdm import tqdm
 
 from experiments import problems
+from experiments.arguments import above, at_least
 from experiments.config.reader import read
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
-from experiments.timing.workers import Place, Worker, WorkerError
+from experiments.timing.devices import Devices, count_cores, last_cores
+from experiments.timing.workers import Worker, WorkerError
 from experiments.training import build, programs
 from experiments.training.batches import Batches
 from experiments.training.evaluation import evaluator
@@ -121,52 +122,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    def share(text: str) -> float:
-        value = _number(text)
-        if not 0 < value <= 1:
-            raise argparse.ArgumentTypeError(f"{text}: expected a number in (0, 1]")
-        return value
-
-    def rate(text: str) -> float:
-        value = _number(text)
-        if not 0 < value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text}: expected a number > 0")
-        return value
-
-    def count(text: str) -> int:
-        if not text.isdigit() or int(text) < 1:
-            raise argparse.ArgumentTypeError(f"{text}: expected an integer >= 1")
-        return int(text)
-
-    def seed(text: str) -> int:
-        if not text.isdigit():
-            raise argparse.ArgumentTypeError(f"{text}: expected an integer >= 0")
-        return int(text)
-
     parser = argparse.ArgumentParser(
         prog="python -m experiments.time_to_accuracy",
         usage="%(prog)s CONFIG [--target A] [--seeds S ...] [--rates R ...] [--folder F] [--key VALUE ...]",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--target", type=share, default=0.97, metavar="A", help="exact validation accuracy")
-    parser.add_argument("--hold", type=count, default=3, metavar="K", help="evaluations in a row that must reach it")
-    parser.add_argument("--seeds", type=seed, nargs="+", default=[0, 1, 2], metavar="S", help="of data and network")
-    parser.add_argument("--rates", type=rate, nargs="+", default=[0.02, 0.04], metavar="R", help="learning rates")
+    parser.add_argument("--target", type=above(0, 1), default=0.97, metavar="A", help="exact validation accuracy")
+    parser.add_argument(
+        "--hold", type=at_least(1), default=3, metavar="K", help="evaluations in a row that must reach it"
+    )
+    parser.add_argument(
+        "--seeds", type=at_least(0), nargs="+", default=[0, 1, 2], metavar="S", help="of data and network"
+    )
+    parser.add_argument("--rates", type=above(0), nargs="+", default=[0.02, 0.04], metavar="R", help="learning rates")
     parser.add_argument("--folder", type=Path, default=Path("runs/time_to_accuracy"), help="for table and picture")
     return parser
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text}: expected a number") from None
-
-
 def methods() -> list[Method]:
     """What is compared on this machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = count_cores()
     found = [Method("sequential, 1 core", "sequential", 1, 1), Method("one-shot, 1 device", "one_shot", 1, 1)]
     if cores > 1:
         found.insert(1, Method(f"sequential, {cores} cores", "sequential", 1, cores))
@@ -201,13 +177,12 @@ def train(memory: Any, config: Config, target: float, hold: int) -> Curve:
 
 def compare(config: Config, options: argparse.Namespace) -> None:
     """Run everything, print the table, write file and picture."""
-    cores = tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else None
     found: dict[tuple[str, float, int], Curve] = {}
     runs = list(itertools.product(options.seeds, options.rates, methods()))
     with tqdm(runs, leave=False, disable=not sys.stderr.isatty()) as bar:
         for seed, rate, method in bar:
             bar.set_description(f"{method.name}, rate {rate:g}, seed {seed}")
-            worker = Worker(Place(cores and cores[-method.cores :], method.devices, mpi=method.mpi))
+            worker = Worker(Devices(method.devices, method.mpi, last_cores(method.cores)))
             try:
                 curve = worker.ask(train, method.config(config, rate, seed), options.target, options.hold)
             finally:

@@ -54,8 +54,8 @@ def look(
     if not said and now - since >= report:
         end = f"It is ended when it has been for {patience:g} s" if patience < float("inf") else "They wait on"
         say(
-            f"{who} is stopped (by SIGSTOP or a debugger), and the others wait for it. {end} (backend.patience); to let "
-            f"it go on: kill -CONT {pid}"
+            f"{who} is stopped (by SIGSTOP or a debugger), and the others wait for it. {end} (backend.patience). "
+            f"To let it go on: kill -CONT {pid}"
         )
         said = True
     if now - since >= patience:

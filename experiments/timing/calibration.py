@@ -14,8 +14,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 import jaxmgrit as jm
-from experiments.timing.contenders import Case, Layout, Where, network
-from experiments.timing.workers import agreed
+from experiments.networks.smooth import Layout
+from experiments.timing.contenders import Case, network
+from experiments.timing.devices import Devices
+from experiments.timing.ranks import agreed
 from jaxmgrit.analysis.cost_model import Costs, Sizes
 from jaxmgrit.system.fused_sweep import interval_gradient
 from jaxmgrit.system.linearise import AdjointBlock, pull_state, record
@@ -45,7 +47,7 @@ class Network(NamedTuple):
 
 
 def calibrate(
-    memory: Any, case: Case, layout: Layout, where: Where, solver: jm.MGRIT, length: int, batch: int
+    memory: Any, case: Case, layout: Layout, devices: Devices, solver: jm.MGRIT, length: int, batch: int
 ) -> Costs:
     """Task of a worker: measure Phi and its pullbacks at `batch` intervals of `length` layers at a time, and by itself.
 
@@ -54,10 +56,10 @@ def calibrate(
     jax.config.update("jax_enable_x64", case.dtype == "float64")
     problem, params, (x, _) = network(case, layout)
     found = Network(problem.step, params.layers, x, problem.h)
-    message, byte = messages(found.u0, where) if where.devices > 1 else (0.0, 0.0)
-    alone = three(found, 1, length, 1, where)
-    swept = three(found, where.devices, length, batch, where)
-    coarse = coarse_steps(found, solver, length, where)
+    message, byte = messages(found.u0, devices) if devices.count > 1 else (0.0, 0.0)
+    alone = three(found, 1, length, 1, devices)
+    swept = three(found, devices.count, length, batch, devices)
+    coarse = coarse_steps(found, solver, length, devices)
     return Costs(*swept, *alone, *coarse, message, byte, evaluations(solver))
 
 
@@ -66,7 +68,7 @@ def evaluations(solver: jm.MGRIT) -> float:
     return 2.0 if solver.coarse_step is jm.midpoint else 1.0
 
 
-def coarse_steps(network: Network, solver: jm.MGRIT, factor: int, where: Where) -> tuple[float, float]:
+def coarse_steps(network: Network, solver: jm.MGRIT, factor: int, devices: Devices) -> tuple[float, float]:
     """Seconds of one coarse step for `factor` layers, and of its pullback, one by one as on the coarsest level."""
     theta = jax.tree.map(lambda t: t[::factor], network.theta)
     count = jax.tree.leaves(theta)[0].shape[0]
@@ -90,11 +92,11 @@ def coarse_steps(network: Network, solver: jm.MGRIT, factor: int, where: Where) 
 
         return jax.lax.scan(one, lam, (t, rhs, rhs), reverse=True)
 
-    there, back = (_seconds(_everywhere(f, where), theta, states, network.u0) / count for f in (forward, backward))
+    there, back = (_seconds(_everywhere(f, devices), theta, states, network.u0) / count for f in (forward, backward))
     return there, max(0.0, back - there)
 
 
-def three(network: Network, parts: int, length: int, batch: int, where: Where) -> tuple[float, float, float]:
+def three(network: Network, parts: int, length: int, batch: int, devices: Devices) -> tuple[float, float, float]:
     """Seconds of one Phi, one pullback to the state, and one to state and parameters, `batch` intervals at a time.
 
     Args:
@@ -102,7 +104,7 @@ def three(network: Network, parts: int, length: int, batch: int, where: Where) -
         parts: a device goes through the N/parts first layers.
         length: layers of an interval.
         batch: intervals at a time.
-        where: the devices, which all compute at once.
+        devices: which all compute at once.
     """
     layers = jax.tree.leaves(network.theta)[0].shape[0]
     length = min(length, layers)
@@ -134,7 +136,7 @@ def three(network: Network, parts: int, length: int, batch: int, where: Where) -
             one_by_one = jax.tree.map(lambda x: x[:, 0], (t, u)) if batch == 1 else (t, u)
             return jax.lax.map(lambda pair: (f if batch == 1 else jax.vmap(f))(*pair), one_by_one)
 
-        return _seconds(_everywhere(sweep, where), theta, starts) / (count * length)
+        return _seconds(_everywhere(sweep, devices), theta, starts) / (count * length)
 
     phi, state, both = (measured(f) for f in (forward, to_state, to_all))
     return phi, max(0.0, state - phi), max(0.0, both - phi)
@@ -169,9 +171,9 @@ def sequential(network: Network, segment: int) -> float:
     return min(_seconds(f, network.theta, network.u0) for f in programs)
 
 
-def messages(state: Any, where: Where) -> tuple[float, float]:
+def messages(state: Any, devices: Devices) -> tuple[float, float]:
     """Seconds per message, and per byte of it: what loops of some work take longer with a message in every pass."""
-    backend = where.backend
+    backend = devices.backend
 
     def seconds(y: jax.Array, send: bool) -> float:
         def one(_: Any, carry: PyTree) -> PyTree:
@@ -180,7 +182,7 @@ def messages(state: Any, where: Where) -> tuple[float, float]:
             return (backend.shift(y, y.shape[0], None) if send else y), work + 1e-9 * y.ravel()[0]
 
         work = jnp.zeros((32, 32), y.dtype)
-        f = _everywhere(lambda y, work: jax.lax.fori_loop(0, HOPS, one, (y, work)), where)
+        f = _everywhere(lambda y, work: jax.lax.fori_loop(0, HOPS, one, (y, work)), devices)
         return _seconds(f, y, work) / HOPS
 
     x = jax.tree.leaves(state)[0]
@@ -189,16 +191,16 @@ def messages(state: Any, where: Where) -> tuple[float, float]:
     return message, max(0.0, longer - message) / large.nbytes
 
 
-def _everywhere(f: Callable[..., Any], where: Where) -> Callable[..., Any]:
+def _everywhere(f: Callable[..., Any], devices: Devices) -> Callable[..., Any]:
     """The function on every device at once, with the same arguments."""
-    if where.mpi or where.devices == 1:
+    if devices.mpi or devices.count == 1:
         return jax.jit(f)
     none, each = PartitionSpec(), PartitionSpec("layers")
 
     def on_one(*args: Any) -> Any:
         return jax.tree.map(lambda y: y[None], f(*args))
 
-    mesh = where.backend.mesh
+    mesh = devices.mesh
     return jax.jit(jax.shard_map(on_one, mesh=mesh, in_specs=none, out_specs=each, check_vma=False))
 
 

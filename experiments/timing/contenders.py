@@ -12,15 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxmgrit as jm
+from experiments.networks.smooth import Layout, smooth_layers, tanh_step
+from experiments.timing.devices import Devices
 from jaxmgrit.analysis.cost_model import Counts, Sizes, iteration_counts
 
-Layout = Literal["batch_first", "width_first"]
 Kind = Literal["sequential", "data parallel", "gradient", "one-shot"]
-LAYOUTS: tuple[Layout, ...] = ("batch_first", "width_first")
 FINAL_TIME = 5.0
+SCALE = 0.5  # of the layers: those of a trained network of this depth are not larger
 
 
 @dataclass(frozen=True)
@@ -79,82 +80,55 @@ class Contender:
     solver: jm.MGRIT | None = None
 
 
-def step_of(layout: Layout) -> Callable[[Any, jax.Array, Any], jax.Array]:
-    """The residual layer, for states (batch, width) or (width, batch)."""
-    if layout == "batch_first":
-        return lambda theta, u, h: u + h * jnp.tanh(u @ theta["w"] + theta["b"][None, :])
-    return lambda theta, u, h: u + h * jnp.tanh(theta["w"].T @ u + theta["b"][:, None])
-
-
 def network(case: Case, layout: Layout) -> tuple[jm.Problem, jm.Params, tuple[jax.Array, jax.Array]]:
     """The training problem, its parameters and the batch."""
     random = np.random.default_rng(0)
-    first, last = 0.3 * random.normal(size=(2, case.width, case.width))
-    t = np.linspace(0.0, 1.0, case.layers)[:, None, None]
-    theta = {
-        "w": jnp.asarray(first + t * (last - first), case.dtype),
-        "b": jnp.zeros((case.layers, case.width), case.dtype),
-    }
+    theta = smooth_layers(case.layers, case.width, scale=SCALE, dtype=case.dtype)
     x = jnp.asarray(random.normal(size=(case.batch, case.width)), case.dtype)
     x = x if layout == "batch_first" else x.T
 
     def loss(closing: Any, u: jax.Array, y: jax.Array) -> tuple[jax.Array, None]:
         return jnp.mean((u - y) ** 2), None
 
-    problem = jm.Problem(lambda p, x: x, step_of(layout), loss, h=FINAL_TIME / case.layers)
+    problem = jm.Problem(lambda p, x: x, tanh_step(layout), loss, h=FINAL_TIME / case.layers)
     return problem, jm.Params({}, theta, {}), (x, jnp.zeros_like(x))
 
 
-@dataclass(frozen=True)
-class Where:
-    """On how many devices a program runs: of one process, or each that of an MPI rank."""
-
-    devices: int = 1
-    mpi: bool = False
-
-    @property
-    def backend(self) -> Any:
-        """Jaxmgrit's."""
-        if self.mpi:
-            return jm.MPI()
-        return jm.Local() if self.devices == 1 else jm.Mesh(mesh_of(self.devices))
-
-
-def contenders(case: Case, layouts: tuple[Layout, ...], where: Where) -> Iterator[Contender]:
+def contenders(case: Case, layouts: tuple[Layout, ...], devices: Devices) -> Iterator[Contender]:
     """Everything that is timed on so many devices."""
     for layout in layouts:
-        if where.devices == 1:
+        if devices.count == 1:
             yield from _sequential(case, layout)
         else:
-            yield from _data_parallel(case, layout, where)
-        yield from _gradients(case, layout, where)
-        yield from _one_shot(case, layout, where)
+            yield from _data_parallel(case, layout, devices)
+        yield from _gradients(case, layout, devices)
+        yield from _one_shot(case, layout, devices)
 
 
 def _sequential(case: Case, layout: Layout) -> Iterator[Contender]:
     for name, options in _SCANS.items():
-        yield Contender(f"scan{name}", "sequential", layout, lambda o=options: _scan(case, layout, Where(), **o))  # type: ignore[misc]
+        yield Contender(f"scan{name}", "sequential", layout, lambda o=options: _scan(case, layout, Devices(), **o))  # type: ignore[misc]
     sequential = jm.Sequential(case.factor)
 
     def build() -> Program:
-        return _trained(case, layout, Where(), sequential, jm.CyclesThenGradient())
+        return _trained(case, layout, Devices(), sequential, jm.CyclesThenGradient())
 
     yield Contender("jm.Sequential", "sequential", layout, build)
 
 
-def _data_parallel(case: Case, layout: Layout, where: Where) -> Iterator[Contender]:
-    if case.batch % where.devices:
+def _data_parallel(case: Case, layout: Layout, devices: Devices) -> Iterator[Contender]:
+    if case.batch % devices.count:
         return
     for name in (", layers rematerialised", ", segments", ", segments, layers rematerialised"):
         yield Contender(
             f"scan{name}, batch split",
             "data parallel",
             layout,
-            lambda o=_SCANS[name]: _scan(case, layout, where, **o),  # type: ignore[misc]
+            lambda o=_SCANS[name]: _scan(case, layout, devices, **o),  # type: ignore[misc]
         )
 
 
-def _gradients(case: Case, layout: Layout, where: Where) -> Iterator[Contender]:
+def _gradients(case: Case, layout: Layout, devices: Devices) -> Iterator[Contender]:
     for cycles in (1, 2):
         for name, hierarchy in {
             "2 levels, m = 16": {"coarsening_factor": 16, "levels": 2},
@@ -165,29 +139,31 @@ def _gradients(case: Case, layout: Layout, where: Where) -> Iterator[Contender]:
                 f"{cycles} + {cycles} cycles, {name}",
                 case,
                 layout,
-                where,
+                devices,
                 solver,
                 jm.CyclesThenGradient(),
                 "gradient",
             )
 
 
-def _one_shot(case: Case, layout: Layout, where: Where) -> Iterator[Contender]:
+def _one_shot(case: Case, layout: Layout, devices: Devices) -> Iterator[Contender]:
     for name, hierarchy in {
         f"2 levels, m = {case.factor}": {"coarsening_factor": case.factor, "levels": 2},
         "3 levels, m = 16, 4": {"coarsening_factor": (16, 4), "levels": 3, "cycles": 1},
     }.items():
         solver = jm.MGRIT(coarse_params=jm.average, coarse_step=jm.midpoint, **hierarchy)  # type: ignore[arg-type]
-        yield _multigrid(f"predict, then sweep, {name}", case, layout, where, solver, jm.PredictThenSweep(), "one-shot")
+        yield _multigrid(
+            f"predict, then sweep, {name}", case, layout, devices, solver, jm.PredictThenSweep(), "one-shot"
+        )
 
 
 def _multigrid(
-    name: str, case: Case, layout: Layout, where: Where, solver: jm.MGRIT, schedule: Any, kind: Kind
+    name: str, case: Case, layout: Layout, devices: Devices, solver: jm.MGRIT, schedule: Any, kind: Kind
 ) -> Contender:
     item = 4 if case.dtype == "float32" else 8
     sizes = Sizes(case.batch * case.width * item, (case.width + 1) * case.width * item, item)
-    counts = iteration_counts(schedule, case.layers, solver, solver, where.devices, sizes)
-    return Contender(name, kind, layout, lambda: _trained(case, layout, where, solver, schedule), counts, solver)
+    counts = iteration_counts(schedule, case.layers, solver, solver, devices.count, sizes)
+    return Contender(name, kind, layout, lambda: _trained(case, layout, devices, solver, schedule), counts, solver)
 
 
 _SCANS: dict[str, dict[str, Any]] = {
@@ -211,10 +187,10 @@ def _kept(optimizer_state: Any) -> Any:
     return optimizer_state[0].trace.layers
 
 
-def _trained(case: Case, layout: Layout, where: Where, solver: Any, schedule: Any) -> Program:
+def _trained(case: Case, layout: Layout, devices: Devices, solver: Any, schedule: Any) -> Program:
     """One step of jaxmgrit's training."""
     problem, params, batch = network(case, layout)
-    backend = where.backend
+    backend = devices.backend
     trainer = jm.OneShot(problem, _optimizer(), solver, solver, schedule, backend)
     state = trainer.init(params, batch)
 
@@ -224,12 +200,7 @@ def _trained(case: Case, layout: Layout, where: Where, solver: Any, schedule: An
     return Program(trainer.step, state, batch, gradient)
 
 
-def mesh_of(devices: int) -> jax.sharding.Mesh:
-    """A mesh over the first devices."""
-    return jax.make_mesh((devices,), ("layers",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
-
-
-def _scan(case: Case, layout: Layout, where: Where, segments: bool, layers: bool, unroll: int) -> Program:
+def _scan(case: Case, layout: Layout, devices: Devices, segments: bool, layers: bool, unroll: int) -> Program:
     """Reverse mode through a scan over the layers, rematerialised by segment, by layer or not; the batch split."""
     problem, params, (x, y) = network(case, layout)
     length = case.factor if segments and case.layers % case.factor == 0 else case.layers
@@ -248,19 +219,19 @@ def _scan(case: Case, layout: Layout, where: Where, segments: bool, layers: bool
             u = jax.lax.scan(jax.checkpoint(several), x, theta)[0]
         else:
             u = several(x, params.layers)[0]
-        return problem.loss(params.closing, u, y)[0] / where.devices
+        return problem.loss(params.closing, u, y)[0] / devices.count
 
     gradient = jax.value_and_grad(objective)
-    if where.mpi:
+    if devices.mpi:
         axis = 0 if layout == "batch_first" else 1
-        backend = where.backend
+        backend = devices.backend
         x, y = backend.scatter((x, y), axis)
 
         def gradient(params: jm.Params, x: jax.Array, y: jax.Array) -> Any:
             return backend.all_sum(jax.value_and_grad(objective)(params, x, y))
-    elif where.devices > 1:
+    elif devices.count > 1:
         points = PartitionSpec("layers") if layout == "batch_first" else PartitionSpec(None, "layers")
-        mesh = mesh_of(where.devices)
+        mesh = devices.mesh
         x, y = jax.device_put((x, y), NamedSharding(mesh, points))
         params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
 

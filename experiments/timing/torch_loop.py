@@ -7,15 +7,14 @@ from typing import Any
 import numpy as np
 
 from experiments.timing.contenders import FINAL_TIME, Case
+from experiments.timing.devices import count_cores
 
 
 def time_loop(memory: Any, case: Case, repeats: int) -> float:
     """Task of a worker: median seconds of a gradient by PyTorch, on the cores this process has."""
-    import os
-
     import torch
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(count_cores())
     dtype = getattr(torch, case.dtype)
     random = np.random.default_rng(0)
     w = torch.tensor(0.3 * random.normal(size=(case.layers, case.width, case.width)), dtype=dtype, requires_grad=True)

@@ -1,4 +1,4 @@
-"""A process that is stopped is named, waited for or ended; one that is killed is reported, one that ends well is not."""
+"""A process that is stopped is named, waited for or ended; one that is killed is reported, one that ends well not."""
 
 import os
 import signal

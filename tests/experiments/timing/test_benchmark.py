@@ -9,7 +9,8 @@ import pytest
 import jaxmgrit as jm
 from experiments import benchmark, plan
 from experiments.config.reader import read
-from experiments.timing.contenders import Case, Where, contenders
+from experiments.timing.contenders import Case, contenders
+from experiments.timing.devices import Devices
 from jaxmgrit.analysis.cost_model import Costs, Counts, Sizes, iteration_counts, total
 
 
@@ -46,7 +47,7 @@ def test_the_plan_of_a_sequential_training_is_refused(capsys):
 def test_all_programs_find_the_same_gradient(layout, devices):
     case = Case(layers=32, width=3, batch=4, dtype="float32", factor=8)
     exact = None
-    for contender in contenders(case, (layout,), Where(devices)):
+    for contender in contenders(case, (layout,), Devices(devices)):
         if "unroll" in contender.name:
             continue
         program = contender.build()
