@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import jaxmgrit as jm
 from jaxmgrit._pytree import euclidean_norm, hypot
+from jaxmgrit.solvers.convergence import gauge
 from jaxmgrit.solvers.result import worse
 
 GOOD = (jm.Result.CONVERGED, jm.Result.SEQUENTIAL)
@@ -199,3 +200,25 @@ def test_which_of_two_codes_is_worse_is_a_table():
 def test_options_that_cannot_be_honoured_are_refused(options, error_type, words):
     with pytest.raises(error_type, match=words):
         jm.solve(nets.tanh_step, nets.rough(16), nets.state(), h=0.1, solver=jm.MGRIT(4, **options))
+
+
+@pytest.mark.parametrize("units, unmet", [(2.0, 0), (30.0, 2)])
+def test_rounding_is_a_few_units_in_the_last_place_of_the_largest_value_there(units, unmet):
+    end = {"a": jnp.asarray([[1.0, 1e-6], [1e6, 1.0]]), "b": jnp.asarray([0.0, 0.0])}
+    eps = float(jnp.finfo(jnp.float64).eps)
+    arrived = {"a": end["a"] + units * eps * jnp.asarray([[1.0, 1.0], [1e6, 1e6]]), "b": end["b"]}
+    assert gauge(arrived, end, euclidean_norm, 0).unmet == unmet
+    # Of whole leaves, the samples' own scales do not count.
+    one_sample = {"a": end["a"] + 30 * eps * jnp.asarray([[1.0, 1.0], [0.0, 0.0]]), "b": end["b"]}
+    assert gauge(one_sample, end, euclidean_norm, 0).unmet == 1
+    assert gauge(one_sample, end, euclidean_norm, None).unmet == 0
+    assert gauge(jax.tree.map(lambda x: x / 0, end), end, euclidean_norm, 0).unmet == 4
+
+
+def test_a_residual_a_million_times_the_first_ends_the_solve_at_once():
+    def blown_up(step, theta, u, h, m):
+        return 1e4 * u
+
+    solver = jm.MGRIT(2, levels=2, cycles=50, rtol=1e-3, coarse_step=blown_up)
+    sol = jm.solve(lambda p, u, h: 0.9 * u, jnp.zeros((64, 1)), jnp.ones((1, 1)), h=1.0, solver=solver)
+    assert int(sol.cycles) <= 2 and sol.result == jm.Result.DIVERGED

@@ -27,7 +27,7 @@ NONE = -1.0
 # were never seen to wait for more than two.
 PATIENCE = 4
 
-# Gives up at once where the residual is so many times the first one and the values: nothing returns from there.
+# Gives up at once where the residual is so many times the first one and the first values: nothing returns from there.
 HOPELESS = 1e6
 
 
@@ -101,6 +101,7 @@ class _Progress(NamedTuple):
     norms: jax.Array
     cycles: jax.Array
     first: jax.Array
+    limit: jax.Array
     lowest: jax.Array
     waited: jax.Array
     stop: jax.Array
@@ -117,7 +118,9 @@ def _until_tolerance(grids: Grids, solver: Options, ends: PyTree, initial: PyTre
     def one(now: _Progress) -> _Progress:
         ends, gauges = cycle(grids, solver, now.ends, initial, measure)
         r, scale, unmet = total(grids[0], gauges)
-        first = jnp.where(now.cycles == done, r, now.first)
+        begins = now.cycles == done
+        first = jnp.where(begins, r, now.first)
+        limit = jnp.where(begins, HOPELESS * jnp.maximum(r, scale), now.limit)
         met = unmet == 0
         if solver.atol is not None:
             met |= r <= solver.atol
@@ -125,15 +128,15 @@ def _until_tolerance(grids: Grids, solver: Options, ends: PyTree, initial: PyTre
             met |= (r <= solver.rtol * first) & jnp.isfinite(first)
         lower = r < now.lowest
         waited = jnp.where(lower, 0, now.waited + 1)
-        hopeless = ~jnp.isfinite(r) | (r > HOPELESS * jnp.maximum(first, scale)) | (waited >= PATIENCE)
+        hopeless = ~jnp.isfinite(r) | (r > limit) | (waited >= PATIENCE)
         norms = now.norms.at[now.cycles].set(r)
         lowest = jnp.where(lower, r, now.lowest)
-        return _Progress(ends, norms, now.cycles + 1, first, lowest, waited, met | hopeless, met)
+        return _Progress(ends, norms, now.cycles + 1, first, limit, lowest, waited, met | hopeless, met)
 
     no, zero = jnp.asarray(False), jnp.zeros((), dtype)
     history = jnp.full((solver.cycles,), NONE, dtype)
     counts = jnp.asarray(done, jnp.int32), jnp.zeros((), jnp.int32)
-    start = _Progress(ends, history, counts[0], zero, jnp.full((), jnp.inf, dtype), counts[1], no, no)
+    start = _Progress(ends, history, counts[0], zero, zero, jnp.full((), jnp.inf, dtype), counts[1], no, no)
     with at_most(solver.cycles - done):
         end = jax.lax.while_loop(lambda now: (now.cycles < solver.cycles) & ~now.stop, one, start)
     return end.ends, end.norms, end.cycles, end.met
