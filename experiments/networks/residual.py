@@ -9,18 +9,58 @@ opening and the layers has one entry. With `layout: width_first` a dense network
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from pydantic import Field
 
 import jaxmgrit as jm
-from experiments.config.schema import Network, Penalty
 from experiments.errors import ConfigError
+from experiments.section import NonNegative, Section
 
 Layer = dict[str, jax.Array]
 KERNEL = 3  # pixels along each side of a convolution's kernel
+
+
+class Network(Section):
+    """Opening layer, residual layers, softmax classification."""
+
+    kind: Literal["dense", "convolutional"] = Field(
+        default="dense", description="residual layers of full matrices, or of 3 x 3 kernels on images"
+    )
+    layers: int = Field(default=64, ge=1, le=1_000_000, description="number N of residual layers")
+    width: int = Field(default=8, ge=1, le=65_536, description="features of a state; channels of a convolutional one")
+    opening: Literal["dense", "zero_padding", "replicate"] = Field(
+        default="dense", description="from an input's features (an image's channels) to the width: trained; or fixed"
+    )
+    activation: Literal["tanh", "relu", "smooth_relu"] = Field(
+        default="tanh", description="of the residual layers and a dense opening"
+    )
+    bias: Literal["vector", "scalar"] = Field(
+        default="vector",
+        description="of those: one for each feature or channel, or one for the whole layer (published)",
+    )
+    final_time: float = Field(default=5.0, gt=0, description="T; the step size is h = T/N")
+    initialisation: Literal["equal", "interpolated", "independent"] = Field(
+        default="equal", description="hidden layers all alike, linear between two random ends, or each its own"
+    )
+    layout: Literal["batch_first", "width_first"] = Field(
+        default="batch_first",
+        description="axes of a dense network's states; width_first is faster on a CPU for large batches of narrow ones",
+    )
+    scale: float = Field(default=1.0, gt=0, description="initial weights have standard deviation scale/sqrt(inputs)")
+
+
+class Penalty(Section):
+    """Weights of the penalties in the objective."""
+
+    gamma_tik: NonNegative = Field(default=0.0, description="gamma/2 |theta|^2 over opening and hidden layers")
+    gamma_class: NonNegative = Field(default=0.0, description="gamma/2 |theta|^2 over the classification layer")
+    gamma_ddt: NonNegative = Field(
+        default=0.0, description="gamma/2 sum |(theta^n - theta^(n-1))/h|^2 over hidden layers"
+    )
 
 
 class Columns(NamedTuple):

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from experiments.config.schema import IndianPines, LevelSets, Mnist
 from experiments.problems import indian_pines, level_sets, mnist
 from experiments.problems.data import Data, DataSet, Picture
+from experiments.problems.indian_pines import IndianPines
+from experiments.problems.level_sets import LevelSets
+from experiments.problems.mnist import Mnist
 
 __all__ = ["Data", "DataSet", "Picture", "load"]
 

@@ -5,14 +5,16 @@ bands, those of water absorption being removed; the full one has 220. Both are t
 """
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
-from experiments.config.schema import IndianPines
 from experiments.errors import ConfigError
 from experiments.problems import sources
 from experiments.problems.data import Data, DataSet, Picture, check_classes, stratified
 from experiments.problems.sources import Place
+from experiments.section import FolderName, Section
 
 NAMES = (
     "Alfalfa",
@@ -46,6 +48,23 @@ URLS = {
     "Indian_pines_corrected.mat": "https://www.ehu.eus/ccwintco/uploads/6/67/Indian_pines_corrected.mat",
     "Indian_pines_gt.mat": "https://www.ehu.eus/ccwintco/uploads/c/c4/Indian_pines_gt.mat",
 }
+
+
+class IndianPines(Section):
+    """Land cover of the pixels of a hyperspectral image, from their spectra."""
+
+    name: Literal["indian_pines"]
+    folder: FolderName | None = Field(
+        default=None,
+        description="where the image, the ground truth and the published split are; null: the usual places",
+    )
+    download: bool = Field(default=False, description="fetch what is nowhere found")
+    split: Literal["published", "stratified"] | None = Field(
+        default=None,
+        description="which pixels are trained on; null: published where its file is found, else stratified",
+    )
+    train_points: int = Field(default=4000, ge=1, le=10_249, description="training pixels of the stratified split")
+    validation_points: int = Field(default=2000, ge=1, le=10_249, description="its validation pixels, disjoint")
 
 
 def load(section: IndianPines, seed: int) -> Data:

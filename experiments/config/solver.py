@@ -1,0 +1,57 @@
+"""The `solver` and `adjoint` sections, and the library's objects that they and `training.schedule` name."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+import jaxmgrit as jm
+from experiments.section import Count, Factor, NonNegative, Section
+
+COARSE_PARAMS = {"injection": jm.injection, "average": jm.average}
+COARSE_STEPS = {"same_step": jm.same_step, "midpoint": jm.midpoint}
+SCHEDULES: dict[str, jm.CyclesThenGradient | jm.PredictThenSweep] = {
+    "cycles_then_gradient": jm.CyclesThenGradient(),
+    "predict_then_sweep": jm.PredictThenSweep(),
+}
+
+
+class Solver(Section):
+    """Multigrid over the layers."""
+
+    coarsening_factor: Factor | Annotated[list[Factor], Field(min_length=1)] = Field(
+        default=4, description="layers per coarse layer, one for all levels or one per level"
+    )
+    levels: Annotated[int, Field(ge=2)] | None = Field(
+        default=None, description="at most this many levels; null: all there are"
+    )
+    min_coarse: int = Field(default=2, ge=1, description="fewest steps on the coarsest level")
+    cf_relaxations: Annotated[list[Count], Field(min_length=2, max_length=2)] = Field(
+        default=[0, 1], description="CF-relaxations on the finest level and on all levels below"
+    )
+    cycle: Literal["V", "F"] = Field(default="V", description="V- or F-cycles")
+    cycles: int = Field(default=2, ge=1, le=1000, description="cycles per iteration, at most when a tolerance is given")
+    rtol: NonNegative | None = Field(default=None, description="stop at this residual relative to the first")
+    atol: NonNegative | None = Field(default=None, description="stop at this residual")
+    skip_first_down: bool = Field(default=False, description="start the first cycle on the coarsest level")
+    coarse_params: Literal["injection", "average"] = Field(
+        default="injection", description="parameters of one coarse layer"
+    )
+    coarse_step: Literal["same_step", "midpoint"] = Field(
+        default="same_step", description="what one coarse layer does with them"
+    )
+    intervals_per_sweep: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="intervals that go through one batched sweep; null: a good choice for the platform"
+    )
+
+
+def solver(section: Solver) -> jm.MGRIT:
+    """The multigrid solver of a `solver` or `adjoint` section."""
+    options = section.model_dump()
+    factor = options.pop("coarsening_factor")
+    return jm.MGRIT(
+        coarsening_factor=tuple(factor) if isinstance(factor, list) else factor,
+        cf_relaxations=tuple(options.pop("cf_relaxations")),
+        coarse_params=COARSE_PARAMS[options.pop("coarse_params")],
+        coarse_step=COARSE_STEPS[options.pop("coarse_step")],
+        **options,
+    )
