@@ -11,8 +11,9 @@ each of them, and padding counts like layers. Of a `while_loop` the most passes 
 the one that does more. That a pullback of large states evaluates Phi once more, rather than keep what it needs, counts
 as part of the pullback. A coarse step counts as one evaluation, whatever it is made of.
 
-Messages and bytes of one cycle, for states of S bytes, on P > 1 devices. Level l is *spread* if its intervals are
-shared out (`Level.devices` > 1), with s_l intervals per device; the finest is, the coarsest never is:
+Messages and bytes of one cycle, for states of S bytes, on P > 1 devices. Level l is *spread* if its intervals are cut
+into parts (`Level.devices` > 1) of s_l intervals, each the part of one device or of some neighbours; the finest is, the
+coarsest never is:
 
 - every relaxation sweep of a spread level sends one state (S bytes) to the neighbour, and so do, below the finest
   level, the F-points on the way up: 1 + nu_0 sends on the finest level, 2 + nu on level l >= 1 of a V-cycle, and

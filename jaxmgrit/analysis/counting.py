@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,14 @@ class Counting:
     def undivided(self) -> Counting:
         """Without the data axis."""
         return Counting(self.size)
+
+    def every(self, stride: int) -> Counting:
+        """As many devices less."""
+        return replace(self, size=self.size // stride)
+
+    def neighbours(self, count: int) -> Counting:
+        """So many devices."""
+        return replace(self, size=count)
 
     @property
     def platform(self) -> str:

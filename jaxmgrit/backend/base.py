@@ -46,6 +46,12 @@ class Backend(Protocol):
     def platform(self) -> str:
         """JAX's name of the devices' platform: "cpu", "gpu", ..."""
 
+    def every(self, stride: int) -> Backend:
+        """The devices that are a multiple of `stride` places from this one, as a backend for use inside `lift`."""
+
+    def neighbours(self, count: int) -> Backend:
+        """The block of `count` devices this one is in, blocks counted from the first device; use it inside `lift`."""
+
     def index(self) -> Any:
         """This device's position, 0 .. size - 1."""
 

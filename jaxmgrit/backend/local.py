@@ -34,6 +34,14 @@ class Local:
         """The platform of JAX's default device."""
         return jax.default_backend()
 
+    def every(self, stride: int) -> Local:
+        """Itself."""
+        return self
+
+    def neighbours(self, count: int) -> Local:
+        """Itself."""
+        return self
+
     def index(self) -> int:
         """Always 0."""
         return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -42,6 +42,8 @@ class Mesh:
     mesh: jax.sharding.Mesh
     axis: str = "layers"
     data_axis: str | None = None
+    _part: tuple[int, int] | None = field(default=None, repr=False, kw_only=True)
+    """(stride, count) of a part of the axis: so many devices, so far apart; see `every` and `neighbours`."""
 
     def __post_init__(self) -> None:
         for name in ("axis", "data_axis"):
@@ -60,7 +62,25 @@ class Mesh:
     @property
     def size(self) -> int:
         """Number of devices along the axis."""
-        return self.mesh.shape[self.axis]
+        return self.mesh.shape[self.axis] if self._part is None else self._part[1]
+
+    @property
+    def _stride(self) -> int:
+        return 1 if self._part is None else self._part[0]
+
+    def every(self, stride: int) -> Mesh:
+        """See `Backend.every`."""
+        return self if stride == 1 else replace(self, _part=(self._stride * stride, self.size // stride))
+
+    def neighbours(self, count: int) -> Mesh:
+        """See `Backend.neighbours`."""
+        return self if count == self.size else replace(self, _part=(self._stride, count))
+
+    def _members(self) -> list[list[int]]:
+        """The devices of each part, in order."""
+        stride, count = self._stride, self.size
+        starts = [i for i in range(self.mesh.shape[self.axis]) if i // stride % count == 0]
+        return [[start + k * stride for k in range(count)] for start in starts]
 
     @property
     def data_size(self) -> int:
@@ -78,12 +98,13 @@ class Mesh:
 
     def index(self) -> jax.Array:
         """This device's position along the axis."""
-        return jax.lax.axis_index(self.axis)
+        position = jax.lax.axis_index(self.axis)
+        return position if self._part is None else position // self._stride % self.size
 
     def _permute(self, block: jax.Array, hop: int) -> jax.Array:
         if hop % self.size == 0:
             return block
-        pairs = [(i, (i + hop) % self.size) for i in range(self.size)]
+        pairs = [(part[i], part[(i + hop) % self.size]) for part in self._members() for i in range(self.size)]
         return jax.lax.ppermute(block, self.axis, pairs)
 
     def shift(self, x: PyTree, by: int, fill: PyTree | None) -> PyTree:
@@ -92,11 +113,13 @@ class Mesh:
 
     def all_gather(self, x: PyTree) -> PyTree:
         """See `Backend.all_gather`."""
-        return together(lambda y: jax.lax.all_gather(y, self.axis, tiled=True), x, axis=1)
+        parts = None if self._part is None else self._members()
+        return together(lambda y: jax.lax.all_gather(y, self.axis, axis_index_groups=parts, tiled=True), x, axis=1)
 
     def all_sum(self, x: PyTree) -> PyTree:
         """See `Backend.all_sum`."""
-        return together(lambda y: jax.lax.psum(y, self.axis), x, axis=0)
+        parts = None if self._part is None else self._members()
+        return together(lambda y: jax.lax.psum(y, self.axis, axis_index_groups=parts), x, axis=0)
 
     def data_gather(self, x: PyTree) -> PyTree:
         """See `Backend.data_gather`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -43,6 +43,8 @@ class MPI:
 
     comm: Any = None
     data: int = 1
+    _part: tuple[int, int] | None = field(default=None, repr=False, kw_only=True)
+    """(stride, count) of a part of the ranks: so many, so far apart; see `every` and `neighbours`."""
 
     def __post_init__(self) -> None:
         mpi, _ = _modules()
@@ -60,13 +62,20 @@ class MPI:
                 f"MPI: data={self.data!r} does not divide the {ranks} rank(s); every part of the batch needs as many "
                 "ranks for the layers: start a multiple of data, or choose another data."
             )
-        object.__setattr__(self, "_grid", _cartesian(self.comm.py2f(), self.data))
+        layers, samples = _cartesian(self.comm.py2f(), self.data)
+        if self._part is not None:
+            layers = _split(layers.py2f(), *self._part)
+        object.__setattr__(self, "_grid", (layers, samples))
+
+    @property
+    def _key(self) -> tuple[Any, ...]:
+        return self.comm.py2f(), self.data, self._part
 
     def __hash__(self) -> int:
-        return hash((type(self), self.comm.py2f(), self.data))
+        return hash((type(self), self._key))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, MPI) and (self.comm.py2f(), self.data) == (other.comm.py2f(), other.data)
+        return isinstance(other, MPI) and self._key == other._key
 
     @property
     def _layers(self) -> Any:
@@ -89,6 +98,16 @@ class MPI:
     def data_size(self) -> int:
         """Number of parts of the batch."""
         return self.data
+
+    def every(self, stride: int) -> MPI:
+        """See `Backend.every`."""
+        own = 1 if self._part is None else self._part[0]
+        return self if stride == 1 else replace(self, _part=(own * stride, self.size // stride))
+
+    def neighbours(self, count: int) -> MPI:
+        """See `Backend.neighbours`."""
+        own = 1 if self._part is None else self._part[0]
+        return self if count == self.size else replace(self, _part=(own, count))
 
     def undivided(self) -> MPI:
         """The ranks that have the same part of the batch."""
@@ -206,6 +225,15 @@ def _cartesian(handle: int, data: int) -> tuple[Any, Any]:
         return comm, mpi.COMM_SELF
     grid = comm.Create_cart([data, comm.Get_size() // data])
     return grid.Sub([False, True]), grid.Sub([True, False])
+
+
+@lru_cache
+def _split(handle: int, stride: int, count: int) -> Any:
+    """The communicator of a part of the ranks; made once, since making it is collective: all ranks trace alike."""
+    mpi, _ = _modules()
+    comm = mpi.Comm.f2py(handle)
+    rank = comm.Get_rank()
+    return comm.Split(rank // (stride * count) * stride + rank % stride, rank)
 
 
 @lru_cache

@@ -1,17 +1,19 @@
 """The grids: levels, intervals, C- and F-points, and how they are cut into equal shares for the devices.
 
-Level l has N_l steps in intervals of m_l; a *slot* holds one step. All slots of a level form one leading axis,
-devices x
-share x factor long, in the order of the layers, also for the adjoint, which merely runs through it backwards. Where
-N_l does not fill the slots, the rest is padding: after the last step for the state, before the first for the adjoint
-(whose C-points count from the end). Padded slots pass states through unchanged.
+Level l has N_l steps in intervals of m_l; a *slot* holds one step. All slots of a level form one leading axis, parts x
+share x factor long, in the order of the layers, also for the adjoint, which merely runs through it backwards. Where N_l
+does not fill the slots, the rest is padding: after the last step for the state, before the first for the adjoint (whose
+C-points count from the end). Padded slots pass states through unchanged.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -29,7 +31,8 @@ class Level:
         steps: N_l.
         factor: m_l, slots per interval; on the coarsest of several levels all steps are one interval.
         share: intervals per device.
-        devices: over how many devices the level is spread; 1 means that every device holds (and solves) all of it.
+        devices: into how many parts the level is cut. On a coarse level that may be fewer than there are devices: then
+            neighbours have the same part and solve it each for itself, and with 1 every device all of it.
         stride: layers of the network that one step replaces.
         front: whether the padding is before the first step rather than after the last.
         ragged: whether the incomplete interval too leads to a C-point.
@@ -94,8 +97,9 @@ def cut(
 ) -> tuple[Level, ...]:
     """Levels of given numbers of steps and slots per interval, cut into shares for the devices.
 
-    The finest level is spread over the devices; a coarser one too as long as its intervals fall into the finer level's
-    shares, and else every device gathers and solves all of it.
+    The finest level is spread over the devices. A coarser one stays where it is as long as its intervals fall into the
+    finer level's parts; else some neighbouring devices gather theirs and have a larger part in common, or every device
+    gathers and solves all of it: whatever means fewer steps and messages, see `_effort`.
 
     Args:
         counts: N_l of every level, the finest first.
@@ -113,30 +117,53 @@ def cut(
             f"{counts[0]} layers in intervals of {factors[0]} are {intervals} intervals, fewer than the {devices} "
             f"devices of the backend; use at most {intervals} devices or a smaller coarsening factor."
         )
-    share, spread = _share(-(-intervals // devices), factors, devices)
-    levels = []
-    for depth, (n, m) in enumerate(zip(counts, factors, strict=True)):
-        on = devices if depth < spread else 1
-        if depth > 0:
-            share = share // m if depth < spread else -(-n // m)
-        levels.append(Level(n, m, share, on, math.prod(factors[:depth]), front, ragged))
-    return tuple(levels)
+    parts = min(_candidates(-(-intervals // devices), counts, factors, devices), key=partial(_effort, factors))
+    strides = [1, *itertools.accumulate(factors, operator.mul)]
+    return tuple(
+        Level(n, m, share, on, stride, front, ragged)
+        for n, m, (on, share), stride in zip(counts, factors, parts, strides, strict=False)
+    )
 
 
-def _share(share: int, factors: Sequence[int], devices: int) -> tuple[int, int]:
-    """Intervals per device on the finest level, and how many levels are spread over the devices.
+Parts = list[tuple[int, int]]  # of every level: into how many parts it is cut, and intervals in each
 
-    Level l + 1 can be spread without moving data if m_{l+1} divides the share of level l. A share is rounded up for
-    that by an eighth at most; the coarsest level is always gathered, since it is solved one step after another.
+MESSAGE = 2  # steps that take about as long as a message
+SWEEPS = 3  # through a coarse level in a cycle: FCF-relaxation, and that which fills in the F-points
+MESSAGES = 4  # of a coarse level in a cycle: one for each sweep, and what is gathered for it
+
+
+def _effort(factors: Sequence[int], parts: Parts) -> int:
+    """What a cycle asks of every device, in steps one after another."""
+    steps = factors[0] * parts[0][1] + parts[-1][1] * factors[-1]
+    for m, (on, share) in list(zip(factors, parts, strict=True))[1:-1]:
+        steps += SWEEPS * share * m + (MESSAGES * MESSAGE if on > 1 else 0)
+    return steps
+
+
+def _candidates(share: int, counts: Sequence[int], factors: Sequence[int], devices: int) -> Iterator[Parts]:
+    """Ways to cut the levels, first those that cut most; each level is cut until one is gathered by every device.
+
+    Level l + 1 can be cut into D parts of whole intervals, D a divisor of the parts of level l, if m_{l+1} divides the
+    share of level l times the number of parts merged. A share of the finest level is rounded up for that by an eighth
+    at most. The coarsest level is always gathered, since it is solved one step after another.
     """
-    if devices == 1:
-        return share, 1
-    for spread in range(len(factors) - 1, 1, -1):
-        unit = math.prod(factors[1:spread])
+
+    def gathered(depth: int) -> Parts:
+        return [(1, -(-n // m)) for n, m in list(zip(counts, factors, strict=True))[depth:]]
+
+    for unit in sorted({math.prod(factors[1:depth]) for depth in range(1, max(2, len(factors)))}, reverse=True):
         rounded = -(-share // unit) * unit
-        if rounded <= share + share // 8:
-            return rounded, spread
-    return share, 1
+        if rounded > share + share // 8:
+            continue
+        parts = [(devices, rounded)]
+        yield parts + gathered(1)
+        for depth, m in list(enumerate(factors))[1:-1]:
+            on, own = parts[-1]
+            merged = m // math.gcd(m, own)
+            if on % merged or on == merged:
+                break
+            parts = [*parts, (on // merged, own * merged // m)]
+            yield parts + gathered(depth + 1)
 
 
 def lay_out(x: Any, level: Level) -> Any:
@@ -145,19 +172,20 @@ def lay_out(x: Any, level: Level) -> Any:
 
 
 def coarse_grid_data(x: Any, fine: Level, coarse: Level, backend: Any) -> Any:
-    """From one entry per interval of a level to one per slot of the next, gathered if that is not spread."""
-    if coarse.devices == fine.devices:
-        return x if coarse.devices > 1 else fit(x, coarse.slots, coarse.front)
-    with on_level(fine.stride):
-        return fit(backend.all_gather(x), coarse.slots, coarse.front)
+    """From one entry per interval of a level to one per slot of the next, gathered where that has fewer parts."""
+    if coarse.devices < fine.devices:
+        with on_level(fine.stride):
+            x = backend.neighbours(fine.devices // coarse.devices).all_gather(x)
+    return x if coarse.devices > 1 else fit(x, coarse.slots, coarse.front)
 
 
 def fine_grid_data(x: Any, fine: Level, coarse: Level, backend: Any) -> Any:
     """Undo `coarse_grid_data`."""
-    if coarse.devices == fine.devices and coarse.devices > 1:
+    if coarse.devices == 1:
+        x = fit(x, fine.intervals, fine.front)
+    if coarse.devices == fine.devices:
         return x
-    whole = fit(x, fine.intervals, fine.front)
-    return own_block(whole, fine.share, backend) if fine.devices > 1 else whole
+    return own_block(x, fine.share, backend.neighbours(fine.devices // coarse.devices))
 
 
 def own_block(x: Any, size: int, backend: Any) -> Any:

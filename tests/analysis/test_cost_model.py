@@ -268,12 +268,12 @@ def test_a_cycle_sends_what_the_formula_in_the_documentation_says(name, devices)
             assert of_level.messages == 0
             continue
         assert of_level.sends == sends_of_a_cycle(solver, depth)
-        to_whole_level = levels[depth + 1].devices == 1
+        merged = levels[depth + 1].devices < level.devices
         visits = depth + 1 if solver.cycle == "F" else 1
         norms = int(depth == 0)
-        assert of_level.gathers == to_whole_level * visits + norms
+        assert of_level.gathers == merged * visits + norms
         assert of_level.sums == 0
-        values = of_level.sends + to_whole_level * visits * level.share * (1 if depth + 2 == len(levels) else 2)
+        values = of_level.sends + merged * visits * level.share * (1 if depth + 2 == len(levels) else 2)
         assert of_level.bytes == values * SIZES.state + 3 * norms * SIZES.number
 
 

@@ -65,7 +65,8 @@ def _padded_by_interval(theta: PyTree, mask: Any) -> PyTree:
 
 
 def _backend_of(level: Level, backend: Backend) -> Backend:
-    return backend if level.devices > 1 or backend.size == 1 else Local()
+    """The devices that have different intervals of a level."""
+    return Local() if level.devices == 1 < backend.size else backend.every(backend.size // level.devices)
 
 
 def coarse_blocks(

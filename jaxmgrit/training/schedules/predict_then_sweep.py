@@ -227,12 +227,11 @@ def _predict_program(
         batch = sweep_batch(solver, u0, backend.platform, level.share)
         grids = grids_of(equation, (block, *blocks), shared, levels, backend, batch)
         values = _coarse_problem(grids, solver, own[1], own[0], u0)
-        here = level.last_interval
         if coarse.devices > 1:
-            device, here = divmod(here, level.share)
-        u_final = jax.tree.map(lambda x: x[here], values)
-        if coarse.devices > 1:
-            u_final = broadcast(backend, u_final, device)
+            device, here = divmod(level.last_interval, level.share)
+            u_final = broadcast(backend, entry(fine_grid_data(values, level, coarse, backend), here), device)
+        else:
+            u_final = entry(values, level.last_interval)
         return Predicted(values, lam_blocks, *reverse), u_final
 
     states, _ = _specs(levels)
