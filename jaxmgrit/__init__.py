@@ -7,6 +7,7 @@ from jaxmgrit.backend.local import Local
 from jaxmgrit.backend.mesh import Mesh
 from jaxmgrit.backend.mpi import MPI
 from jaxmgrit.propagate import propagate
+from jaxmgrit.scan import scan
 from jaxmgrit.solution import AdjointSolution, CPoints, Solution
 from jaxmgrit.solve import solve, trajectory
 from jaxmgrit.solvers.mgrit.coarse import average, injection, midpoint, same_step
@@ -69,6 +70,7 @@ __all__ = [
     "published_penalty",
     "refine",
     "same_step",
+    "scan",
     "solve",
     "trajectory",
 ]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -26,16 +27,16 @@ def describe(tree: PyTree) -> str:
 
 
 def alike(a: PyTree, b: PyTree) -> bool:
-    """Whether two pytrees have the same structure, shapes and dtypes."""
+    """Whether two pytrees have the same structure, shapes and dtypes; a weak dtype of the second is left open."""
     one: Any = jax.tree.structure(a)
     return bool(one == jax.tree.structure(b)) and all(
-        jnp.shape(x) == jnp.shape(y) and jnp.result_type(x) == jnp.result_type(y)
+        jnp.shape(x) == jnp.shape(y) and (jnp.result_type(x) == jnp.result_type(y) or getattr(y, "weak_type", False))
         for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     )
 
 
-def check_layers(theta: PyTree, name: str = "theta") -> int:
-    """The number of layers: the common leading axis of all leaves.
+def check_layers(theta: PyTree, name: str = "theta", least: int = 1) -> int:
+    """The number of layers, at least `least`: the common leading axis of all leaves.
 
     Raises:
         ValueError: no leaves, a leaf without axes, or leading axes that differ.
@@ -49,9 +50,7 @@ def check_layers(theta: PyTree, name: str = "theta") -> int:
     sizes: dict[str, int] = {}
     for path, leaf in leaves:
         if not hasattr(leaf, "shape"):
-            raise TypeError(
-                f"{name}{_path(path)}={leaf!r} is not an array; stack the layers' values along a leading axis N."
-            )
+            raise TypeError(f"{name}{_path(path)}={leaf!r} is not an array; {_not_an_array(leaf)}")
         if not leaf.shape:
             raise ValueError(
                 f"{name}{_path(path)} has no axes; every leaf of {name} needs the leading axis N (one entry per "
@@ -62,11 +61,21 @@ def check_layers(theta: PyTree, name: str = "theta") -> int:
         listed = ", ".join(f"{name}{path}: {size}" for path, size in sizes.items())
         raise ValueError(
             f"the leaves of {name} have different leading axes ({listed}); all must be N, the number of layers."
+            + _if_a_list(theta)
         )
     layers = next(iter(sizes.values()))
-    if layers < 1:
-        raise ValueError(f"{name} has 0 layers (leading axis 0); at least 1 is needed.")
+    if layers < least:
+        raise ValueError(f"{name} has {layers} layers (leading axis {layers}); at least {least} is needed.")
     return layers
+
+
+def _not_an_array(leaf: Any) -> str:
+    if callable(leaf):
+        return (
+            "functions are not parameters: keep the arrays alone (equinox.partition(module, equinox.is_array), say) "
+            "and put the rest back inside the step."
+        )
+    return "stack the layers' values along a leading axis N."
 
 
 def check_state(u0: PyTree, name: str = "u0") -> PyTree:
@@ -79,13 +88,23 @@ def check_state(u0: PyTree, name: str = "u0") -> PyTree:
     leaves = jax.tree_util.tree_leaves_with_path(u0)
     if not leaves:
         raise ValueError(f"{name} has no leaves; a state is a pytree of one or more floating-point arrays.")
+    check_carry(u0, name)
     for path, leaf in leaves:
         if not is_inexact(leaf):
             raise TypeError(
                 f"{name}{_path(path)} has dtype {jnp.result_type(leaf)}; a state's leaves must be floating point (it "
-                "is corrected by differences): convert it, or carry what is not a number in theta."
+                "is corrected by differences): convert it, carry what is not a number in theta, or leave out solver= "
+                "and adjoint= on one device, where jm.propagate and jm.scan carry integers and keys as jax.lax.scan "
+                "does."
             )
     return strong(u0)
+
+
+def check_carry(carry: PyTree, name: str) -> None:
+    """Raise a TypeError unless every leaf is an array or a number."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, numbers.Number):
+            raise TypeError(f"{name}{_path(path)}={leaf!r} is not an array; {_not_an_array(leaf)}")
 
 
 def check_like(given: PyTree, expected: PyTree, name: str, remedy: str) -> None:
@@ -124,12 +143,55 @@ def check_step_size(h: Any, layers: int, state: PyTree) -> tuple[float | None, A
 
 def check_step(result: PyTree, state: PyTree, what: str) -> None:
     """Raise a TypeError unless `result`, the shapes one evaluation of Phi returned, is like the state."""
-    if not alike(result, state):
+    if alike(result, state):
+        return
+    if isinstance(result, tuple) and len(result) == 2 and alike(result[0], state):
         raise TypeError(
-            f"{what} changes the state: it was given {describe(state)} and returned {describe(result)}. Structure, "
-            "shapes and dtypes must stay the same through all layers: put what changes them into the opening or the "
-            "closing layer, and convert to the state's dtype inside the step."
+            f"{what} returned a pair whose first entry is like the state, {describe(state)}; it must return the next "
+            "state alone. Outputs of every layer are what jm.scan collects: f(carry, x) -> (carry, y)."
         )
+    raise TypeError(
+        f"{what} changes the state: it was given {describe(state)} and returned {describe(result)}. Structure, "
+        "shapes and dtypes must stay the same through all layers: put what changes them into the opening or the "
+        "closing layer, and convert to the state's dtype inside the step."
+    )
+
+
+def check_pair(result: PyTree, state: PyTree, what: str) -> None:
+    """Raise a TypeError unless `result`, what f of a scan returned, is (carry, y) with a carry like the state."""
+    if not isinstance(result, tuple) or len(result) != 2:
+        remedy = "return (carry, None) where there is no output" if alike(result, state) else "return both"
+        raise TypeError(
+            f"{what} must return a pair (carry, y), as for jax.lax.scan, but returned {describe(result)}: {remedy}."
+        )
+    if not alike(result[0], state):
+        raise TypeError(
+            f"{what} changes the carry: it was given {describe(state)} and returned {describe(result[0])}. Structure, "
+            "shapes and dtypes must stay the same at every step: convert to the carry's dtype inside it."
+        )
+
+
+@contextlib.contextmanager
+def named(what: str, theta: PyTree, state: PyTree) -> Iterator[None]:
+    """Where the user's function cannot be evaluated, a TypeError that says with what."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise TypeError(
+            f"{what} cannot be evaluated with the parameters of one layer {describe(theta)} and the state "
+            f"{describe(state)}: {reason} Check that the two fit together.{_if_a_list(theta)}"
+        ) from error
+
+
+def _if_a_list(theta: PyTree) -> str:
+    """What to do where layers were perhaps handed over as a list instead of stacked."""
+    if not isinstance(theta, (list, tuple)) or len(theta) < 2 or not all(alike(x, theta[0]) for x in theta):
+        return ""
+    return (
+        f" If that is a list of {len(theta)} layers, stack them along a leading axis: "
+        "jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)."
+    )
 
 
 def evaluated(f: Callable[..., Any], what: str, *args: Any) -> Any:
@@ -137,14 +199,8 @@ def evaluated(f: Callable[..., Any], what: str, *args: Any) -> Any:
 
     The first two arguments are a slot and a state.
     """
-    try:
+    with named(what, args[0].theta, args[1]):
         return jax.eval_shape(f, *args)
-    except (TypeError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise TypeError(
-            f"{what} cannot be evaluated with the parameters of one layer {describe(args[0].theta)} and the state "
-            f"{describe(args[1])}: {reason} Check that the two fit together."
-        ) from error
 
 
 def check_type(value: Any, kind: type, name: str, remedy: str) -> None:

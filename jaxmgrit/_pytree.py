@@ -127,7 +127,9 @@ def all_finite(tree: PyTree) -> jax.Array:
 
 
 def real_dtype(state: PyTree) -> Any:
-    """The real dtype that norms and step sizes of this state have."""
+    """The real dtype that norms and step sizes of this state have; JAX's default where nothing is floating point."""
     with jax.numpy_dtype_promotion("standard"):
-        dtype = jnp.result_type(*[jnp.result_type(x) for x in jax.tree.leaves(state)])
+        dtype = jnp.result_type(
+            *[jnp.result_type(x) for x in jax.tree.leaves(state) if is_inexact(x)] or [jnp.result_type(float)]
+        )
     return jnp.finfo(dtype).dtype

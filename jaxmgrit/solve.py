@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxmgrit._checks import check_backend, check_like, check_state, check_type
 from jaxmgrit._programs import cached
-from jaxmgrit._pytree import repeat
+from jaxmgrit._pytree import repeat, unfold, where
 from jaxmgrit.backend.base import REPLICATED, SHARDED, SHARDED_STATES, STATE, Backend
 from jaxmgrit.backend.local import LOCAL
 from jaxmgrit.solution import CPoints, Solution
@@ -159,6 +159,32 @@ def _points_program(equation: Equation, level: Level, backend: Backend) -> Calla
         return points(finest_grid(equation, slots, shared, level, u0, backend), ends, None, u0)
 
     return backend.lift(body, STATE_SPECS, SHARDED_STATES)
+
+
+def outputs_network(network: Network, sol: Solution, backend: Backend) -> PyTree:
+    """The outputs of all layers of a checked network, leading axis N, by one sweep from the C-points of a solution."""
+    if not network.equation.outputs:
+        return None
+    ys = backend.gather(_outputs_program(network.equation, sol.level, backend)(*state_data(network, sol, backend)))
+    return jax.tree.map(lambda y: y[: network.layers], ys)
+
+
+@cached
+def _outputs_program(equation: Equation, level: Level, backend: Backend) -> Callable[..., PyTree]:
+    def body(slots: PyTree, u0: PyTree, shared: PyTree, ends: PyTree) -> PyTree:
+        grid = finest_grid(equation, slots, shared, level, u0, backend)
+
+        def interval(start: PyTree, block: PyTree, mask: Any) -> PyTree:
+            def one(u: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
+                slot, inside = inputs
+                after, y = equation.advance_with_output(slot, u, shared)
+                return where(inside, after, u), y
+
+            return jax.lax.scan(one, start, (block, mask))[1]
+
+        return unfold(grid.sweep(interval, ends, u0, grid.blocks, grid.mask))
+
+    return backend.lift(body, STATE_SPECS, SHARDED)
 
 
 def finest_grid(equation: Equation, slots: PyTree, shared: PyTree, level: Level, u0: PyTree, backend: Backend) -> Grid:

@@ -70,6 +70,11 @@ def test_an_axis_that_the_mesh_does_not_have_is_refused():
         jm.Mesh(nets.mesh(2).mesh, axis="depth")
 
 
+def test_a_mesh_of_explicit_axes_is_refused():
+    with refused(ValueError, "Mesh: the axes ['layers']", "axis_types=(jax.sharding.AxisType.Auto,)"):
+        jm.Mesh(jax.make_mesh((2,), ("layers",), axis_types=(jax.sharding.AxisType.Explicit,)))
+
+
 @pytest.mark.parametrize("alpha", [-0.1, float("inf"), "much"])
 def test_a_negative_or_infinite_anticipation_is_refused(alpha):
     with refused(ValueError, f"alpha={alpha!r}", "finite number >= 0"):
@@ -95,6 +100,10 @@ def solve(**changed):
 
 def propagate(**changed):
     return jm.propagate(**{**dict(step=nets.tanh_step, theta=THETA, u0=U0, h=0.1), **changed})
+
+
+def solver_named(**changed):
+    return propagate(**{"solver": jm.MGRIT(4), **changed})
 
 
 NETWORKS = {
@@ -142,6 +151,42 @@ NETWORKS = {
         "given float64[3, 4] and returned float64[3, 2]",
         "put what changes them into the opening",
     ),
+    "a step that returns an output too": (
+        dict(step=lambda t, u, h: (u, jnp.sum(u))),
+        TypeError,
+        "step returned a pair whose first entry is like the state",
+        "jm.scan",
+    ),
+    "a list of layers": (
+        dict(theta=[{"w": jnp.ones((4, 4)), "b": jnp.ones(4)}] * 3),
+        TypeError,
+        "a list of 3 layers, stack them",
+        "jnp.stack",
+    ),
+    "a list of layers of unequal leading axes": (
+        dict(theta=[{"w": jnp.ones((2, 4)), "b": jnp.ones(4)}] * 3),
+        ValueError,
+        "theta[0]['b']: 4",
+        "a list of 3 layers, stack them",
+    ),
+    "a leaf that is not stacked": (
+        dict(theta={**THETA, "w": jnp.ones((4, 4))}),
+        ValueError,
+        "theta['w']: 4",
+        "theta['b']: 24",
+    ),
+    "parameters of one layer": (
+        dict(theta={"w": jnp.ones((4, 4)), "b": jnp.ones(4)}),
+        TypeError,
+        "step cannot be evaluated with the parameters of one layer {'b': 'float64[]', 'w': 'float64[4]'}",
+    ),
+    "a function among the parameters": (
+        dict(theta={**THETA, "activation": jnp.tanh}),
+        TypeError,
+        "theta['activation']",
+        "functions are not parameters",
+        "equinox.partition",
+    ),
     "a solver of the wrong kind": (dict(solver="V"), TypeError, "solver='V'", "jm.MGRIT(...) or jm.Sequential()"),
     "a coarse step that changes the shape": (
         dict(solver=jm.MGRIT(coarse_step=lambda step, theta, u, h, m: u[0])),
@@ -171,9 +216,11 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("function", [solve, propagate])
+@pytest.mark.parametrize("function", [solve, propagate, solver_named])
 @pytest.mark.parametrize("case", NETWORKS)
 def test_a_network_that_does_not_fit_together_is_refused(function, case):
+    if function is propagate and case in ("an integer state", "no state"):
+        pytest.skip("a plain scan carries what lax.scan carries")
     changed, kind, *parts = NETWORKS[case]
     with refused(kind, *parts):
         function(**changed)

@@ -20,8 +20,17 @@ MULTIGRID = dict(
 )
 
 
+# What the default is on several devices; on one it is a plain scan.
+CONVERGED = jm.MGRIT(cycles=50, rtol=0.0, sequential_fallback=True)
+
+
 def propagated(step, theta, u0, h, **options):
+    options = options or dict(solver=CONVERGED, adjoint=CONVERGED)
     return jm.propagate(step, theta, u0, h=h, **options)
+
+
+def default(step, theta, u0, h):
+    return jm.propagate(step, theta, u0, h=h)
 
 
 def objective(way, theta, u0, h):
@@ -181,13 +190,50 @@ def test_a_network_of_networks_has_the_gradient_of_scans_of_scans(network):
     assert nets.distance(found, expected) < 1e-12
 
 
-@pytest.mark.parametrize(
-    "forward", [lambda f, x: jax.jvp(f, (x,), (x,)), lambda f, x: jax.jacfwd(f)(x)], ids=["jvp", "jacfwd"]
-)
-def test_forward_mode_is_refused(network, forward):
-    theta, _ = network
-    with pytest.raises(TypeError, match="forward-mode"):
-        forward(lambda u: propagated(nets.tanh_step, theta, u, H), network[1])
+FORWARD = [lambda f, x: jax.jvp(f, (x,), (x,)), lambda f, x: jax.jacfwd(f)(x)]
+
+
+@pytest.mark.parametrize("forward", FORWARD, ids=["jvp", "jacfwd"])
+def test_forward_mode_is_refused_where_a_solver_is_named_and_works_where_none_is(network, forward):
+    def of(way):
+        return forward(lambda u: way(nets.tanh_step, network[0], u, H), network[1])
+
+    with pytest.raises(TypeError, match="propagate: forward-mode"):
+        of(propagated)
+    with pytest.raises(TypeError, match="propagate: forward-mode"):
+        jax.jit(lambda u: forward(lambda u: propagated(nets.tanh_step, network[0], u, H), u)).lower(network[1])
+    assert nets.distance(of(default), of(nets.scan)) < 1e-13
+
+
+def test_a_second_derivative_through_a_tolerance_is_refused_by_name(network):
+    theta, u0 = network
+
+    def steepness(u):
+        return jnp.sum(jax.grad(lambda u: jnp.sum(propagated(nets.tanh_step, theta, u, H)))(u) ** 2)
+
+    with pytest.raises(TypeError, match=r"propagate: a solve that stops by a tolerance.*MGRIT\(cycles=k\)"):
+        jax.eval_shape(jax.grad(steepness), u0)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_by_default_value_gradient_and_code_are_those_of_a_scan(network, large, monkeypatch):
+    if large:  # then layers are computed again
+        monkeypatch.setattr("jaxmgrit.system.plain._KEPT_BYTES", 0)
+
+    def run(way):
+        def value(theta, u0, h):
+            u = way(lambda t, u, h: nets.tanh_step(t, u, h), theta, u0, h)
+            return (jnp.sum(jnp.sin(u[0])), u[1]) if isinstance(u, tuple) else (jnp.sum(jnp.sin(u)), 0)
+
+        return jax.value_and_grad(value, argnums=(0, 1, 2), has_aux=True)(*network, jnp.asarray(H))
+
+    found = run(lambda *args: jm.propagate(*args[:3], h=args[3], with_result=True))
+    assert nets.distance(found, run(nets.scan)) < 1e-13
+
+
+def test_by_default_the_code_tells_values_that_are_not_finite(network):
+    _, code = jm.propagate(nets.tanh_step, network[0], network[1] * jnp.inf, h=H, with_result=True)
+    assert code == jm.Result.NOT_FINITE
 
 
 def test_the_result_code_can_be_had_beside_the_value_and_its_gradient(network):
@@ -211,7 +257,7 @@ def test_a_network_on_which_the_cycles_diverge_is_propagated_all_the_same():
     cycles = jm.MGRIT(cycles=20, rtol=1e-8)
     u, result = jm.propagate(nets.tanh_step, theta, u0, h=h, solver=cycles, with_result=True)
     assert result != jm.Result.CONVERGED, "the cycles must fail for the test to say anything"
-    u, result = jm.propagate(nets.tanh_step, theta, u0, h=h, with_result=True)
+    u, result = jm.propagate(nets.tanh_step, theta, u0, h=h, solver=CONVERGED, with_result=True)
     assert result == jm.Result.SEQUENTIAL
     # Chaotic: rounding itself grows by orders of magnitude, unless the operations are the same ones.
     assert nets.distance(u, nets.scan(nets.tanh_step, theta, u0, h)) < 1e-9

@@ -124,8 +124,7 @@ def three(network: Network, parts: int, length: int, batch: int, devices: Device
 
     def to_state(t: Any, u: Any) -> Any:
         tape = record(lambda slot, v: equation.vjp_state(slot, v, shared), _block(t, u), 0)
-        taped = tape.pullbacks, tape.costs
-        return tape.end, jax.lax.scan(lambda lam, one: (pull_state(one, lam), None), u, taped, reverse=True)[0]
+        return tape.end, jax.lax.scan(lambda lam, one: (pull_state(one, lam), None), u, tape.taped, reverse=True)[0]
 
     def to_all(t: Any, u: Any) -> Any:
         return interval_gradient(equation, shared, _block(t, u), 0, u, False)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxmgrit.backend.base import (
     REPLICATED,
@@ -20,6 +20,8 @@ from jaxmgrit.backend.base import (
     shift_blocks,
     together,
 )
+
+_MAKE = "jax.make_mesh((devices,), ('layers',), axis_types=(jax.sharding.AxisType.Auto,))"
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Mesh:
             square root of a sum over them.
 
     Raises:
-        ValueError: the mesh has no axis of that name.
+        ValueError: the mesh has no axis of that name, or axes that are Explicit.
     """
 
     mesh: jax.sharding.Mesh
@@ -51,12 +53,19 @@ class Mesh:
             if given not in self.mesh.axis_names and not (name == "data_axis" and given is None):
                 raise ValueError(
                     f"Mesh: {name}={given!r} is not an axis of the mesh, which has {tuple(self.mesh.axis_names)}; "
-                    "name one of these, or make the mesh with jax.make_mesh((devices,), ('layers',))."
+                    f"name one of these, or make the mesh with {_MAKE}."
                 )
+        if explicit := [
+            name for name, kind in zip(self.mesh.axis_names, self.mesh.axis_types, strict=True) if kind != AxisType.Auto
+        ]:
+            raise ValueError(
+                f"Mesh: the axes {explicit} of the mesh are not Auto, as XLA's partitioning needs them (jax.make_mesh "
+                f"makes Explicit ones unless told otherwise); name the axis_types: {_MAKE}."
+            )
         if self.axis == self.data_axis:
             raise ValueError(
                 f"Mesh: axis and data_axis are both {self.axis!r}; give the batch an axis of its own: "
-                "jax.make_mesh((2, 4), ('data', 'layers'))."
+                "jax.make_mesh((2, 4), ('data', 'layers'), axis_types=(jax.sharding.AxisType.Auto,) * 2)."
             )
 
     @property

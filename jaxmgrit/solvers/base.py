@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 
@@ -48,11 +48,14 @@ class Solver:
         coarse_params: (parameters of m layers, leading axis m) -> parameters of one coarse layer; None where
             there is no coarse level.
         coarse_step: (step, theta, u, h, m) -> u_next of a coarse level, or None.
+        own_adjoint: whether `propagate` and `scan` take it for the adjoint too where it is named for the state alone;
+            else that is exact.
     """
 
     intervals_per_sweep: int | None = None
     coarse_params: Callable[[PyTree], PyTree] | None = None
     coarse_step: Callable[..., PyTree] | None = None
+    own_adjoint: ClassVar[bool] = False
 
     @property
     def has_tolerance(self) -> bool:

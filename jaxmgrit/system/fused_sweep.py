@@ -76,15 +76,15 @@ def interval_gradient(
 
     def one(carry: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
         lam, total = carry
-        pullback, cost, inside = inputs
-        d_slot, before, d_shared = pullback((lam, jnp.ones_like(cost)))
+        (pullback, seed), cost, inside = inputs
+        d_slot, before, d_shared = pullback((lam, seed))
         found = (d_slot, d_shared, cost)
         d_slot, d_shared, cost = where(inside, found, jax.tree.map(jnp.zeros_like, found))
         return (where(inside, before, lam), add(total, d_shared)), (d_slot, cost)
 
     start = (lam, zero_shared(shared, step_sizes))
     (lam, total), (d_slots, costs) = jax.lax.scan(
-        one, start, (tape.pullbacks, tape.costs, block.mask), reverse=True, unroll=UNROLL
+        one, start, (tape.taped, tape.costs, block.mask), reverse=True, unroll=UNROLL
     )
     d_slots = d_slots if step_sizes else Slot(d_slots)
     return tape.end, lam, Gradients(d_slots, total, jnp.sum(costs))

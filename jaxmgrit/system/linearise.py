@@ -93,24 +93,23 @@ class Tape(NamedTuple):
     Attributes:
         end: the state at the interval's end.
         costs: running cost of each slot, (factor,).
-        pullbacks: of each slot, see `Vjp`; leaves (factor, ...).
+        taped: of each slot what `pull_state` takes: its pullback and the seed, see `Vjp`; leaves (factor, ...).
     """
 
     end: PyTree
     costs: Any
-    pullbacks: Any
+    taped: tuple[PyTree, PyTree]
 
 
 def record(vjp: Callable[[Slot, PyTree], Vjp], block: AdjointBlock, offset: int) -> Tape:
     """Run an interval forward from its start, through the C-point inside if there is one, and keep the pullbacks.
 
     Recomputing the state and linearising it in one pass evaluates every layer once. What a pullback takes from the
-    parameters is taken from the block again rather than stored.
+    slot as it is (parameters, say) is not stored again: `lax.scan` hands on inputs that are returned unchanged.
     """
     position = None
     if block.resets is not None:
         position = jnp.arange(jax.tree.leaves(block.slots)[0].shape[0]) == offset
-    structure: list[Any] = []
 
     def one(u: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
         slot, inside, at_reset, given = inputs
@@ -119,21 +118,13 @@ def record(vjp: Callable[[Slot, PyTree], Vjp], block: AdjointBlock, offset: int)
         if at_reset is not None:
             u = where(at_reset, block.resets, u)
         made = vjp(slot, u)
-        leaves, tree = jax.tree.flatten(made.pullback)
-        own = [id(x) for x in jax.tree.leaves(slot)]
-        sources = [own.index(id(x)) if id(x) in own else None for x in leaves]
-        structure[:] = [tree, sources]
-        kept = [x for x, source in zip(leaves, sources, strict=True) if source is None]
-        return where(inside, made.after, u), (made.cost, kept)
+        return where(inside, made.after, u), (made.cost, (made.pullback, made.seed))
 
-    end, (costs, kept) = jax.lax.scan(one, block.starts, (block.slots, block.mask, position, block.states))
-    tree, sources = structure
-    parameters, rest = jax.tree.leaves(block.slots), iter(kept)
-    leaves = [next(rest) if source is None else parameters[source] for source in sources]
-    return Tape(end, costs, jax.tree.unflatten(tree, leaves))
+    end, (costs, taped) = jax.lax.scan(one, block.starts, (block.slots, block.mask, position, block.states))
+    return Tape(end, costs, taped)
 
 
 def pull_state(taped: PyTree, lam: PyTree) -> PyTree:
     """One step of the adjoint on the finest level, back through a linearised layer."""
-    pullback, cost = taped
-    return pullback((lam, jnp.ones_like(cost)))[0]
+    pullback, seed = taped
+    return pullback((lam, seed))[0]

@@ -8,7 +8,15 @@ from typing import Any, Protocol
 
 import jax
 
-from jaxmgrit._checks import check_layers, check_scalar, check_solver, check_step, check_step_size, evaluated
+from jaxmgrit._checks import (
+    check_layers,
+    check_pair,
+    check_scalar,
+    check_solver,
+    check_step,
+    check_step_size,
+    evaluated,
+)
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.system.partition import Level, lay_out
 from jaxmgrit.system.step import Equation, Shared, Slot
@@ -40,8 +48,8 @@ class Network:
 
     def on(self, level: Level, backend: Backend) -> Slot:
         """The slots in a level's layout, sharded."""
-        h = backend.scatter(lay_out(self.slots.h, level))
-        return Slot(self.slots.theta if self.spread else backend.scatter(lay_out(self.slots.theta, level)), h)
+        h, y_bar = backend.scatter(lay_out((self.slots.h, self.slots.y_bar), level))
+        return Slot(self.slots.theta if self.spread else backend.scatter(lay_out(self.slots.theta, level)), h, y_bar)
 
     def with_coarse_step(self, solver: Choices) -> Equation:
         """The equation with a solver's choice of coarse step."""
@@ -57,11 +65,12 @@ def make_network(
     running_cost: Callable[..., Any] | None = None,
     layers: int | None = None,
     parts: int = 1,
+    outputs: bool = False,
 ) -> Network:
     """Check step, parameters, state, step size and solvers against each other; nothing is computed.
 
     The number of layers is the leading axis of theta, unless `layers` says that theta is laid out and sharded already.
-    `parts` is the number of parts of the batch.
+    `parts` is the number of parts of the batch. With `outputs` step is a scan's: (theta, u, h) -> (u_next, y).
 
     Raises:
         TypeError, ValueError: what does not fit, what was expected and what to do.
@@ -76,11 +85,18 @@ def make_network(
     layers = check_layers(theta) if layers is None else layers
     number, scalar, per_layer = check_step_size(h, layers, u0)
     network = Network(
-        Equation(step, running_cost, h=number, parts=parts), layers, Slot(theta, per_layer), Shared(scalar), spread
+        Equation(step, running_cost, h=number, parts=parts, outputs=outputs),
+        layers,
+        Slot(theta, per_layer),
+        Shared(scalar),
+        spread,
     )
     slot = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), network.slots)
     state = jax.eval_shape(lambda: u0)
-    check_step(evaluated(network.equation.advance, "step", slot, state, network.shared), state, "step")
+    if outputs:
+        check_pair(evaluated(network.equation.call, "f", slot, state, network.shared), state, "f")
+    else:
+        check_step(evaluated(network.equation.call, "step", slot, state, network.shared), state, "step")
     if running_cost is not None:
         check_scalar(evaluated(network.equation.cost, "running_cost", slot, state, network.shared), "running_cost")
     for solver in solvers:

@@ -19,10 +19,11 @@ PyTree = Any
 
 
 class Slot(NamedTuple):
-    """One layer: its parameters, and its step size if there is one per layer."""
+    """One layer: its parameters, its step size if there is one per layer, and the cotangent of its output, if any."""
 
     theta: PyTree
     h: Any = None
+    y_bar: PyTree = None
 
 
 class Shared(NamedTuple):
@@ -33,11 +34,16 @@ class Shared(NamedTuple):
 
 
 class Vjp(NamedTuple):
-    """A layer's next state and running cost, and what takes cotangents of the two back (a pytree, as in `jax.vjp`)."""
+    """A layer's next state and running cost, and what takes cotangents back (a pytree, as in `jax.vjp`).
+
+    What it takes is the pair (adjoint of the next state, `seed`): the cotangent of the running cost, 1, or of the
+    layer's output, which enters the adjoint in the same way.
+    """
 
     after: PyTree
     cost: Any
     pullback: Any
+    seed: PyTree
 
 
 @dataclass(frozen=True)
@@ -45,11 +51,13 @@ class Equation:
     """The state equation u^{n+1} = Phi(theta^n, u^n, h) and its transpose.
 
     Attributes:
-        step: (theta, u, h, *constants) -> u_next.
+        step: (theta, u, h, *constants) -> u_next; with `outputs` (u_next, y).
         running_cost: (theta, u, h) -> scalar, or None.
         coarse_step: (step, theta, u, h, m) -> u_next, used on all levels but the finest.
         parts: of the batch; the running cost of one is a mean over its samples and counts 1/parts.
         h: a step size that is a Python number, the same for all layers; None if it is in the slots or shared.
+        outputs: whether every layer has an output y beside its next state. Then there is no running cost: what
+            <y_bar, y> would be as a running cost is pulled back instead.
     """
 
     step: Callable[..., PyTree]
@@ -57,18 +65,28 @@ class Equation:
     coarse_step: Callable[..., PyTree] | None = None
     h: float | None = None
     parts: int = 1
+    outputs: bool = False
 
     def advance(self, slot: Slot, u: PyTree, shared: Shared, stride: int = 1, fine: bool = True) -> PyTree:
         """One step of a level whose steps replace `stride` layers."""
-        h = self._step_size(slot, shared, stride)
         if fine:
-            return self.step(slot.theta, u, h, *shared.constants)
+            return self.advance_with_output(slot, u, shared)[0]
 
         def step(theta: PyTree, state: PyTree, size: Any) -> PyTree:
-            return self.step(theta, state, size, *shared.constants)
+            result = self.step(theta, state, size, *shared.constants)
+            return result[0] if self.outputs else result
 
         assert self.coarse_step is not None
-        return self.coarse_step(step, slot.theta, u, h, stride)
+        return self.coarse_step(step, slot.theta, u, self._step_size(slot, shared, stride), stride)
+
+    def call(self, slot: Slot, u: PyTree, shared: Shared) -> PyTree:
+        """What the user's function returns for one layer."""
+        return self.step(slot.theta, u, self._step_size(slot, shared, 1), *shared.constants)
+
+    def advance_with_output(self, slot: Slot, u: PyTree, shared: Shared) -> tuple[PyTree, PyTree]:
+        """One layer: its next state, and its output (None without outputs)."""
+        result = self.call(slot, u, shared)
+        return result if self.outputs else (result, None)
 
     def transpose(self, slot: Slot, u: PyTree, shared: Shared, lam: PyTree, stride: int) -> PyTree:
         """(d advance / d u)^T lam at the state u, on a coarse level."""
@@ -76,29 +94,36 @@ class Equation:
         return pullback(lam)[0]
 
     def vjp_state(self, slot: Slot, u: PyTree, shared: Shared) -> Vjp:
-        """One layer with its pullback to the state: `pullback((lam, 1))` is (lam of the layer before,)."""
-        (after, cost), pullback = jax.vjp(keeping_little(lambda v: self._advance_and_cost(slot, v, shared), u), u)
-        return Vjp(after, cost, pullback)
+        """One layer with its pullback to the state: `pullback((lam, seed))` is (lam of the layer before,)."""
+        return self._vjp(lambda v: self._layer(slot, v, shared), slot, u, u)
 
     def vjp_all(self, slot: Slot, u: PyTree, shared: Shared, step_sizes: bool) -> Vjp:
         """One layer with its pullback to its parameters, its state and what is shared, in this order.
 
         With `step_sizes` the first is a slot, with the cotangent of h where h is per layer; else the parameters alone.
         """
-        differentiable, others = split(slot if step_sizes else slot.theta)
+        differentiable, others = split(slot._replace(y_bar=None) if step_sizes else slot.theta)
         d_shared, fixed = split(shared)
 
         def f(d: PyTree, v: PyTree, s: PyTree) -> Any:
             own = merge(d, others)
             own = own if step_sizes else Slot(own, slot.h)
-            return self._advance_and_cost(own, v, merge(s, fixed) if step_sizes else shared)
+            return self._layer(own, v, merge(s, fixed) if step_sizes else shared)
 
-        (after, cost), pullback = jax.vjp(keeping_little(f, u), differentiable, u, d_shared if step_sizes else Shared())
-        return Vjp(after, cost, pullback)
+        return self._vjp(f, slot, u, differentiable, u, d_shared if step_sizes else Shared())
 
-    def _advance_and_cost(self, slot: Slot, u: PyTree, shared: Shared) -> tuple[PyTree, Any]:
-        cost = jnp.zeros((), real_dtype(u)) if self.running_cost is None else self.cost(slot, u, shared)
-        return self.advance(slot, u, shared), cost
+    def _vjp(self, f: Callable[..., Any], slot: Slot, u: PyTree, *args: PyTree) -> Vjp:
+        (after, beside), pullback = jax.vjp(keeping_little(f, u), *args)
+        if self.outputs:
+            return Vjp(after, jnp.zeros((), real_dtype(u)), pullback, slot.y_bar)
+        return Vjp(after, beside, pullback, jnp.ones_like(beside))
+
+    def _layer(self, slot: Slot, u: PyTree, shared: Shared) -> tuple[PyTree, Any]:
+        """The next state, and what `Vjp.seed` is the cotangent of: differentiable outputs, or the running cost."""
+        after, y = self.advance_with_output(slot, u, shared)
+        if self.outputs:
+            return after, split(y)[0]
+        return after, jnp.zeros((), real_dtype(u)) if self.running_cost is None else self.cost(slot, u, shared)
 
     def cost(self, slot: Slot, u: PyTree, shared: Shared) -> Any:
         """The running cost of one layer."""

@@ -7,6 +7,7 @@ python program.py OUT --backend local|mesh|mpi [--devices D] [--data P]
 import argparse
 import dataclasses
 import os
+from functools import partial
 
 parser = argparse.ArgumentParser()
 parser.add_argument("out")
@@ -89,11 +90,24 @@ def solves(theta, u0, layers, on):
     def loss(theta, u0):
         return jnp.sum(jm.propagate(step, theta, u0, h=5.0 / layers, backend=on) ** 2)
 
+    def scanned(theta, u0, weights, solver):
+        def f(u, x, h):
+            u = u + h * jnp.tanh(u @ x["w"] + x["b"] + weights)
+            return u, (jnp.sum(u * weights), jnp.sin(u[0]))
+
+        carry, ys = jm.scan(f, u0, theta, h=5.0 / layers, reverse=True, solver=solver, backend=on)
+        return sum(map(sum_of_squares, (carry, *ys))), (carry, ys)
+
+    def scans(solver):
+        found = jax.value_and_grad(partial(scanned, solver=solver), argnums=(0, 1, 2), has_aux=True)
+        return jax.jit(found)(theta, u0, jnp.linspace(0.5, 1.0, 4))
+
     return {
         "residuals": (sol.residual_norms, adj.residual_norms),
         "states": (jm.trajectory(step, theta, sol, h=h, backend=on), sol.u_final, adj.lam_initial),
         "gradients": gradients,
         "propagate": jax.jit(jax.grad(loss, argnums=(0, 1)))(theta, u0),
+        **({} if args.data > 1 else {"scan": (scans(None), scans(jm.Sequential()))}),
     }
 
 

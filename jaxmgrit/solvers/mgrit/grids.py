@@ -170,5 +170,4 @@ def _transpose(equation: Equation, shared: Shared, stride: int, slot_and_state: 
 
 
 def _expand(equation: Equation, shared: Shared, offset: int, block: AdjointBlock) -> PyTree:
-    tape = record(lambda slot, u: equation.vjp_state(slot, u, shared), block, offset)
-    return tape.pullbacks, tape.costs
+    return record(lambda slot, u: equation.vjp_state(slot, u, shared), block, offset).taped

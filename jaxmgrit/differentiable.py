@@ -1,0 +1,210 @@
+"""The run through all layers as a function that can be differentiated: a plain scan, or a solve with its adjoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from types import FunctionType
+from typing import Any
+
+import jax
+import jax.extend.core as core
+import jax.numpy as jnp
+
+from jaxmgrit._checks import check_pair, check_solver, check_state, check_step, check_step_size, named
+from jaxmgrit._programs import cached
+from jaxmgrit._pytree import merge, split
+from jaxmgrit.adjoint import adjoint_network
+from jaxmgrit.backend.base import Backend
+from jaxmgrit.solve import outputs_network, solve_network
+from jaxmgrit.solvers.base import Solver
+from jaxmgrit.solvers.mgrit.solver import MGRIT
+from jaxmgrit.solvers.sequential import SEQUENTIAL, match_segments
+from jaxmgrit.system.network import Network, make_network
+from jaxmgrit.system.plain import plain_scan
+from jaxmgrit.system.reverse_only import differentiable_once, reverse_mode_only
+from jaxmgrit.system.step import Equation, Slot
+
+PyTree = Any
+
+# To the dtype's rounding, whatever the network.
+CONVERGED = MGRIT(cycles=50, rtol=0.0, sequential_fallback=True)
+
+
+def is_plain(solver: Solver | None, adjoint: Solver | None, backend: Backend) -> bool:
+    """Whether a call is the plain program: no solver is named, and there is one device."""
+    return solver is None and adjoint is None and backend.size == backend.data_size == 1
+
+
+def chosen(
+    solver: Solver | None, adjoint: Solver | None, backend: Backend, exact_on_many: Solver
+) -> tuple[Solver, Solver]:
+    """The solvers of a call that is not plain: those named, and exact ones in the place of those that are not."""
+    exact = SEQUENTIAL if backend.size == 1 else exact_on_many
+    for name, given in (("solver", solver), ("adjoint", adjoint)):
+        if given is not None:
+            check_solver(name, given)
+    if adjoint is None and solver is not None and solver.own_adjoint:
+        adjoint = solver
+    return match_segments(solver or exact, adjoint or exact)
+
+
+def plainly(
+    step: Callable[..., PyTree],
+    theta: PyTree,
+    u0: PyTree,
+    h: Any,
+    layers: int,
+    outputs: bool,
+    reverse: bool = False,
+    unroll: int | bool = 1,
+) -> tuple[PyTree, PyTree]:
+    """The last state and the outputs of all layers by the plain program; arguments as in `make_network`."""
+    number, scalar, per_layer = check_step_size(h, layers, u0)
+    program = _plain_program(step, number, layers, outputs, reverse, unroll)
+    return program(theta, u0, scalar, per_layer)
+
+
+def _plain_program(step: Callable[..., PyTree], *static: Any) -> Callable[..., tuple[PyTree, PyTree]]:
+    # A function that captures nothing is what it is; others may change between calls, as they may for `lax.scan`.
+    function = getattr(step, "f", step)
+    if isinstance(function, FunctionType) and function.__closure__ is None:
+        return _remembered_program(step, *static)
+    return _new_program(step, *static)
+
+
+def _new_program(
+    step: Callable[..., PyTree], number: float | None, layers: int, outputs: bool, reverse: bool, unroll: int | bool
+) -> Callable[..., tuple[PyTree, PyTree]]:
+    what, check = ("f", check_pair) if outputs else ("step", check_step)
+
+    def program(theta: PyTree, u0: PyTree, scalar: Any, per_layer: Any) -> tuple[PyTree, PyTree]:
+        def layer(u: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
+            own, size = inputs
+            h = number if number is not None else scalar if size is None else size
+            with named(what, own, u):
+                result = step(own, u, h)
+            check(result, u, what)
+            pair: tuple[PyTree, PyTree] = result if outputs else (result, None)
+            return pair
+
+        return plain_scan(layer, u0, (theta, per_layer), layers, reverse=reverse, unroll=unroll)
+
+    return program
+
+
+@cached
+def _remembered_program(*static: Any) -> Callable[..., tuple[PyTree, PyTree]]:
+    return jax.jit(_new_program(*static), inline=True)
+
+
+def solved(
+    step: Callable[..., PyTree],
+    theta: PyTree,
+    u0: PyTree,
+    h: Any,
+    solver: Solver,
+    adjoint: Solver,
+    backend: Backend,
+    outputs: bool,
+    name: str,
+) -> tuple[PyTree, PyTree, jax.Array]:
+    """The last state, the outputs of all layers and the state solve's result code, differentiated by the adjoint.
+
+    `name` is that of the public function, for messages; the other arguments are as in `make_network`.
+    """
+    u0 = check_state(u0, "init" if outputs else "u0")
+    network = _hoist(make_network(step, theta, u0, h, solver, adjoint, outputs=outputs), u0)
+    differentiable, others = split((network.slots, network.shared))
+    problem = _Static(network.equation, network.layers, solver, adjoint, backend, name)
+    d_slots_and_shared, u0 = reverse_mode_only((differentiable, u0), name)
+    return _solved(problem, d_slots_and_shared, others, u0)
+
+
+@dataclass(frozen=True, eq=False)  # compared by identity: a step may be an object that cannot be hashed
+class _Static:
+    """What of a solve is not an array."""
+
+    equation: Equation
+    layers: int
+    solver: Solver
+    adjoint: Solver
+    backend: Backend
+    name: str
+
+    def network(self, differentiable: PyTree, others: PyTree) -> Network:
+        return Network(self.equation, self.layers, *merge(differentiable, others))
+
+    def once(self, f: Callable[..., Any], solver: Solver) -> Callable[..., Any]:
+        """The solve as it is, or where it stops by a tolerance with an error for its own derivative."""
+        return differentiable_once(f, self.name) if solver.has_tolerance else f
+
+
+def _hoist(network: Network, u0: PyTree) -> Network:
+    """Make traced values that the step closes over an argument, so that they can be differentiated and batched."""
+    step, h = network.equation.step, network.equation.h
+    slot = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), network.slots)
+    size = h if h is not None else network.shared.h if slot.h is None else slot.h
+    if h is not None:
+        closed = jax.make_jaxpr(lambda t, u: step(t, u, h))(slot.theta, u0)
+    else:
+        closed = jax.make_jaxpr(step)(slot.theta, u0, size)
+    if not any(isinstance(constant, jax.core.Tracer) for constant in closed.consts):
+        return network
+    # Like `jax.closure_convert`, which however leaves integers and keys behind.
+    closed, shapes = jax.make_jaxpr(step, return_shape=True)(slot.theta, u0, size)
+    structure = jax.tree.structure(shapes)
+
+    def converted(theta: PyTree, u: PyTree, h: Any, *constants: Any) -> PyTree:
+        program = core.jaxpr_as_fun(core.ClosedJaxpr(closed.jaxpr, constants))
+        size_ = jnp.asarray(h, closed.in_avals[-1].dtype)
+        return jax.tree.unflatten(structure, program(*jax.tree.leaves((theta, u)), size_))
+
+    return replace(
+        network,
+        equation=replace(network.equation, step=converted),
+        shared=network.shared._replace(constants=tuple(closed.consts)),
+    )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _solved(problem: _Static, differentiable: PyTree, others: PyTree, u0: PyTree) -> Any:
+    return _forward(problem, differentiable, others, u0)[0]
+
+
+def _forward(problem: _Static, differentiable: PyTree, others: PyTree, u0: PyTree) -> Any:
+    backend = problem.backend
+
+    def solve(differentiable: PyTree, others: PyTree, u0: PyTree) -> Any:
+        network = problem.network(differentiable, others)
+        sol = solve_network(network, backend.split_batch(u0), problem.solver, None, backend)
+        return backend.join_batch(sol.u_final), outputs_network(network, sol, backend), sol
+
+    u_final, ys, sol = problem.once(solve, problem.solver)(differentiable, others, u0)
+    return (u_final, ys, sol.result), (differentiable, others, sol)
+
+
+def _backward(problem: _Static, kept: Any, cotangents: Any) -> Any:
+    backend = problem.backend
+    u_bar, ys_bar, _ = cotangents
+    # Outputs that cannot be differentiated have no cotangent.
+    ys_bar = jax.tree.map(lambda x: None if x.dtype == jax.dtypes.float0 else x, ys_bar)
+
+    def solve(kept: Any, u_bar: PyTree, ys_bar: PyTree) -> Any:
+        differentiable, others, sol = kept
+        network = problem.network(differentiable, others)
+        network = replace(network, slots=network.slots._replace(y_bar=ys_bar))
+        lam_final = backend.split_batch(u_bar)
+        adj, found = adjoint_network(
+            network, sol, lam_final, problem.adjoint, None, backend, gradients=True, step_sizes=True
+        )
+        assert found is not None
+        d_slots: Slot = jax.tree.map(lambda x: x[: problem.layers], backend.gather(found.slots))
+        return (d_slots, found.shared), backend.join_batch(adj.lam_initial)
+
+    gradients, lam_initial = problem.once(solve, problem.adjoint)(kept, u_bar, ys_bar)
+    return gradients, None, lam_initial
+
+
+_solved.defvjp(_forward, _backward)
