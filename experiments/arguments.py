@@ -1,10 +1,54 @@
-"""Numbers on the command lines of measurements, for argparse; `experiments.config.yaml_values` says what one is."""
+"""Command lines of measurements: unknown options answered with the nearest one, and numbers in their ranges."""
 
 import argparse
+import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from experiments.config.describe import fields, flag
 from experiments.config.yaml_values import parse_word
+from experiments.errors import ConfigError
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose options have no abbreviations, and that says what a misspelt one may have been meant to be."""
+
+    def __init__(self, prog: str, usage: str | None = None, description: str | None = None) -> None:
+        formatter = argparse.ArgumentDefaultsHelpFormatter
+        super().__init__(prog, usage, description, formatter_class=formatter, allow_abbrev=False)
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """The options of a command line without a config.
+
+        Raises:
+            ConfigError: An option is unknown.
+        """
+        options, rest = self.parse_known_args(arguments)
+        self._refuse_unknown(rest, ())
+        if rest:
+            raise ConfigError(f"{' '.join(rest)}: unexpected, as no option takes it. See --help for the options.")
+        return options
+
+    def split(self, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """The options, and what is left for the config: its file and its keys.
+
+        Raises:
+            ConfigError: An option is neither this parser's nor a config's.
+        """
+        options, rest = self.parse_known_args(arguments)
+        self._refuse_unknown(rest, [flag(key) for key in fields()])
+        return options, rest
+
+    def _refuse_unknown(self, rest: Sequence[str], keys: Sequence[str]) -> None:
+        own = [name for name in self._option_string_actions if name.startswith("--")]
+        for word in rest:
+            name = word.partition("=")[0].replace("_", "-")
+            if not name.startswith("--") or name in keys:
+                continue
+            if close := difflib.get_close_matches(name, own, n=2, cutoff=0.7):
+                raise ConfigError(f"{name}: unknown option. Did you mean {' or '.join(close)}?")
+            if not keys:
+                raise ConfigError(f"{name}: unknown option. See --help for the options.")
 
 
 def at_least(least: int) -> Callable[[str], int]:

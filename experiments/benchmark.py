@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.arguments import at_least
+from experiments.arguments import Parser, at_least
 from experiments.errors import ConfigError
 from experiments.networks.smooth import LAYOUTS, Layout
 from experiments.timing import torch_loop
@@ -67,11 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.benchmark",
-        description=__doc__.partition("\n\n")[0] if __doc__ else None,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = Parser("python -m experiments.benchmark", description=__doc__ and __doc__.partition("\n\n")[0])
     parser.add_argument("--layers", type=at_least(1), default=1024, metavar="N", help="layers of the network")
     parser.add_argument("--width", type=at_least(1), nargs="+", default=[8], metavar="W", help="features of a state")
     parser.add_argument("--batch", type=at_least(1), nargs="+", default=[8, 32, 500, 5000], metavar="B", help="points")
@@ -90,7 +86,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--only", default="", metavar="TEXT", help="leave out multigrid programs without this text")
     parser.add_argument("--torch", action="store_true", help="also PyTorch's autograd loop, where it is installed")
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the results there as well")
-    options = parser.parse_args(arguments)
+    options = parser.parse(arguments)
     if options.factor < 2 or options.factor >= options.layers:
         raise ConfigError(
             f"--factor {options.factor}: expected at least 2 and less than --layers {options.layers}. "

@@ -12,7 +12,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 import jaxmgrit as jm
-from experiments.arguments import above, at_least
+from experiments.arguments import Parser, above, at_least
 from experiments.errors import ConfigError
 from experiments.networks.smooth import smooth_layers, tanh_step
 
@@ -121,17 +121,14 @@ def draw(path: Path, found: dict[str, dict[int, list[float]]], options: argparse
     figure.savefig(path, dpi=120)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
+class _Parser(Parser):
+    def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message.removeprefix('argument ')}. See --help.")
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(
-        prog="python -m experiments.convergence",
-        description="Residuals over multigrid cycles for ever deeper networks.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
+        "python -m experiments.convergence", description="Residuals over multigrid cycles for ever deeper networks."
     )
     parser.add_argument("--layers", type=at_least(2), nargs="+", default=LAYERS, help="numbers of layers N")
     parser.add_argument("--final-time", type=above(0), default=1.0, help="T; h = T/N")
@@ -144,7 +141,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch", type=at_least(1), default=32, help="states at a time")
     parser.add_argument("--seed", type=at_least(0), default=0, help="of theta(t) and the states")
     parser.add_argument("--folder", help="new folder for the results (default: runs/convergence-TIME)")
-    options = parser.parse_args(arguments)
+    options = parser.parse(arguments)
     for layers in options.layers:
         if layers // options.coarsening_factor < 2:
             raise ConfigError(

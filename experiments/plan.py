@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 import jaxmgrit as jm
 from experiments import problems
-from experiments.arguments import above, at_least
+from experiments.arguments import Parser, above, at_least
 from experiments.config.reader import read
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
@@ -74,7 +74,7 @@ class Calibration:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     try:
-        options, rest = _parser().parse_known_args(sys.argv[1:] if arguments is None else arguments)
+        options, rest = _parser().split(sys.argv[1:] if arguments is None else arguments)
         config = read(rest, "experiments.plan")
         if config.training.method == "sequential":
             raise ConfigError("training.method = 'sequential': expected one_shot, as there is nothing else to plan.")
@@ -85,13 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.plan",
-        usage="%(prog)s CONFIG [--devices P ...] [--key VALUE ...]",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> Parser:
+    parser = Parser("python -m experiments.plan", "%(prog)s CONFIG [--devices P ...] [--key VALUE ...]")
     powers = [2**k for k in range(11)]
     parser.add_argument(
         "--devices", type=at_least(1), nargs="+", default=powers, metavar="P", help="devices to plan for"

@@ -5,7 +5,6 @@ One iteration is measured on as many devices as the machine has cores for (each 
 `experiments.plan`; the picture draws the two differently, and says which is which.
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 import jax
 
 from experiments import plan, problems
+from experiments.arguments import Parser
 from experiments.config.reader import read
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
@@ -31,14 +31,10 @@ INTERVALS = 4  # per device, in weak scaling
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.scaling",
-        usage="%(prog)s CONFIG [--folder F] [--key VALUE ...]",
-        allow_abbrev=False,
-    )
+    parser = Parser("python -m experiments.scaling", "%(prog)s CONFIG [--folder F] [--key VALUE ...]")
     parser.add_argument("--folder", type=Path, default=Path("runs/scaling"), help="for figures and picture")
     try:
-        options, rest = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
+        options, rest = parser.split(sys.argv[1:] if arguments is None else arguments)
         config = read(rest, "experiments.scaling")
         if config.training.method == "sequential":
             raise ConfigError("training.method = 'sequential': expected one_shot, which is what can be scaled.")

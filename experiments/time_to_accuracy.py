@@ -26,7 +26,7 @@ import jax
 from tqdm import tqdm
 
 from experiments import problems
-from experiments.arguments import above, at_least
+from experiments.arguments import Parser, above, at_least
 from experiments.config.reader import read
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
@@ -101,7 +101,7 @@ class Curve:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     try:
-        options, rest = _parser().parse_known_args(sys.argv[1:] if arguments is None else arguments)
+        options, rest = _parser().split(sys.argv[1:] if arguments is None else arguments)
         config = read(rest, "experiments.time_to_accuracy")
         if config.training.method == "sequential":
             raise ConfigError(
@@ -121,13 +121,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.time_to_accuracy",
-        usage="%(prog)s CONFIG [--target A] [--seeds S ...] [--rates R ...] [--folder F] [--key VALUE ...]",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> Parser:
+    usage = "%(prog)s CONFIG [--target A] [--seeds S ...] [--rates R ...] [--folder F] [--key VALUE ...]"
+    parser = Parser("python -m experiments.time_to_accuracy", usage)
     parser.add_argument("--target", type=above(0, 1), default=0.97, metavar="A", help="exact validation accuracy")
     parser.add_argument(
         "--hold", type=at_least(1), default=3, metavar="K", help="evaluations in a row that must reach it"

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -10,6 +11,27 @@ from experiments.config.describe import SCHEMA, Rule, expected, fields, flag, re
 from experiments.errors import ConfigError
 
 RESUMABLE = ("experiments.train",)  # programs that take --resume RUN in place of CONFIG
+SHORT = {"--quiet": ("--output.quiet", "true")}  # options that stand for others
+HELP = ("-h", "--help", "--help-all")
+COMMON = (  # what --help shows; --help-all shows all keys
+    "seed",
+    "iterations",
+    "network.layers",
+    "network.width",
+    "optimizer.learning_rate",
+    "training.method",
+    "training.schedule",
+    "training.batch_size",
+    "solver.coarsening_factor",
+    "backend.kind",
+    "backend.devices",
+    "output.folder",
+)
+EXAMPLES = """examples:
+  python -m {0} configs/level_sets.yaml
+  python -m {0} configs/level_sets.yaml --network.layers 256 --optimizer.learning-rate 0.02
+  python -m {0} configs/level_sets.yaml --backend.devices 2 --output.folder runs/two
+  mpirun -n 2 python -m {0} configs/level_sets.yaml --backend.kind mpi"""
 Parse = Callable[[str], Any]
 
 
@@ -26,19 +48,34 @@ def parse(arguments: Sequence[str], program: str, parse_word: Parse) -> tuple[st
     """
     rules = fields()
     flags = [flag(key) for key in rules]
-    tokens = [re.sub(r"^--[^=]+", lambda name: name[0].replace("_", "-"), token) for token in arguments]
+    tokens = [word for given in arguments for word in SHORT.get(given, (given,))]
+    tokens = [re.sub(r"^--[^=]+", lambda name: name[0].replace("_", "-"), token) for token in tokens]
     tokens = [re.sub(r"^(?=-[\d.])", " ", token) for token in tokens]  # or argparse takes -1e-3 for an option
     for token in tokens:
         name = token.partition("=")[0]
-        if name.startswith("--") and name not in (*flags, "--help"):
-            close = [known for known in flags if known.rpartition(".")[2] == name.rpartition(".")[2].lstrip("-")]
-            close = close or difflib.get_close_matches(name, flags, n=2, cutoff=0.6)
+        if token in HELP:
+            print(_parser(program, everything=token == "--help-all").format_help())
+            raise SystemExit(0)
+        if name.startswith("--") and name not in flags:
+            close = _close(name, flags)
             hint = f"Did you mean {' or '.join(close)}?" if close else "See --help for the options."
             raise ConfigError(f"{name}: unknown option. {hint}")
     given = vars(_parser(program).parse_args(tokens))
     if "CONFIG" not in given:
         raise ConfigError("CONFIG: missing; expected a YAML file first, such as configs/level_sets.yaml. See --help.")
     return given.pop("CONFIG"), {key: _value(value, rules[key], parse_word) for key, value in given.items()}
+
+
+def _close(name: str, flags: list[str]) -> list[str]:
+    """The options that a misspelt one may have been meant to be, or one without its section."""
+    last = name.lstrip("-").rpartition(".")[2]
+    keys = {known: known.lstrip("-").rpartition(".")[2] for known in flags}
+    if close := [known for known, key in keys.items() if key == last]:
+        return close
+    if "." not in name:
+        likely = difflib.get_close_matches(last, list(keys.values()), n=1, cutoff=0.75)
+        close = [known for known, key in keys.items() if key in likely]
+    return close or difflib.get_close_matches(name, [*flags, *SHORT, "--resume"], n=2, cutoff=0.7)
 
 
 class _Once(argparse.Action):
@@ -58,20 +95,32 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message.removeprefix('argument ')}. See --help for the options.")
 
 
-def _parser(program: str) -> _Parser:
+def _parser(program: str, everything: bool = True) -> _Parser:
+    """The options of a program; their help tells of all keys, or of the common ones."""
+    sections = ", ".join(SCHEMA["properties"])
+    epilog = EXAMPLES.format(program)
+    if program in RESUMABLE:
+        epilog += f"\n  python -m {program} --resume RUN             go on with an interrupted run"
+    if not everything:
+        epilog += "\n\n" + textwrap.fill(f"--help-all: every key, of {sections}", 110)
     parser = _Parser(
         prog=f"python -m {program}",
         usage="%(prog)s CONFIG [--key VALUE] [--section.key VALUE] ...",
         description="Run the experiment of a config file. Every key of the file can be overridden here.",
-        epilog=f"Go on with an interrupted run: python -m {program} --resume RUN" if program in RESUMABLE else None,
+        epilog=epilog,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=38, width=110),
+        add_help=False,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=38, width=110),
     )
     parser.add_argument("CONFIG", nargs="?", help="YAML file, such as configs/level_sets.yaml")
     groups = {"": parser.add_argument_group("the run")}
+    groups[""].add_argument("--quiet", action="store_true", help="print only what is wrong, and how it ends")
     for key, rule in fields().items():
         section = key.rpartition(".")[0]
+        shown = everything or key in COMMON
+        if section not in groups and not everything:
+            groups[section] = groups[""]
         if section not in groups:
             section_rule = SCHEMA["properties"][section]
             description = section_rule.get("description", resolve(section_rule)["description"])
@@ -85,7 +134,9 @@ def _parser(program: str) -> _Parser:
             action=_Once,
             nargs="+" if several else 1,
             metavar=metavar,
-            help=f"{rule.get('description', 'what to train')} [{expected(rule)}{default}]".replace("%", "%%"),
+            help=f"{rule.get('description', 'what to train')} [{expected(rule)}{default}]".replace("%", "%%")
+            if shown
+            else argparse.SUPPRESS,
         )
     return parser
 

@@ -20,6 +20,7 @@ from experiments.files import read_limited
 
 LARGEST = 2**16  # bytes of a config; a whole one has 3000
 FREE = ("iterations", "evaluation", "checkpoints", "backend", "output")  # what --resume may change
+QUIET = "output.quiet"  # changes nothing that is kept
 PLACES = (
     "problem.folder",
     "problem.source",
@@ -67,7 +68,7 @@ def read_run(arguments: Sequence[str], program: str) -> tuple[Config, Path | Non
                 f"training. Leave it out; what may be given: {', '.join(flag(key) for key in (*FREE, *PLACES))}."
             )
     values = _load(file)
-    for section in {key.partition(".")[0] for key in overrides if "." in key and key not in PLACES}:
+    for section in {key.partition(".")[0] for key in overrides if "." in key and key not in (*PLACES, QUIET)}:
         values.pop(section, None)
     return _checked(values, {**overrides, "output.folder": str(folder)}, str(file)), folder
 

@@ -158,6 +158,7 @@ class Output(Section):
 
     folder: FolderName | None = Field(default=None, description="new folder; null: runs/NAME-TIME")
     pictures: bool = Field(default=True, description="draw the pictures at the end")
+    quiet: bool = Field(default=False, description="print only what is wrong, and how it ends")
     gaps: bool = Field(default=False, description="with --resume: go on though rows of the metrics are missing")
 
 

@@ -33,13 +33,16 @@ class Progress:
 
     def __init__(self, config: Config, data: Data, devices: int, folder: Path) -> None:
         OUT.remark = f"training goes on, and all it tells is in {folder}"
-        OUT.say(*header(config, data, devices, folder))
-        OUT.say("", "  ".join(title for title, _, _ in COLUMNS))
-        self._bar = tqdm(total=most_iterations(config), disable=not OUT.isatty(), file=OUT, leave=False)
+        self._quiet = config.output.quiet
+        if not self._quiet:
+            OUT.say(*header(config, data, devices, folder))
+            OUT.say("", "  ".join(title for title, _, _ in COLUMNS))
+        hidden = self._quiet or not OUT.isatty()
+        self._bar = tqdm(total=most_iterations(config), disable=hidden, file=OUT, leave=False)
 
     def show(self, row: Mapping[str, Any]) -> None:
         """Show a row of metrics: a table row if it holds an exact evaluation, else only the bar moves."""
-        if "exact_train_loss" in row:
+        if "exact_train_loss" in row and not self._quiet:
             self.say("  ".join(_cell(row[key], title, form) for title, key, form in COLUMNS))
         self._bar.set_postfix_str(f"loss {row['inexact_loss']:.4f}", refresh=False)
         self._bar.update(row["iteration"] - self._bar.n)

@@ -4,6 +4,7 @@ import argparse
 
 import pytest
 
+from experiments import benchmark, convergence, plan, scaling, time_to_accuracy
 from experiments.arguments import above, at_least
 
 
@@ -32,3 +33,24 @@ def test_numbers_in_range(parse, word, value):
 def test_others_are_refused(parse, word, message):
     with pytest.raises(argparse.ArgumentTypeError, match=message.replace("(", r"\(")):
         parse(word)
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "message"),
+    [
+        (benchmark, "--bathc 3", "--bathc: unknown option. Did you mean --batch?"),
+        (benchmark, "--nothing-like-it 3", "--nothing-like-it: unknown option. See --help"),
+        (convergence, "--layer 3", "--layer: unknown option. Did you mean --layers"),
+        (plan, "configs/level_sets.yaml --device 2", "--device: unknown option. Did you mean --devices"),
+        (
+            plan,
+            "configs/level_sets.yaml --network.layer 2",
+            "--network.layer: unknown option. Did you mean --network.layers",
+        ),
+        (scaling, "configs/level_sets.yaml --foldr x", "--foldr: unknown option. Did you mean --folder"),
+        (time_to_accuracy, "configs/level_sets.yaml --seed_s 1", "--seed-s: unknown option. Did you mean --seeds"),
+    ],
+)
+def test_misspelt_options_are_answered_by_the_nearest(command, words, message, capsys):
+    assert command.main(words.split()) == 2
+    assert message in capsys.readouterr().err

@@ -51,7 +51,7 @@ def test_cycles_are_counted_to_the_first_residual_that_is_small_enough():
         ("--coarsening-factor 1", "--coarsening-factor: expected an integer >= 2, given '1'"),
         ("--cycle W", "--cycle: invalid choice: 'W'"),
         ("--width 0", "--width: expected an integer >= 1"),
-        ("--colour red", "unrecognized arguments: --colour red"),
+        ("--colour red", "--colour: unknown option. See --help for the options."),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_done(words, message, tmp_path, capsys, monkeypatch):

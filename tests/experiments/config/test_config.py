@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from experiments import config
+from experiments.config import command_line
 from experiments.config import describe as keys
 from experiments.config import rules as checks
 from experiments.config.schema import Config
@@ -130,6 +131,9 @@ def test_wrong_files(tmp_path, text, message):
     [
         ("--solver.cycls 2", r"--solver\.cycls: unknown option\. Did you mean --solver\.cycles"),
         ("--layers 2", r"--layers: unknown option\. Did you mean --network\.layers\?"),
+        ("--quite", r"--quite: unknown option\. Did you mean --output\.quiet"),
+        ("--resum runs/x", r"--resum: unknown option\. Did you mean --resume"),
+        ("--learning-rat 1", r"--learning-rat: unknown option\. Did you mean --optimizer\.learning-rate\?"),
         ("--xyzzy", r"--xyzzy: unknown option\. See --help"),
         ("--solver.cyc 2", r"--solver\.cyc: unknown option"),
         ("--problem.shift 2", r"problem\.shift: unknown key\. Leave it out\. Known here: name, train_per_class"),
@@ -210,11 +214,28 @@ def test_missing_file_and_folder_and_binary(tmp_path):
 
 def test_every_key_is_described_and_in_the_help(capsys):
     with pytest.raises(SystemExit, match="0"):
-        config.read(["--help"], "experiments.train")
+        config.read(["--help-all"], "experiments.train")
     text = capsys.readouterr().out
     for key, rule in keys.fields().items():
         assert keys.flag(key) in text
         assert "description" in rule or key == "problem.name"
+
+
+def test_the_short_help_fits_a_screen_and_shows_examples(capsys):
+    for word in ("--help", "-h"):
+        with pytest.raises(SystemExit, match="0"):
+            config.read(["configs/level_sets.yaml", word], "experiments.train")
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) < 60
+        for key in command_line.COMMON:
+            assert any(keys.flag(key) in line for line in lines)
+        for shown in ("--resume RUN", "mpirun -n 2", "--help-all", "--quiet"):
+            assert any(shown in line for line in lines)
+
+
+def test_quiet_is_short_for_its_key(tmp_path):
+    assert not read(tmp_path).output.quiet
+    assert read(tmp_path, "--quiet").output.quiet
 
 
 @pytest.mark.parametrize(
