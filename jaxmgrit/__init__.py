@@ -10,7 +10,7 @@ from jaxmgrit.propagate import propagate
 from jaxmgrit.scan import scan
 from jaxmgrit.solution import AdjointSolution, CPoints, Solution
 from jaxmgrit.solve import solve, trajectory
-from jaxmgrit.solvers.mgrit.coarse import average, injection, midpoint, same_step
+from jaxmgrit.solvers.mgrit.coarse import all_layers, average, injection, midpoint, picard, same_step, zero_step
 from jaxmgrit.solvers.mgrit.solver import MGRIT
 from jaxmgrit.solvers.result import Result, SolveError, check
 from jaxmgrit.solvers.sequential import Sequential
@@ -58,6 +58,7 @@ __all__ = [
     "TrainState",
     "adjoint_solve",
     "adjoint_trajectory",
+    "all_layers",
     "anticipate",
     "average",
     "check",
@@ -66,6 +67,7 @@ __all__ = [
     "l2_gradient",
     "layer_gradients",
     "midpoint",
+    "picard",
     "propagate",
     "published_penalty",
     "refine",
@@ -73,4 +75,5 @@ __all__ = [
     "scan",
     "solve",
     "trajectory",
+    "zero_step",
 ]

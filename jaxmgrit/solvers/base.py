@@ -50,12 +50,14 @@ class Solver:
         coarse_step: (step, theta, u, h, m) -> u_next of a coarse level, or None.
         own_adjoint: whether `propagate` and `scan` take it for the adjoint too where it is named for the state alone;
             else that is exact.
+        exact_first: how many intervals from the first layer on have an exact coarse step.
     """
 
     intervals_per_sweep: int | None = None
     coarse_params: Callable[[PyTree], PyTree] | None = None
     coarse_step: Callable[..., PyTree] | None = None
     own_adjoint: ClassVar[bool] = False
+    exact_first: int = 0
 
     @property
     def has_tolerance(self) -> bool:

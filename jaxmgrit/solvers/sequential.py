@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 
 from jaxmgrit._checks import integer
-from jaxmgrit._pytree import PyTree, norm_dtype, repeat
+from jaxmgrit._pytree import PyTree, norm_dtype
 from jaxmgrit.solvers.base import Outcome, Solver, at_last_interval, is_finite
 from jaxmgrit.solvers.result import result_code
 from jaxmgrit.system.grid import Grid, run_interval
@@ -67,11 +67,7 @@ def sequential_outcome(grid: Grid, ends: PyTree, initial: PyTree) -> Outcome:
 
 
 def sequential(grid: Grid, initial: PyTree) -> PyTree:
-    """One interval after another: exact values at the intervals' ends.
-
-    Over several devices each runs its own chain of intervals as many times as there are devices, handing the end to its
-    neighbour: the k-th run is right on the first k devices.
-    """
+    """One interval after another: exact values at the intervals' ends, leaves (share, ...)."""
 
     def interval(value: PyTree, args: PyTree) -> tuple[PyTree, PyTree]:
         block, mask = args
@@ -81,16 +77,32 @@ def sequential(grid: Grid, initial: PyTree) -> PyTree:
     def chain(start: PyTree) -> tuple[PyTree, PyTree]:
         return jax.lax.scan(interval, start, (grid.blocks, grid.mask), reverse=grid.backward)
 
-    if grid.backend.size == 1:
+    return relay(grid, chain, initial)
+
+
+def relay(grid: Grid, chain: Callable[[PyTree], tuple[PyTree, PyTree]], initial: PyTree) -> PyTree:
+    """What one run through all devices leaves on this one: each runs its chain in its turn and hands on the end.
+
+    Args:
+        grid: tells the devices and the direction.
+        chain: the value that enters this device -> (the one that leaves it, what is to be kept on the way).
+        initial: the value that enters the first device.
+    """
+    size = grid.backend.size
+    if size == 1:
         return chain(initial)[1]
+    index = grid.backend.index()
+    turn = size - 1 - index if grid.backward else index
 
-    def relay(carry: PyTree, _: None) -> tuple[PyTree, None]:
-        last, ends = chain(carry[0])
-        handed = grid.backend.shift(jax.tree.map(lambda x: x[None], last), -1 if grid.backward else 1, initial)
-        return (jax.tree.map(lambda x: x[0], handed), ends), None
+    def one(carry: PyTree, number: jax.Array) -> tuple[PyTree, None]:
+        entering, done = carry
+        done = jax.lax.cond(number == turn, chain, lambda _: done, entering)
+        leaving = jax.tree.map(lambda x: x[None], done[0])
+        handed = grid.backend.shift(leaving, -1 if grid.backward else 1, initial)
+        return (jax.tree.map(lambda x: x[0], handed), done), None
 
-    start = (initial, repeat(initial, grid.level.share))
-    return jax.lax.scan(relay, start, None, length=grid.backend.size)[0][1]
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(chain, initial))
+    return jax.lax.scan(one, (initial, nothing), jnp.arange(size, dtype=jnp.int32))[0][1][1]
 
 
 def match_segments(solver: Solver, adjoint: Solver) -> tuple[Solver, Solver]:

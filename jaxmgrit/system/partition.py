@@ -29,7 +29,7 @@ class Level:
 
     Attributes:
         steps: N_l.
-        factor: m_l, slots per interval; on the coarsest of several levels all steps are one interval.
+        factor: m_l, slots per interval; on the coarsest of several levels all steps (of a device) are one interval.
         share: intervals per device.
         devices: into how many parts the level is cut. On a coarse level that may be fewer than there are devices: then
             neighbours have the same part and solve it each for itself, and with 1 every device all of it.
@@ -93,13 +93,20 @@ class Level:
 
 
 def cut(
-    counts: Sequence[int], factors: Sequence[int], devices: int = 1, *, front: bool = False, ragged: bool = False
+    counts: Sequence[int],
+    factors: Sequence[int],
+    devices: int = 1,
+    *,
+    front: bool = False,
+    ragged: bool = False,
+    gather: bool = True,
 ) -> tuple[Level, ...]:
     """Levels of given numbers of steps and slots per interval, cut into shares for the devices.
 
     The finest level is spread over the devices. A coarser one stays where it is as long as its intervals fall into the
     finer level's parts; else some neighbouring devices gather theirs and have a larger part in common, or every device
     gathers and solves all of it: whatever means fewer steps and messages, see `_effort`.
+    Without `gather` all levels are cut like the finest.
 
     Args:
         counts: N_l of every level, the finest first.
@@ -107,6 +114,7 @@ def cut(
         devices: over how many devices the finest level is spread, >= 1.
         front: whether padding goes before the first step (the adjoint) rather than after the last.
         ragged: whether incomplete intervals too lead to a C-point.
+        gather: whether coarse levels may be gathered, which puts all their data on every device.
 
     Raises:
         ValueError: more devices than intervals.
@@ -117,7 +125,12 @@ def cut(
             f"{counts[0]} layers in intervals of {factors[0]} are {intervals} intervals, fewer than the {devices} "
             f"devices of the backend; use at most {intervals} devices or a smaller coarsening factor."
         )
-    parts = min(_candidates(-(-intervals // devices), counts, factors, devices), key=partial(_effort, factors))
+    share = -(-intervals // devices)
+    if gather or devices == 1:
+        parts = min(_candidates(share, counts, factors, devices), key=partial(_effort, factors))
+    else:
+        parts = _spread(share, factors, devices)
+        factors = [*factors[:-1], parts[-2][1]] if len(parts) > 1 else factors
     strides = [1, *itertools.accumulate(factors, operator.mul)]
     return tuple(
         Level(n, m, share, on, stride, front, ragged)
@@ -130,6 +143,13 @@ Parts = list[tuple[int, int]]  # of every level: into how many parts it is cut, 
 MESSAGE = 2  # steps that take about as long as a message
 SWEEPS = 3  # through a coarse level in a cycle: FCF-relaxation, and that which fills in the F-points
 MESSAGES = 4  # of a coarse level in a cycle: one for each sweep, and what is gathered for it
+
+
+def _spread(share: int, factors: Sequence[int], devices: int) -> Parts:
+    """All levels on all devices, the coarsest in one interval each; the share is rounded up as far as that takes."""
+    share = math.prod(factors[1:-1]) * -(-share // math.prod(factors[1:-1]))
+    shares = itertools.accumulate(factors[1:-1], operator.floordiv, initial=share)
+    return [(devices, own) for own in shares] + [(devices, 1)] * (len(factors) > 1)
 
 
 def _effort(factors: Sequence[int], parts: Parts) -> int:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import merge, real_dtype, split
+from jaxmgrit.system.kept_layers import Kept, over_kept_layers
 
 PyTree = Any
 
@@ -24,6 +25,8 @@ class Slot(NamedTuple):
     theta: PyTree
     h: Any = None
     y_bar: PyTree = None
+    kept: Kept | None = None
+    """Of a coarse slot that keeps all its layers; theta (and h, if there is one per layer) then have them as axis."""
 
 
 class Shared(NamedTuple):
@@ -77,6 +80,9 @@ class Equation:
             return result[0] if self.outputs else result
 
         assert self.coarse_step is not None
+        if slot.kept is not None:
+            h = jnp.broadcast_to(jnp.asarray(self._step_size(slot, shared, 1), real_dtype(u)), (stride,))
+            return over_kept_layers(self.coarse_step, step, slot.theta, u, h, stride, slot.kept)
         return self.coarse_step(step, slot.theta, u, self._step_size(slot, shared, stride), stride)
 
     def call(self, slot: Slot, u: PyTree, shared: Shared) -> PyTree:

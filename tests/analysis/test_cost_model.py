@@ -211,8 +211,11 @@ def modelled(parts):
     evaluated, sent = collections.Counter(), collections.Counter()
     for levels, counts in parts:
         for level, of_level in zip(levels, counts, strict=False):
-            evaluated["phi", level.stride] += of_level.all_phi
-            evaluated["vjp", level.stride] += of_level.all_vjp
+            # Where devices run through their parts in turn, the model counts the time that a device waits for others.
+            turns = level.devices if level is levels[-1] else 1
+            serial_vjp = of_level.serial_vjp + of_level.serial_grad
+            evaluated["phi", level.stride] += of_level.phi + of_level.serial_phi // turns
+            evaluated["vjp", level.stride] += of_level.vjp + of_level.grad + serial_vjp // turns
         whole = cost_model.total(counts)
         sent.update(sends=whole.sends, gathers=whole.gathers, sums=whole.sums, bytes=whole.bytes)
     return +evaluated, +sent

@@ -111,6 +111,14 @@ def solves(theta, u0, layers, on):
     }
 
 
+def rough(theta, u0, layers, on):
+    """A solve whose coarse level keeps all layers, the first interval exact."""
+    solver = jm.MGRIT(4, levels=2, coarse_params=jm.all_layers, coarse_step=jm.picard(2), cycles=2, exact_first=1)
+    sol = jm.solve(step, theta, u0, h=5.0 / layers, solver=solver, backend=on)
+    adj = jm.adjoint_solve(step, theta, sol, sol.u_final * 0.1, h=5.0 / layers, solver=solver, backend=on)
+    return sol.residual_norms, sol.u_final, adj.residual_norms, adj.lam_initial
+
+
 def trained(problem, params, batch, optimizer, on, **options):
     """20 one-shot iterations."""
     return history_of(jm.OneShot(problem, optimizer, backend=on, **options), params, batch)
@@ -156,6 +164,10 @@ def results(on):
         found[f"sgd {layers}"] = trained(penalised, params, batch, optax.sgd(1e-3), on, **cycles)
         if layers == 203:
             found["sgd predict"] = trained(problem, params, batch, optax.sgd(1e-2), on, **predict)
+            kept = jm.MGRIT(4, levels=2, coarse_params=jm.all_layers, coarse_step=jm.picard(2), exact_first=1)
+            predict.update(solver=kept, adjoint=kept)
+            found["sgd predict rough"] = trained(problem, params, batch, optax.sgd(1e-2), on, **predict)
+            found["solve 203 rough"] = rough(theta, problem.opening(params.opening, batch[0]), layers, on)
         if layers == 203 and not args.brief:
             clipped = optax.chain(optax.clip_by_global_norm(0.1), optax.adamw(1e-2))
             # Without a convex term quasi-Newton steps far from a minimum amplify rounding a millionfold.

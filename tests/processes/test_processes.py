@@ -24,14 +24,18 @@ def local(tmp_path_factory):
 
 
 def assert_same(out: Path, local, brief: bool, divided: bool) -> None:
-    """Equal to rounding; Adam divides small numbers and L-BFGS accumulates, so they may differ a little more."""
+    """Equal to rounding.
+
+    Adam divides small numbers, L-BFGS accumulates, and mismatches of a good prediction are small differences: they may
+    differ a little more.
+    """
     found = np.load(out)
     names = {name for name in local.files if not brief or name.startswith(("solve 203", "sgd 203", "sgd predict"))}
     if divided:  # a scan takes no data axis
         names = {name for name in names if "['scan']" not in name}
     assert set(found.files) == names
     for name in sorted(names):
-        tolerance = 1e-10 if name.startswith(("adam", "lbfgs")) else 1e-12
+        tolerance = 1e-10 if name.startswith(("adam", "lbfgs", "sgd predict rough")) else 1e-12
         np.testing.assert_allclose(
             found[name], local[name], rtol=0, atol=tolerance * max(np.abs(local[name]).max(), 1e-300), err_msg=name
         )

@@ -1,14 +1,17 @@
-"""How m layers become one: coarse parameters and coarse steps, the two choices of rediscretisation."""
+"""What replaces m layers on a coarse level: its parameters and its step, the two choices of rediscretisation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxmgrit._pytree import is_inexact
+from jaxmgrit._checks import integer
+from jaxmgrit._pytree import is_inexact, where
+from jaxmgrit.system.kept_layers import one_after_another
 
 PyTree = Any
 Step = Callable[[PyTree, PyTree, Any], PyTree]
@@ -40,6 +43,27 @@ def average(theta: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jnp.mean(x, axis=0) if is_inexact(x) else x[0], theta)
 
 
+def all_layers(theta: PyTree) -> PyTree:
+    """Coarse parameters: those of all the m layers, unchanged; for layers that are not smooth in depth.
+
+    The coarse step is then given all of them, leading axis m, with their step sizes, shape (m,): `picard(p)`, or a
+    function (step, theta, u, h, m, mask) -> u_next. The mask tells layers from padding, shape (m,), and is None where
+    the interval is complete; a function without this parameter sees the padding as layers. On several devices the
+    layers stay where they are, and the state goes from device to device.
+
+    Args:
+        theta: parameters of m layers, leading axis m.
+
+    Returns:
+        The same.
+
+    Example:
+        >>> import jaxmgrit as jm
+        >>> solver = jm.MGRIT(8, levels=2, coarse_params=jm.all_layers, coarse_step=jm.picard(2))
+    """
+    return theta
+
+
 def same_step(step: Step, theta: PyTree, u: PyTree, h: Any, m: int) -> PyTree:
     """Coarse step: Phi itself with the summed step size (the published choice)."""
     return step(theta, u, h)
@@ -63,3 +87,88 @@ def midpoint(step: Step, theta: PyTree, u: PyTree, h: Any, m: int) -> PyTree:
     """
     w = step(theta, u, h * (0.5 * (1.0 - 1.0 / m)))
     return jax.tree.map(lambda a, b, c: a + b - c, u, step(theta, w, h), w)
+
+
+def zero_step(step: Step, theta: PyTree, u: PyTree, h: Any, m: int) -> PyTree:
+    """Coarse step u -> 0: no coarse correction, relaxation only.
+
+    Every interval then starts from what its neighbour arrived at in the last cycle (block Jacobi). Right where the
+    network forgets within an interval, as trained recurrences often do; elsewhere information travels one interval a
+    cycle. Works with any `coarse_params`.
+
+    Args:
+        step: Phi, not evaluated.
+        theta: not used.
+        u: state; only its shapes matter.
+        h: not used.
+        m: not used.
+
+    Returns:
+        Zeros like the state.
+
+    Example:
+        >>> import jaxmgrit as jm
+        >>> solver = jm.MGRIT(32, levels=2, cycles=2, coarse_step=jm.zero_step)
+    """
+    return jax.tree.map(jnp.zeros_like, u)
+
+
+@dataclass(frozen=True)
+class Picard:
+    """The coarse step `picard` makes; called with (step, theta, u, h, m, mask) as `all_layers` says."""
+
+    sweeps: int
+
+    def __post_init__(self) -> None:
+        integer("picard", "sweeps", self.sweeps, 0)
+
+    def __call__(self, step: Step, theta: PyTree, u: PyTree, h: Any, m: int, mask: Any = None) -> PyTree:
+        """The next coarse state, like u; theta has leading axis m, h and the mask (or None) shape (m,)."""
+        if self.sweeps >= m:
+            return one_after_another(step, theta, u, h, mask)
+        if self.sweeps == 0:
+            return u
+
+        def increments(w: PyTree, axis: int | None) -> PyTree:
+            after = jax.vmap(step, in_axes=(0, axis, 0))(theta, w, h)
+            d = jax.tree.map(lambda x, y: x - (y if axis == 0 else y[None]), after, w)
+            return where(mask, d, jax.tree.map(jnp.zeros_like, d))
+
+        def sweep(d: PyTree, _: None) -> tuple[PyTree, None]:
+            return increments(jax.tree.map(lambda x, y: x[None] + (jnp.cumsum(y, axis=0) - y), u, d), 0), None
+
+        # The first sweep starts from u at all layers: one product with their matrices next to each other.
+        d, _ = jax.lax.scan(sweep, increments(u, None), None, length=self.sweeps - 1, unroll=min(self.sweeps - 1, 4))
+        return jax.tree.map(lambda x, y: x + jnp.sum(y, axis=0), u, d)
+
+
+def picard(sweeps: int) -> Picard:
+    """Coarse step for rough layers: the sum of all m layers' increments, at states from `sweeps` Picard sweeps.
+
+        From w_i = u repeat d_i = Phi(theta_i, w_i, h_i) - w_i, w_i = u + d_0 + ... + d_{i-1}; then
+    G(u) = u + d_0 + ... + d_{m-1}.
+
+    All layers of an interval are evaluated at once. One sweep is the averaged vector field, m sweeps are the m layers
+    in turn, exactly; the error falls like c^(p+1) / ((p+1)! K^p) for K intervals and layers whose increments'
+    derivatives sum to c in norm, and needs no smoothness in depth. Choose it with `coarse_params=all_layers` where
+    layers are initialised independently: 2 sweeps, 3 for hard networks, about sqrt(N / sweeps) intervals or more.
+
+    Args:
+        sweeps: p >= 0. 0 is the identity; from m on the layers run one after another, which is as slow as sequential.
+
+    Returns:
+        A coarse step; equal numbers of sweeps make equal steps.
+
+    Raises:
+        TypeError, ValueError: sweeps is not an integer >= 0.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmgrit as jm
+        >>> solver = jm.MGRIT(4, levels=2, coarse_params=jm.all_layers, coarse_step=jm.picard(2), cycles=1)
+        >>> def step(theta, u, h):
+        ...     return u + h * jnp.tanh(u @ theta)
+        >>> theta = jnp.eye(3) + jnp.zeros((16, 3, 3))
+        >>> jm.solve(step, theta, jnp.ones((2, 3)), h=0.1, solver=solver).u_final.shape
+        (2, 3)
+    """
+    return Picard(sweeps)

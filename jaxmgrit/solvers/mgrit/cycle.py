@@ -12,6 +12,7 @@ from jaxmgrit._pytree import add, unfold, where
 from jaxmgrit.solvers.mgrit.fas import Measure, coarse_rhs, correct, restrict
 from jaxmgrit.solvers.mgrit.options import Options
 from jaxmgrit.solvers.mgrit.relaxation import fc_relax
+from jaxmgrit.solvers.sequential import relay
 from jaxmgrit.system.grid import Grid, c_points, entry, points, run_interval
 
 PyTree = Any
@@ -102,10 +103,11 @@ def _f_cycle(
 
 
 def solve_coarsest(grid: Grid, rhs: PyTree, initial: PyTree) -> PyTree:
-    """All slots of the coarsest level, one step after another: leaves (steps, ...), in the place of the rhs."""
+    """All slots of the coarsest level, one step after another: leaves (steps, ...), in the place of the rhs.
+
+    A level that is spread has one interval per device, run in turn.
+    """
     block, mask, source = jax.tree.map(lambda x: x[0], (grid.blocks, grid.mask, rhs))
-    if source is None:
-        return run_interval(grid, initial, block, mask, None, keep=True)[1]
 
     def one(carry: tuple[PyTree, PyTree], inputs: PyTree) -> tuple[tuple[PyTree, PyTree], None]:
         value, values = carry
@@ -113,9 +115,14 @@ def solve_coarsest(grid: Grid, rhs: PyTree, initial: PyTree) -> PyTree:
         value = where(inside, add(grid.advance(slot, value), entry(values, j)), value)
         return (value, jax.tree.map(lambda x, y: x.at[j].set(y), values, value)), None
 
-    steps = jnp.arange(grid.level.factor, dtype=jnp.int32)
-    inputs = (steps, grid.expand(block), mask)
-    return jax.lax.scan(one, (initial, source), inputs, reverse=grid.backward)[0][1]
+    def chain(start: PyTree) -> tuple[PyTree, PyTree]:
+        if source is None:
+            return run_interval(grid, start, block, mask, None, keep=True)
+        steps = jnp.arange(grid.level.factor, dtype=jnp.int32)
+        inputs = (steps, grid.expand(block), mask)
+        return jax.lax.scan(one, (start, source), inputs, reverse=grid.backward)[0]
+
+    return relay(grid, chain, initial)
 
 
 def skip_first_down(grids: Grids, depth: int, solver: Options, initial: PyTree) -> PyTree:

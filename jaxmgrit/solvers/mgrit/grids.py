@@ -13,8 +13,10 @@ from jaxmgrit._pytree import fold, where
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.backend.local import Local
 from jaxmgrit.solvers.base import Solver
+from jaxmgrit.solvers.mgrit.coarse import all_layers
 from jaxmgrit.solvers.mgrit.fas import restrict
 from jaxmgrit.system.grid import Grid
+from jaxmgrit.system.kept_layers import Kept
 from jaxmgrit.system.linearise import AdjointBlock, Linearisation, pull_state, record
 from jaxmgrit.system.partition import Level, coarse_grid_data
 from jaxmgrit.system.step import Equation, Shared, Slot
@@ -56,6 +58,36 @@ def coarsen(block: Slot, mask: Any, solver: Solver) -> Slot:
     return Slot(theta, h)
 
 
+def _keep_layers(block: Slot, mask: Any) -> Slot:
+    """`coarsen` by `all_layers`: the slots of an interval side by side, each with all the layers it stands for.
+
+    The mask is None where no incomplete interval has a coarse step.
+    """
+    if block.kept is None:
+        return Slot(block.theta, block.h, kept=Kept(mask))
+    inside = block.kept.inside
+    if inside is None and mask is not None:
+        stride = jax.tree.leaves(block.theta)[0].shape[2]
+        inside = jnp.broadcast_to(mask[..., None], (*mask.shape, stride))
+    elif mask is not None:
+        inside = inside & mask[..., None]
+
+    def beside(x: Any) -> Any:
+        return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])
+
+    theta, h, inside = jax.tree.map(beside, (block.theta, block.h, inside))
+    return Slot(theta, h, kept=Kept(inside))
+
+
+def _exact(count: int, level: Level, interval: int, backend: Backend) -> Any:
+    """Which of this device's slots of a coarse level begin within the first intervals: (share, factor) or None."""
+    if count == 0:
+        return None
+    here = level.share * level.factor
+    slot = backend.index() * here + jnp.arange(here, dtype=jnp.int32) - level.first
+    return ((slot >= 0) & (slot * (level.stride // interval) < count)).reshape(level.share, level.factor)
+
+
 def _padded_by_interval(theta: PyTree, mask: Any) -> PyTree:
     """Let the padding of an incomplete interval repeat its last layer, so that its coarse layer is made of it alone."""
     if mask is None:
@@ -80,15 +112,22 @@ def coarse_blocks(
     for depth, (fine, coarse) in enumerate(itertools.pairwise(levels)):
         on = _backend_of(fine, backend)
         mask = fine.slot_mask(on.index())
-        if fine.ragged:
-            block = block._replace(theta=_padded_by_interval(block.theta, mask))
-        made = coarsen(block, mask, solver)
+        if solver.coarse_params is all_layers:
+            made = _keep_layers(block, mask if fine.ragged else None)
+        else:
+            if fine.ragged:
+                block = block._replace(theta=_padded_by_interval(block.theta, mask))
+            made = coarsen(block, mask, solver)
         if depth == 0:
             made, beside = coarse_grid_data((made, beside), fine, coarse, on)
         else:
             made = coarse_grid_data(made, fine, coarse, on)
         block = fold(made, coarse.factor)
-        found.append(block)
+        if block.kept is not None:
+            exact = _exact(solver.exact_first, coarse, levels[0].factor, _backend_of(coarse, backend))
+            found.append(block._replace(kept=block.kept._replace(exact=exact)))
+        else:
+            found.append(block)
     return tuple(found), beside
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from jaxmgrit.solvers.mgrit.coarse import all_layers
 from jaxmgrit.solvers.mgrit.options import Options
 from jaxmgrit.system.partition import Level, cut
 
@@ -14,7 +15,7 @@ def build_levels(
     """The grids for a network of `steps` layers on `devices` devices.
 
     Level l + 1 has floor(N_l / m_l) steps; with `ragged` it has ceil(N_l / m_l): the incomplete interval at the end
-    gets a (shorter) coarse step of its own.
+    gets a (shorter) coarse step of its own. Levels that keep all layers' parameters are never gathered.
 
     Raises:
         ValueError: more devices than intervals.
@@ -23,7 +24,8 @@ def build_levels(
     counts = [steps]
     for m in factors[:-1]:
         counts.append(-(-counts[-1] // m) if ragged else counts[-1] // m)
-    return cut(counts, factors, devices, front=front, ragged=ragged)
+    gather = options.coarse_params is not all_layers
+    return cut(counts, factors, devices, front=front, ragged=ragged, gather=gather)
 
 
 def _factors(steps: int, options: Options, ragged: bool) -> list[int]:

@@ -12,7 +12,7 @@ import jax
 
 from jaxmgrit._checks import integer, is_real
 from jaxmgrit._pytree import PyTree
-from jaxmgrit.solvers.mgrit.coarse import injection, same_step
+from jaxmgrit.solvers.mgrit.coarse import Picard, all_layers, injection, midpoint, same_step
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Options:
     sequential_fallback: bool = False
     relaxation_weight: float = 1.0
     batch_axis: int | None = 0
+    exact_first: int = 0
 
     def __post_init__(self) -> None:
         for name in ("coarsening_factor", "cf_relaxations"):
@@ -81,6 +82,7 @@ class Options:
         for name in ("coarse_params", "coarse_step"):
             if not callable(getattr(self, name)):
                 raise TypeError(f"MGRIT: {name}={getattr(self, name)!r} is not a function; {_FUNCTIONS[name]}")
+        _check_layers(self)
         if self.norm is not None and not callable(self.norm):
             raise TypeError(f"MGRIT: norm={self.norm!r} is not a function state -> scalar; give one, or None.")
         if self.intervals_per_sweep is not None:
@@ -112,7 +114,31 @@ def _check_weight(options: Options) -> None:
         )
 
 
+def _check_layers(options: Options) -> None:
+    """Refuse coarse steps that do not fit what is kept of the layers."""
+    integer("MGRIT", "exact_first", options.exact_first, 0)
+    step = options.coarse_step
+    if options.coarse_params is all_layers:
+        if step in (same_step, midpoint):
+            raise ValueError(
+                f"MGRIT: coarse_step={step.__name__} takes the parameters of one layer, but coarse_params=all_layers "
+                "keeps all m: give coarse_step=jm.picard(2), or coarse_params=jm.average."
+            )
+    elif isinstance(step, Picard):
+        raise ValueError(
+            f"MGRIT: coarse_step={step} runs over all the layers it replaces; give coarse_params=jm.all_layers too."
+        )
+    elif options.exact_first:
+        raise ValueError(
+            f"MGRIT: exact_first={options.exact_first} runs layers one after another on the coarse level, which has "
+            "them only with coarse_params=jm.all_layers; give that (with coarse_step=jm.picard(2), say), or leave it "
+            "at 0."
+        )
+
+
 _FUNCTIONS = {
-    "coarse_params": "give jm.injection, jm.average or (parameters of m layers, leading axis m) -> parameters of one.",
-    "coarse_step": "give jm.same_step, jm.midpoint or (step, theta, u, h, m) -> u_next.",
+    "coarse_params": "give jm.injection, jm.average, jm.all_layers or (parameters of m layers, leading axis m) -> "
+    "parameters of one.",
+    "coarse_step": "give jm.same_step, jm.midpoint, jm.zero_step, jm.picard(2) (with coarse_params=jm.all_layers) or "
+    "(step, theta, u, h, m) -> u_next.",
 }

@@ -11,11 +11,13 @@ import jax
 from jaxmgrit._checks import alike, check_batch_axis, check_scalar, check_step, describe, evaluated
 from jaxmgrit._pytree import PyTree
 from jaxmgrit.solvers.base import Outcome, Solver
+from jaxmgrit.solvers.mgrit.coarse import all_layers
 from jaxmgrit.solvers.mgrit.iteration import iterate
 from jaxmgrit.solvers.mgrit.levels import build_levels
 from jaxmgrit.solvers.mgrit.options import Options
 from jaxmgrit.solvers.sequential import sequential, sequential_outcome
 from jaxmgrit.system.grid import Grid
+from jaxmgrit.system.kept_layers import Kept
 from jaxmgrit.system.network import Network
 from jaxmgrit.system.partition import Level
 from jaxmgrit.system.step import Slot
@@ -41,9 +43,10 @@ class MGRIT(Options, Solver):
             that. A solve gives up where its residual has not fallen for some cycles.
         skip_first_down: the first cycle starts on the coarsest level; it records no residual (-1).
         coarse_params: `injection`, `average` or a function (parameters of m layers, leading axis m) -> parameters
-            of one.
-        coarse_step: `same_step`, `midpoint` or a function (step, theta, u, h, m) -> u_next, with h the summed step
-            size and m the number of layers of the network it replaces.
+            of one; or `all_layers`, which keeps them all.
+        coarse_step: `same_step`, `midpoint`, `zero_step` or a function (step, theta, u, h, m) -> u_next, with h the
+            summed step size and m the number of layers of the network it replaces; with `all_layers` `picard(p)` or a
+            function as described there.
         norm: of one state's residual, state -> scalar; None: Euclidean over all leaves, batch included.
         intervals_per_sweep: how many intervals go through one batched sweep at a time; None: all on an accelerator, as
             many as the cache likes on a CPU.
@@ -52,6 +55,8 @@ class MGRIT(Options, Solver):
         relaxation_weight: w > 0 of C-relaxation on every level, u <- w (relaxed) + (1 - w) u; 1 is the plain one.
         batch_axis: the samples' axis in the state's leaves. "To rounding" is asked of every sample by itself (and of
             every C-point and leaf); None: of whole leaves. Leaves without axes are whole.
+        exact_first: the first so many intervals run exactly on the coarse levels too, their layers one after another,
+            with `coarse_params=all_layers`: where the first layers change the state most, as in pre-norm transformers.
 
     Raises:
         ValueError, TypeError: an option is out of its range; the message names it.
@@ -88,10 +93,14 @@ class MGRIT(Options, Solver):
             return
         several = jax.tree.map(lambda x: jax.ShapeDtypeStruct((m, *x.shape), x.dtype), slot.theta)
         coarse = Slot(jax.eval_shape(self.coarse_params, several), slot.h)
-        if not alike(coarse.theta, slot.theta):
+        if self.coarse_params is all_layers:
+            h = None if slot.h is None else jax.ShapeDtypeStruct((m,), slot.h.dtype)
+            coarse = Slot(coarse.theta, h, kept=Kept(jax.ShapeDtypeStruct((m,), bool)))
+        elif not alike(coarse.theta, slot.theta):
             raise TypeError(
                 f"coarse_params makes {describe(coarse.theta)} from {m} layers, but one layer is "
-                f"{describe(slot.theta)}; it must return the parameters of one layer, without the leading axis."
+                f"{describe(slot.theta)}; it must return the parameters of one layer, without the leading axis "
+                "(coarse_params=jm.all_layers keeps all m)."
             )
         advance = partial(network.with_coarse_step(self).advance, stride=m, fine=False)
         check_step(evaluated(advance, "coarse_step", coarse, state, network.shared), state, "coarse_step")

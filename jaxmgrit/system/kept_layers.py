@@ -1,0 +1,64 @@
+"""One coarse step over all the layers it replaces: their parameters are kept, not made into one layer's."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxmgrit._pytree import where
+
+PyTree = Any
+
+
+class Kept(NamedTuple):
+    """What a coarse slot knows of the layers it keeps, beside their parameters and step sizes.
+
+    Attributes:
+        inside: which of the m are layers of the network, the others being padding: (m,), or None if all are.
+        exact: whether they are to be run one after another, (); None if none are.
+    """
+
+    inside: Any = None
+    exact: Any = None
+
+
+def one_after_another(step: Callable[..., PyTree], theta: PyTree, u: PyTree, h: Any, mask: Any) -> PyTree:
+    """The m layers in turn: theta and h with leading axis m; layers outside the mask pass the state on."""
+
+    def one(value: PyTree, layer: PyTree) -> tuple[PyTree, None]:
+        own, size, inside = layer
+        return where(inside, step(own, value, size), value), None
+
+    return jax.lax.scan(one, u, (theta, h, mask))[0]
+
+
+def over_kept_layers(
+    coarse_step: Callable[..., PyTree],
+    step: Callable[..., PyTree],
+    theta: PyTree,
+    u: PyTree,
+    h: Any,
+    m: int,
+    kept: Kept,
+) -> PyTree:
+    """A coarse step that is given all m layers (and the mask, where it takes one), or the layers in turn."""
+
+    def approximate(v: PyTree) -> PyTree:
+        mask = (kept.inside,) if takes_mask(coarse_step) else ()
+        return coarse_step(step, theta, v, h, m, *mask)
+
+    if kept.exact is None:
+        return approximate(u)
+    return jax.lax.cond(kept.exact, lambda v: one_after_another(step, theta, v, h, kept.inside), approximate, u)
+
+
+def takes_mask(coarse_step: Callable[..., PyTree]) -> bool:
+    """Whether a coarse step has a sixth parameter: the mask of an incomplete interval."""
+    try:
+        inspect.signature(coarse_step).bind(*(None,) * 6)
+    except (TypeError, ValueError):
+        return False
+    return True
