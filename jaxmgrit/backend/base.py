@@ -150,6 +150,10 @@ def shift_blocks(
 
     Without a fill, an entry moves `by = hop * n + rest` places: the first n - rest entries of a block land `hop`
     devices up and the others one further.
+
+    The fill too is what a device is sent, by the one at the other end of the ring, which has no other use for its
+    message. If the device took its own, its next sweep would not depend on the message, and XLA could (and did) put
+    the sweep first, for whose end the neighbour would then wait.
     """
     if fill is None:
 
@@ -163,10 +167,10 @@ def shift_blocks(
 
     if by not in (1, -1):
         raise ValueError(f"shift with a fill value moves by 1 or -1, got by={by}")
-    at_end = index == (0 if by == 1 else size - 1)
+    wraps = index == (size - 1 if by == 1 else 0)
 
     def move(block: Any, vacated: Any) -> Any:
-        edge = jnp.where(at_end, vacated[None], permute(block[-1:] if by == 1 else block[:1], by))
+        edge = permute(jnp.where(wraps, vacated[None], block[-1:] if by == 1 else block[:1]), by)
         return jnp.concatenate([edge, block[:-1]] if by == 1 else [block[1:], edge])
 
     return jax.tree.map(move, x, fill)

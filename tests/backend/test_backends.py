@@ -11,6 +11,7 @@ import pytest
 from helpers import networks as nets
 
 import jaxmgrit as jm
+from jaxmgrit.backend.base import shift_blocks
 
 FINAL_TIME = 5.0
 AVERAGED_MIDPOINT = dict(coarse_params=jm.average, coarse_step=jm.midpoint)
@@ -260,6 +261,21 @@ def test_shift_by_one_puts_the_fill_where_an_entry_left(devices, by):
     expected = np.roll(x, by)
     expected[0 if by == 1 else -1] = -1.0
     np.testing.assert_array_equal(moved, expected)
+
+
+@pytest.mark.parametrize("by", [-1, 1])
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_what_enters_a_device_is_what_arrives_at_it_so_that_no_sweep_is_begun_before_the_message(index, by):
+    block, fill, sent = jnp.arange(3.0), jnp.asarray(-1.0), []
+
+    def permute(x, hop):
+        sent.append(float(x[0]))
+        return jnp.full_like(x, 7.0)
+
+    moved = shift_blocks(block, by, fill, index, 3, permute)
+    assert moved[0 if by == 1 else -1] == 7.0
+    last = index == (2 if by == 1 else 0)
+    assert sent == [-1.0 if last else float(block[-1 if by == 1 else 0])]
 
 
 @pytest.mark.slow
