@@ -112,8 +112,7 @@ def check_guess(guess: CPoints | None, initial: PyTree, level: Level, backend: B
     """Raise a ValueError unless a guess holds the C-points of this partition."""
     if guess is None:
         return
-    intervals = level.share if backend.cut else level.intervals
-    expected = jax.eval_shape(lambda: CPoints(initial, repeat(initial, intervals)))
+    expected = jax.eval_shape(lambda: CPoints(initial, repeat(initial, level.intervals // backend.blocks)))
     remedy = (
         "Give the c_points of a solve of the same network with the same coarsening factor and number of devices "
         "(or a jax.tree.map of them)."

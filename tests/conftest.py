@@ -1,4 +1,4 @@
-"""Sixteen host devices, double precision, and no implicit promotion: what the tests of the method run under."""
+"""Eight host devices (or what XLA_FLAGS say), double precision, no implicit promotion: what the tests run under."""
 
 import os
 from importlib.metadata import version
@@ -7,7 +7,8 @@ from pathlib import Path
 # Programs here are small and run once: XLA is told to compile quickly, which takes a third of the time and changes
 # rounding only. JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests what users run.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-flags = ["--xla_force_host_platform_device_count=16"]
+count = "--xla_force_host_platform_device_count"
+flags = [] if count in os.environ.get("XLA_FLAGS", "") else [f"{count}=8"]
 if version("jax").startswith("0.10.") and os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1":
     flags.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])

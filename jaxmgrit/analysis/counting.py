@@ -71,6 +71,21 @@ class Counting:
         return _together("sums", x, self.data_size, axis=0)
 
     @property
+    def blocks(self) -> int:
+        """As many as devices: arrays are those of one."""
+        return self.size
+
+    @property
+    def block(self) -> int:
+        """The first."""
+        return 0
+
+    @property
+    def batch_parts(self) -> int:
+        """As many as the data axis makes."""
+        return self.data_size
+
+    @property
     def cut(self) -> bool:
         """Yes: arrays are those of one device."""
         return True
@@ -102,6 +117,18 @@ class Counting:
     def scatter_states(self, x: PyTree) -> PyTree:
         """A block of the intervals."""
         return self.scatter(x)
+
+    def keep(self, x: PyTree, axis: int = 0) -> PyTree:
+        """The arrays themselves."""
+        return x
+
+    def keep_states(self, x: PyTree) -> PyTree:
+        """The arrays themselves."""
+        return x
+
+    def agree(self, decision: jax.Array) -> jax.Array:
+        """The decision itself."""
+        return decision
 
     def replicate(self, x: PyTree) -> PyTree:
         """The arrays themselves."""

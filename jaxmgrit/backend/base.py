@@ -1,10 +1,10 @@
-"""The narrow door to distribution: the few operations the method is written against."""
+"""The narrow door to distribution: the two contracts that everything else is written against."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +23,13 @@ STATE: Any = "state"
 _SMALL = 1 << 16
 
 
-class Backend(Protocol):
-    """How data over the layers is spread. "Sharded" arrays have a leading axis that is cut into `size` equal blocks.
+class Collectives(Protocol):
+    """The first contract: what a function handed to `lift` may ask of the devices it runs on.
 
-    Inside a function handed to `lift`, a sharded array is this device's block and a replicated one is whole. Every
-    operation acts on all leaves of a pytree. A data axis, where there is one, splits the batch into `data_size` equal
-    parts; the operations over the layers then are those among the devices that have the same part.
+    There, a "sharded" array, whose leading axis is cut into `size` equal blocks, is this device's block, and a
+    replicated one is whole. Every operation acts on all leaves of a pytree, and every device calls it. A data axis,
+    where there is one, splits the batch into `data_size` equal parts; the operations over the layers then are those
+    among the devices that have the same part.
     """
 
     @property
@@ -39,21 +40,14 @@ class Backend(Protocol):
     def data_size(self) -> int:
         """Number of parts the batch is split into, 1 without a data axis."""
 
-    def undivided(self) -> Backend:
-        """The same devices for the layers, with the batch whole on all of them."""
-
-    @property
-    def platform(self) -> str:
-        """JAX's name of the devices' platform: "cpu", "gpu", ..."""
-
-    def every(self, stride: int) -> Backend:
-        """The devices that are a multiple of `stride` places from this one, as a backend for use inside `lift`."""
-
-    def neighbours(self, count: int) -> Backend:
-        """The block of `count` devices this one is in, blocks counted from the first device; use it inside `lift`."""
-
     def index(self) -> Any:
         """This device's position, 0 .. size - 1."""
+
+    def every(self, stride: int) -> Self:
+        """The devices that are a multiple of `stride` places from this one; `stride` divides `size`."""
+
+    def neighbours(self, count: int) -> Self:
+        """The `count` devices this one is among, counted off from the first device; `count` divides `size`."""
 
     def shift(self, x: PyTree, by: int, fill: PyTree | None) -> PyTree:
         """Move the entries of a sharded array by `by` places along its whole leading axis.
@@ -74,18 +68,51 @@ class Backend(Protocol):
     def data_sum(self, x: PyTree) -> PyTree:
         """Sum over the parts of the batch of one array each, on every device."""
 
-    def lift(self, f: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-        """Run f on every device; specs are (prefix pytrees of) SHARDED, REPLICATED and the three kinds of states."""
+
+class Placement(Protocol):
+    """The second contract: where arrays are outside `lift`, and how they get there.
+
+    What a process has of a sharded array there is one of `blocks` equal blocks: the array itself, if that is one; and
+    of states it has one of `batch_parts` parts of the batch.
+    """
+
+    @property
+    def platform(self) -> str:
+        """JAX's name of the devices' platform: "cpu", "gpu", ..."""
+
+    @property
+    def blocks(self) -> int:
+        """In how many blocks sharded arrays are apart."""
+
+    @property
+    def block(self) -> int:
+        """Which of them this process has."""
+
+    @property
+    def batch_parts(self) -> int:
+        """In how many parts states are apart."""
 
     @property
     def cut(self) -> bool:
-        """Whether sharded arrays and states outside `lift` are this process's block only, rather than whole."""
+        """Whether sharded arrays are apart, even if in one block."""
 
-    def total(self, x: PyTree) -> PyTree:
-        """Outside `lift`, the sum over all layers of what was computed from a sharded array's entries."""
+    def scatter(self, x: PyTree, axis: int = 0) -> PyTree:
+        """Turn whole arrays, the same on every process, into arrays sharded along an axis."""
 
-    def data_total(self, x: PyTree) -> PyTree:
-        """Outside `lift`, the sum over the whole batch of what was computed from states."""
+    def scatter_states(self, x: PyTree) -> PyTree:
+        """Turn states of this backend, leading axis all intervals, into sharded states."""
+
+    def keep(self, x: PyTree, axis: int = 0) -> PyTree:
+        """Let sharded arrays that were computed stay where `scatter` puts them."""
+
+    def keep_states(self, x: PyTree) -> PyTree:
+        """Let sharded states that were computed stay where `scatter_states` puts them."""
+
+    def replicate(self, x: PyTree) -> PyTree:
+        """Give whole arrays, the same on every process, to all devices."""
+
+    def gather(self, x: PyTree) -> PyTree:
+        """Undo `scatter`: whole arrays, on every device."""
 
     def split_batch(self, x: PyTree, axis: int = 0) -> PyTree:
         """Turn whole batches or states, the samples along an axis and the same on every process, into this backend's.
@@ -97,17 +124,24 @@ class Backend(Protocol):
     def join_batch(self, x: PyTree, axis: int = 0) -> PyTree:
         """Undo `split_batch`."""
 
-    def scatter(self, x: PyTree, axis: int = 0) -> PyTree:
-        """Turn whole arrays, the same on every process, into arrays sharded along an axis."""
+    def undivided(self) -> Self:
+        """The same devices for the layers, with the batch whole on all of them."""
 
-    def scatter_states(self, x: PyTree) -> PyTree:
-        """Turn states of this backend, leading axis all intervals, into sharded states."""
+    def total(self, x: PyTree) -> PyTree:
+        """The sum over all layers of what was computed from what a process has of a sharded array."""
 
-    def replicate(self, x: PyTree) -> PyTree:
-        """Give whole arrays, the same on every process, to all devices."""
+    def data_total(self, x: PyTree) -> PyTree:
+        """The sum over the whole batch of what was computed from what a process has of states."""
 
-    def gather(self, x: PyTree) -> PyTree:
-        """Undo `scatter`: whole arrays."""
+    def agree(self, decision: jax.Array) -> jax.Array:
+        """A truth value that processes may have computed differently: the same for all, true only where all say so."""
+
+
+class Backend(Collectives, Placement, Protocol):
+    """How data over the layers is spread: both contracts, and the door between them."""
+
+    def lift(self, f: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+        """Run f on every device; specs are (prefix pytrees of) SHARDED, REPLICATED and the three kinds of states."""
 
 
 def check_parts(x: PyTree, axis: int, parts: int) -> None:
@@ -176,7 +210,7 @@ def shift_blocks(
     return jax.tree.map(move, x, fill)
 
 
-def broadcast(backend: Backend, x: PyTree, source: int) -> PyTree:
+def broadcast(backend: Collectives, x: PyTree, source: int) -> PyTree:
     """The value that device `source` holds, on every device."""
     if backend.size == 1:
         return x

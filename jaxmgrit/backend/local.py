@@ -71,6 +71,21 @@ class Local:
         """No: outside `lift` arrays are whole."""
         return False
 
+    @property
+    def blocks(self) -> int:
+        """One: outside `lift` arrays are whole."""
+        return 1
+
+    @property
+    def block(self) -> int:
+        """The only one."""
+        return 0
+
+    @property
+    def batch_parts(self) -> int:
+        """One: outside `lift` the batch is whole."""
+        return 1
+
     def total(self, x: PyTree) -> PyTree:
         """The value itself: it was computed from whole arrays."""
         return x
@@ -98,6 +113,18 @@ class Local:
     def scatter_states(self, x: PyTree) -> PyTree:
         """The arrays themselves."""
         return x
+
+    def keep(self, x: PyTree, axis: int = 0) -> PyTree:
+        """The arrays themselves."""
+        return x
+
+    def keep_states(self, x: PyTree) -> PyTree:
+        """The arrays themselves."""
+        return x
+
+    def agree(self, decision: jax.Array) -> jax.Array:
+        """The decision itself."""
+        return decision
 
     def replicate(self, x: PyTree) -> PyTree:
         """The arrays themselves."""

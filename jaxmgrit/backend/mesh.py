@@ -145,6 +145,21 @@ class Mesh:
         """No: outside `lift` arrays are whole."""
         return False
 
+    @property
+    def blocks(self) -> int:
+        """One: outside `lift` arrays are whole."""
+        return 1
+
+    @property
+    def block(self) -> int:
+        """The only one."""
+        return 0
+
+    @property
+    def batch_parts(self) -> int:
+        """One: outside `lift` the batch is whole."""
+        return 1
+
     def total(self, x: PyTree) -> PyTree:
         """The value itself: it was computed from whole arrays."""
         return x
@@ -206,6 +221,18 @@ class Mesh:
     def scatter_states(self, x: PyTree) -> PyTree:
         """Shard the intervals, and the samples over the data axis."""
         return jax.tree.map(lambda y: self._place(y, self._spec(SHARDED_STATES)), x)
+
+    def keep(self, x: PyTree, axis: int = 0) -> PyTree:
+        """`scatter`, which tells XLA to leave them there."""
+        return self.scatter(x, axis)
+
+    def keep_states(self, x: PyTree) -> PyTree:
+        """`scatter_states`, which tells XLA to leave them there."""
+        return self.scatter_states(x)
+
+    def agree(self, decision: jax.Array) -> jax.Array:
+        """The decision itself: there is one program."""
+        return decision
 
     def replicate(self, x: PyTree) -> PyTree:
         """Give whole arrays to all devices."""

@@ -123,6 +123,21 @@ class MPI:
         """Yes: a rank has its own block."""
         return True
 
+    @property
+    def blocks(self) -> int:
+        """As many as ranks share the layers."""
+        return self.size
+
+    @property
+    def block(self) -> int:
+        """The rank's own."""
+        return self.index()
+
+    @property
+    def batch_parts(self) -> int:
+        """As many as the data axis makes."""
+        return self.data
+
     def index(self) -> int:
         """This rank's position among those that share the layers."""
         return int(self._layers.Get_rank())
@@ -188,6 +203,18 @@ class MPI:
     def scatter_states(self, x: PyTree) -> PyTree:
         """This rank's block of the intervals."""
         return self.scatter(x)
+
+    def keep(self, x: PyTree, axis: int = 0) -> PyTree:
+        """The arrays themselves: a rank's block stays with it."""
+        return x
+
+    def keep_states(self, x: PyTree) -> PyTree:
+        """The arrays themselves."""
+        return x
+
+    def agree(self, decision: jax.Array) -> jax.Array:
+        """What all ranks say: those that took different decisions would wait for each other for ever."""
+        return self.data_sum(self.all_sum((~decision).astype("int32"))) == 0
 
     def replicate(self, x: PyTree) -> PyTree:
         """The arrays themselves: every rank has them."""

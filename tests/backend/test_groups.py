@@ -1,5 +1,9 @@
 """Coarse levels on many devices: neighbours share a part of a level; results stay, the path grows like the levels."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,38 +29,50 @@ def everything(layers, solver, devices):
 
 @pytest.mark.parametrize(
     ("layers", "solver", "devices"),
-    nets.slow_but(
-        [(64, jm.MGRIT(4), 16)],
-        [(4 * p, jm.MGRIT(4), p) for p in (5, 12, 16)]
-        + [(203, jm.MGRIT(4), p) for p in (7, 16)]
-        + [(203, F_CYCLE, 16)],
-    ),
+    nets.slow_but([(32, jm.MGRIT(4), 8)], [(32, jm.MGRIT(4), 8), (20, jm.MGRIT(4), 5), (203, jm.MGRIT(4), 7)]),
 )
 def test_results_are_those_of_one_device(layers, solver, devices):
     found, expected = everything(layers, solver, devices), everything(layers, solver, 1)
     assert nets.distance(found, expected) < 1e-12
 
 
+def trained(layers, devices):
+    problem, params, batch = nets.classification(layers)
+    solver = jm.MGRIT(4, cycles=1, coarse_params=jm.average, coarse_step=jm.midpoint)
+    trainer = jm.OneShot(problem, optax.sgd(0.1), solver, solver, jm.PredictThenSweep(), nets.mesh(devices))
+    state, update = trainer.init(params, batch), jax.jit(trainer.step)
+    for _ in range(5):
+        state, info = update(state, batch)
+    return trainer.params(state), info
+
+
+@pytest.mark.skipif(len(jax.devices()) < 16, reason="run by the test below")
+def test_results_on_sixteen_devices_are_those_of_one():
+    for layers, solver, devices in [
+        (48, jm.MGRIT(4), 12),
+        (64, jm.MGRIT(4), 16),
+        (203, jm.MGRIT(4), 16),
+        (203, F_CYCLE, 16),
+    ]:
+        found, expected = everything(layers, solver, devices), everything(layers, solver, 1)
+        assert nets.distance(found, expected) < 1e-12, (layers, devices)
+    assert jm.MGRIT(4).hierarchy(64, 16, ragged=True)[1].devices == 4
+    assert nets.distance(trained(64, 16), trained(64, 1)) < 1e-12
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("layers", "factor", "devices"), [(64, 4, 16)])
-def test_predict_then_sweep_is_that_of_one_device(layers, factor, devices):
-    def trained(devices):
-        problem, params, batch = nets.classification(layers)
-        solver = jm.MGRIT(factor, cycles=1, coarse_params=jm.average, coarse_step=jm.midpoint)
-        backend = nets.mesh(devices)
-        trainer = jm.OneShot(problem, optax.sgd(0.1), solver, solver, jm.PredictThenSweep(), backend)
-        state, update = trainer.init(params, batch), jax.jit(trainer.step)
-        for _ in range(5):
-            state, info = update(state, batch)
-        return trainer.params(state), info
-
-    assert jm.MGRIT(factor).hierarchy(layers, devices, ragged=True)[1].devices > 1
-    assert nets.distance(trained(devices), trained(1)) < 1e-12
+@pytest.mark.skipif(len(jax.devices()) >= 16, reason="this is the run it starts")
+def test_a_process_with_sixteen_devices_passes_the_test_above():
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=16")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "on_sixteen"]
+    found = subprocess.run(command, env={**os.environ, "XLA_FLAGS": flags}, capture_output=True, text=True, timeout=500)
+    assert found.returncode == 0, found.stdout[-4000:]
+    assert "1 passed" in found.stdout
 
 
-@pytest.mark.parametrize(("stride", "count"), [(1, 4), (2, 3), (3, 2), (3, 4), (4, 3)])
+@pytest.mark.parametrize(("stride", "count"), [(1, 4), (2, 2), (2, 4), (4, 2)])
 def test_a_part_of_the_devices_works_like_all_of_them(stride, count):
-    backend, x = nets.mesh(12), jnp.arange(12.0)
+    backend, x = nets.mesh(8), jnp.arange(8.0)
 
     def inside(x, fill):
         part = backend.every(stride).neighbours(count)
@@ -65,7 +81,7 @@ def test_a_part_of_the_devices_works_like_all_of_them(stride, count):
         return jnp.full_like(x, part.index(), dtype=int), whole[None], part.all_sum(x), part.shift(x, 1, fill)
 
     found = backend.lift(inside, ("sharded", "replicated"), ("sharded",) * 4)(x, jnp.asarray(-1.0))
-    d = np.arange(12)
+    d = np.arange(8)
     position, first = d // stride % count, d - d // stride % count * stride
     members = first[:, None] + stride * np.arange(count)
     np.testing.assert_array_equal(found[0], position)

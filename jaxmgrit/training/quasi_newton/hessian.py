@@ -240,7 +240,7 @@ class BFGS:
         """H g."""
         vector, unravel = ravel_pytree(_whole(gradient, space))
         d: Params = unravel(memory.inverse @ vector)
-        slots = jax.tree.leaves(gradient.layers)[0].shape[0] * (space.backend.size if space.backend.cut else 1)
+        slots = jax.tree.leaves(gradient.layers)[0].shape[0] * space.backend.blocks
         padding = slots - space.layers
         whole = jax.tree.map(lambda x: jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)), d.layers)
         return d._replace(layers=space.backend.scatter(whole))
