@@ -48,7 +48,7 @@ def _grids(
     slots = relayout(slots, state, levels[0], backend)
     batch = sweep_batch(solver, u0, backend.platform, levels[0].share)
     forward = state_grids(equation, slots, shared, levels, solver, backend, batch)
-    return adjoint_grids(equation, forward, shared, linearisation), linearisation
+    return adjoint_grids(equation, forward, shared, linearisation, solver), linearisation
 
 
 GRADIENT_SPECS = Gradients(SHARDED, REPLICATED, REPLICATED)

@@ -65,6 +65,11 @@ class Solver:
         return False
 
     @property
+    def inner_values(self) -> bool:
+        """Whether coarse steps of the adjoint are linearised at the state's values inside the intervals, all kept."""
+        return False
+
+    @property
     def interval(self) -> int | None:
         """Layers per interval of the finest level; None where that depends on the network."""
         return None

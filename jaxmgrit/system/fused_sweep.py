@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxmgrit._pytree import add, split, unfold, where
 from jaxmgrit.system.grid import Grid
-from jaxmgrit.system.linearise import UNROLL, AdjointBlock, record
+from jaxmgrit.system.linearise import UNROLL, AdjointBlock, Tape, record
 from jaxmgrit.system.step import Equation, Shared, Slot
 
 PyTree = Any
@@ -36,6 +36,7 @@ def vjp_sweep(
     beside: PyTree = None,
     total: PyTree = None,
     edge: PyTree = None,
+    tapes: Tape | None = None,
 ) -> tuple[Gradients, PyTree, PyTree]:
     """State, adjoint and gradient of all intervals in one pass: the fused sweep.
 
@@ -52,27 +53,35 @@ def vjp_sweep(
         beside: leaves (share, ...).
         total: leaves (share, ...).
         edge: the adjoint that enters this device's intervals, where that is known.
+        tapes: of all intervals by `vjp_all`, where they have been recorded, leaves (share, ...).
 
     Returns:
         The gradients of this device's layers, leaves (share * factor, ...), and what `finish` makes, leaves (share,
         ...).
     """
 
-    def one(lam: PyTree, block: AdjointBlock, beside: PyTree) -> tuple[PyTree, PyTree]:
-        arrived, lam, gradients = interval_gradient(equation, shared, block, offset, lam, step_sizes)
+    def one(lam: PyTree, block: AdjointBlock, tape: Tape | None, beside: PyTree) -> tuple[PyTree, PyTree]:
+        arrived, lam, gradients = interval_gradient(equation, shared, block, offset, lam, step_sizes, tape)
         kept, increment = finish(arrived, lam, beside)
         return (gradients, kept), increment
 
-    (found, kept), total = grid.accumulate(one, ends, lam_final, total, grid.blocks, beside, edge=edge)
+    (found, kept), total = grid.accumulate(one, ends, lam_final, total, grid.blocks, tapes, beside, edge=edge)
     summed = jax.tree.map(lambda x: jnp.sum(x, axis=0), (found.shared, found.cost))
     return Gradients(unfold(found.slots), *summed), kept, total
 
 
 def interval_gradient(
-    equation: Equation, shared: Shared, block: AdjointBlock, offset: int, lam: PyTree, step_sizes: bool
+    equation: Equation,
+    shared: Shared,
+    block: AdjointBlock,
+    offset: int,
+    lam: PyTree,
+    step_sizes: bool,
+    tape: Tape | None = None,
 ) -> tuple[PyTree, PyTree, Gradients]:
     """The fused sweep of one interval, from the state at its start and the adjoint at its end."""
-    tape = record(lambda slot, u: equation.vjp_all(slot, u, shared, step_sizes), block, offset)
+    if tape is None:
+        tape = record(lambda slot, u: equation.vjp_all(slot, u, shared, step_sizes), block, offset)
 
     def one(carry: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
         lam, total = carry

@@ -124,7 +124,19 @@ def record(vjp: Callable[[Slot, PyTree], Vjp], block: AdjointBlock, offset: int)
     return Tape(end, costs, taped)
 
 
+def record_all(vjp: Callable[[Slot, PyTree], Vjp], blocks: AdjointBlock, offset: int, share: int, batch: int) -> Tape:
+    """`record` of all intervals, leaves (share, ...): everything that the pullbacks of N layers need."""
+    tapes: Tape = by_intervals(lambda block: record(vjp, block, offset), blocks, share, batch)
+    return tapes
+
+
 def pull_state(taped: PyTree, lam: PyTree) -> PyTree:
     """One step of the adjoint on the finest level, back through a linearised layer."""
     pullback, seed = taped
     return pullback((lam, seed))[0]
+
+
+def pull_linear(position: int, taped: PyTree, lam: PyTree) -> PyTree:
+    """A layer's transpose alone, without what the running cost or outputs add; the state's is at `position`."""
+    pullback, seed = taped
+    return pullback((lam, jax.tree.map(jnp.zeros_like, seed)))[position]

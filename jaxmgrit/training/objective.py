@@ -91,10 +91,13 @@ class Training:
         params = self.place(params._replace(layers=lay_out(params.layers, level)), cut=True)
         return Start(params, warm, layers)
 
-    def cold(self, params: Params, batch: tuple[Any, Any], layers: int) -> PyTree:
-        """Warm values before the first iteration on a batch, at laid-out parameters."""
+    def cold(self, params: Params, warm: PyTree, batch: tuple[Any, Any], layers: int) -> PyTree:
+        """Warm values for another batch, at laid-out parameters: cold but for what the schedule carries on."""
         x, _ = self.backend.split_batch(batch)
-        return self._cold(check_state(self.problem.opening(params.opening, x), "opening(params.opening, x)"), layers)
+        u0 = check_state(self.problem.opening(params.opening, x), "opening(params.opening, x)")
+        if carry_on := getattr(self.schedule, "cold", None):
+            return self.backend.scatter_states(carry_on(warm, layers, u0, self.setting))
+        return self._cold(u0, layers)
 
     def _cold(self, u0: PyTree, layers: int) -> PyTree:
         return self.backend.scatter_states(self.schedule.init(layers, u0, self.setting))

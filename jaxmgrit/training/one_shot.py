@@ -145,6 +145,8 @@ class OneShot:
     def cold(self, state: TrainState, batch: tuple[Any, Any]) -> TrainState:
         """The state with cold warm values for a batch, as `init` makes them; everything else is kept.
 
+        A schedule's moving average goes on (`PredictThenSweep(moving_average=0.8)`).
+
         Pure: `jax.jit(lambda state, batch: trainer.step(trainer.cold(state, batch), batch), donate_argnums=0)` trains
         on batches that change. With few cycles, `MGRIT(skip_first_down=True)` gives such a start a first coarse solve.
 
@@ -152,7 +154,7 @@ class OneShot:
             state: from `init`, `cold` or `step`, for a batch of any size.
             batch: (x, y) of the next step.
         """
-        return replace(state, warm=self.training.cold(state.params, batch, state.layers))
+        return replace(state, warm=self.training.cold(state.params, state.warm, batch, state.layers))
 
     def step(
         self, state: TrainState, batch: tuple[Any, Any], samples: jax.Array | None = None

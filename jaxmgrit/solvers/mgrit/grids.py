@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxmgrit._pytree import fold, where
+from jaxmgrit._pytree import fold, real_dtype, where
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.backend.local import Local
 from jaxmgrit.solvers.base import Solver
 from jaxmgrit.solvers.mgrit.coarse import all_layers
 from jaxmgrit.solvers.mgrit.fas import restrict
 from jaxmgrit.system.grid import Grid
-from jaxmgrit.system.kept_layers import Kept
-from jaxmgrit.system.linearise import AdjointBlock, Linearisation, pull_state, record
+from jaxmgrit.system.kept_layers import Kept, over_kept_layers
+from jaxmgrit.system.linearise import (
+    AdjointBlock,
+    Linearisation,
+    Tape,
+    pull_linear,
+    pull_state,
+    record,
+    record_all,
+)
 from jaxmgrit.system.partition import Level, coarse_grid_data
-from jaxmgrit.system.step import Equation, Shared, Slot
+from jaxmgrit.system.step import Equation, Shared, Slot, Vjp
 
 PyTree = Any
 
@@ -170,37 +180,80 @@ def adjoint_grids(
     forward: tuple[Grid, ...],
     shared: Shared,
     linearisation: Linearisation,
+    solver: Solver,
     coarse_starts: PyTree = None,
+    tapes: Tape | None = None,
 ) -> tuple[Grid, ...]:
     """The adjoint's grids on this device: the state's in the adjoint's partition, transposed and run backwards.
 
     The step of level l from the end of a slot to its start is the transpose of that slot's step, linearised at the
-    fine state at its start. `coarse_starts` are these states on level 1, leaves (share, factor, ...), where known.
+    fine state at its start; or, where the solver asks for inner values, a coarse step of the layers' transposes, each
+    linearised at its own fine state.
+
+    Args:
+        equation: the state's.
+        forward: the state's grids, in the adjoint's partition.
+        shared: what the layers share.
+        linearisation: the fine states.
+        solver: the adjoint's.
+        coarse_starts: the states at which level 1 is linearised, leaves (share, factor, ...), where known.
+        tapes: of all intervals by `vjp_all`, where they have been recorded.
     """
-    grids: list[Grid] = []
-    lin = linearisation
+    lin, finest = linearisation, forward[0]
+    block = AdjointBlock(finest.blocks, finest.mask, lin.starts, lin.resets, lin.states)
+    grids = [
+        replace(
+            finest,
+            blocks=block,
+            advance=pull_state,
+            expand=partial(_expand, equation, shared, lin.offset),
+            backward=True,
+        )
+    ]
+    if len(forward) > 1 and solver.inner_values:
+        position = 1
+        if tapes is None:
+            position, level = 0, finest.level
+            vjp = partial(_vjp_state, equation, shared)
+            tapes = record_all(vjp, block, lin.offset, level.share, finest.batch)
+        return grids[0], *_of_layers(equation, forward, partial(pull_linear, position), tapes, solver)
     starts = lin.starts
-    for depth, grid in enumerate(forward):
-        if depth == 0:
-            block: PyTree = AdjointBlock(grid.blocks, grid.mask, lin.starts, lin.resets, lin.states)
-            grids.append(
-                Grid(
-                    grid.level,
-                    grid.backend,
-                    block,
-                    pull_state,
-                    partial(_expand, equation, shared, lin.offset),
-                    backward=True,
-                    batch=grid.batch,
-                )
-            )
-            continue
-        known = depth == 1 and coarse_starts is not None
-        block = (grid.blocks, coarse_starts if known else restrict(grids[-1], grid, starts))
-        starts = jax.tree.map(lambda x: x[:, 0], block[1])
+    for depth, grid in enumerate(forward[1:]):
+        known = depth == 0 and coarse_starts is not None
+        blocks = (grid.blocks, coarse_starts if known else restrict(grids[-1], grid, starts))
+        starts = jax.tree.map(lambda x: x[:, 0], blocks[1])
         advance = partial(_transpose, equation, shared, grid.level.stride)
-        grids.append(Grid(grid.level, grid.backend, block, advance, backward=True, batch=grid.batch))
+        grids.append(replace(grid, blocks=blocks, advance=advance, backward=True))
     return tuple(grids)
+
+
+def _of_layers(
+    equation: Equation, forward: tuple[Grid, ...], pull: Callable[..., PyTree], tapes: Tape, solver: Solver
+) -> Iterator[Grid]:
+    """The adjoint's coarse grids from the pullbacks of all layers, the last layer of a slot first."""
+    levels = tuple(grid.level for grid in forward)
+    assert equation.coarse_step is not None
+    blocks, _ = coarse_blocks(Slot(tapes.taped), levels, solver, forward[0].backend)
+    for grid, (taped, _, _, kept) in zip(forward[1:], blocks, strict=True):
+        assert kept is not None
+        taped, inside = jax.tree.map(lambda x: jnp.flip(x, axis=2), (taped, kept.inside))
+        slots = Slot(taped, kept=kept._replace(inside=inside))
+        advance = partial(_pull_layers, equation.coarse_step, pull, grid.level.stride)
+        yield replace(grid, blocks=slots, advance=advance, backward=True)
+
+
+def _pull_layers(
+    coarse_step: Callable[..., PyTree], pull: Callable[..., PyTree], stride: int, slot: Slot, lam: PyTree
+) -> PyTree:
+    def step(taped: PyTree, value: PyTree, h: Any) -> PyTree:
+        return pull(taped, value)
+
+    h = jnp.zeros((stride,), real_dtype(lam))  # the pullbacks have theirs
+    return over_kept_layers(coarse_step, step, slot.theta, lam, h, stride, slot.kept or Kept())
+
+
+def _vjp_state(equation: Equation, shared: Shared, slot: Slot, u: PyTree) -> Vjp:
+    return equation.vjp_state(slot, u, shared)
 
 
 def _transpose(equation: Equation, shared: Shared, stride: int, slot_and_state: PyTree, lam: PyTree) -> PyTree:
@@ -209,4 +262,4 @@ def _transpose(equation: Equation, shared: Shared, stride: int, slot_and_state: 
 
 
 def _expand(equation: Equation, shared: Shared, offset: int, block: AdjointBlock) -> PyTree:
-    return record(lambda slot, u: equation.vjp_state(slot, u, shared), block, offset).taped
+    return record(partial(_vjp_state, equation, shared), block, offset).taped

@@ -11,7 +11,7 @@ import jax
 from jaxmgrit._checks import alike, check_batch_axis, check_scalar, check_step, describe, evaluated
 from jaxmgrit._pytree import PyTree
 from jaxmgrit.solvers.base import Outcome, Solver
-from jaxmgrit.solvers.mgrit.coarse import all_layers
+from jaxmgrit.solvers.mgrit.coarse import Picard, all_layers
 from jaxmgrit.solvers.mgrit.iteration import iterate
 from jaxmgrit.solvers.mgrit.levels import build_levels
 from jaxmgrit.solvers.mgrit.options import Options
@@ -63,6 +63,11 @@ class MGRIT(Options, Solver):
 
     Source: Falgout et al. 2014; Guenther et al. 2020 (arXiv 1812.04352).
     """
+
+    @property
+    def inner_values(self) -> bool:
+        """As `picard(sweeps, inner_values)` says."""
+        return isinstance(self.coarse_step, Picard) and self.coarse_step.inner_values
 
     @property
     def interval(self) -> int | None:
