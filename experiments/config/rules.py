@@ -7,17 +7,18 @@ import jaxmgrit as jm
 from experiments.config.describe import words
 from experiments.config.nested import networks
 from experiments.config.schema import Config, Control, Nested
-from experiments.config.solver import SCHEDULES, Solver, solver
+from experiments.config.solver import PICARD, SCHEDULES, Solver, solver
 from jaxmgrit.training.schedules.base import Setting
 
 HIERARCHY = ("coarsening_factor", "levels", "min_coarse")  # keys of a solver that decide about its levels
+COARSE = ("coarse_params", "coarse_step", *PICARD, "exact_first")  # what replaces layers on a coarse level
 PUBLISHED = ("hessian", "memory", "initial_step", "ls_max", "c1", "gtol")  # keys of one optimizer.name
 OPTAX = ("learning_rate", "schedule", "warmup", "anticipate")  # of the others
 
 
 def problems(config: Config) -> list[str]:
     """What is wrong between the keys: one line each, with key, value, expectation and remedy."""
-    lines = list(_nested(config))
+    lines = [*_nested(config), *_coarse(config)]
     if lines:
         return lines
     found = [(one.network.layers, line) for one in networks(config) for check in CHECKS for line in check(one)]
@@ -53,22 +54,30 @@ def _idle_solvers(config: Config) -> dict[str, str]:
     every = [f"{section}.{key}" for section in ("solver", "adjoint") for key in Solver.model_fields]
     if config.training.method == "sequential":
         control = [f"control.{key}" for key in Control.model_fields]
-        return dict.fromkeys([*every, *control, "training.schedule"], "training.method = 'sequential'")
+        keys = [*every, *control, "training.schedule", "training.moving_average"]
+        return dict.fromkeys(keys, "training.method = 'sequential'")
+    idle = {
+        f"{section}.{key}": f"{section}.coarse_step = {step!r}"
+        for section in ("solver", "adjoint")
+        for key in PICARD
+        if (step := getattr(config, section).coarse_step) != "picard"
+    }
     if config.training.schedule == "predict_then_sweep":
         reason = "training.schedule = 'predict_then_sweep' with two levels"
-        return {
+        idle |= {
             f"{section}.{key}": reason
             for section in ("solver", "adjoint")
             for key in ("cycle", "cycles", "cf_relaxations")
             if len(grid_sizes(config, section)) == 2
         }
-    return {}
+    return idle
 
 
 def grid_sizes(config: Config, section: str) -> list[int]:
     """Steps on each level of the `solver` or the `adjoint`, finest first, as the library builds them."""
     ragged = config.training.schedule == "predict_then_sweep"
-    return [level.steps for level in solver(getattr(config, section)).hierarchy(config.network.layers, ragged=ragged)]
+    plain = solver(_only(getattr(config, section), *HIERARCHY))
+    return [level.steps for level in plain.hierarchy(config.network.layers, ragged=ragged)]
 
 
 def _hierarchy(config: Config) -> Iterator[str]:
@@ -99,7 +108,7 @@ def _predict_then_sweep(config: Config) -> Iterator[str]:
     plain = {name: _only(getattr(config, name), *HIERARCHY) for name in ("solver", "adjoint")}
     for name in ("solver", "adjoint") if config.adjoint != config.solver else ("solver",):
         section: Solver = getattr(config, name)
-        for key in [key for key in Solver.model_fields if key not in HIERARCHY]:
+        for key in [key for key in Solver.model_fields if key not in (*HIERARCHY, *COARSE)]:
             if not _predicts(config, *[_only(section, *HIERARCHY, key)] * 2) and _predicts(config, *[plain[name]] * 2):
                 default = words(Solver.model_fields[key].default)
                 yield (
@@ -127,6 +136,44 @@ def _predicts(config: Config, state: Solver, adjoint: Solver) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _coarse(config: Config) -> Iterator[str]:
+    """Coarse parameters and steps that do not fit each other; nothing else can be asked of such a solver."""
+    for name in ("solver", "adjoint") if config.adjoint != config.solver else ("solver",):
+        section: Solver = getattr(config, name)
+        params, step = section.coarse_params, section.coarse_step
+        if step == "picard" and params != "all_layers":
+            yield (
+                f"{name}.coarse_params = {params!r}: expected all_layers with {name}.coarse_step = 'picard', which "
+                "runs over all the layers. Change one of them."
+            )
+        if params == "all_layers" and step not in ("picard", "zero_step"):
+            yield (
+                f"{name}.coarse_step = {step!r}: expected picard (or zero_step) with {name}.coarse_params = "
+                "'all_layers'. Change one of them."
+            )
+        if params != "all_layers" and section.exact_first:
+            yield (
+                f"{name}.exact_first = {section.exact_first}: expected 0 with {name}.coarse_params = {params!r}, which "
+                "keeps no layers to run. Leave it out, or use all_layers and picard."
+            )
+
+
+def _moving_average(config: Config) -> Iterator[str]:
+    training = config.training
+    if training.moving_average is None or training.method == "sequential":
+        return
+    for key, value, expected in (
+        ("training.schedule", training.schedule, "predict_then_sweep"),
+        ("training.start", training.start, "cold"),
+        ("network.layout", config.network.layout, "batch_first"),
+    ):
+        if value != expected:
+            yield (
+                f"training.moving_average = {training.moving_average}: expected null with {key} = {value!r}; it is for "
+                f"{expected}. Leave it out, or change that."
+            )
 
 
 def _devices(config: Config) -> Iterator[str]:
@@ -261,6 +308,7 @@ def _layout(config: Config) -> Iterator[str]:
 CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _hierarchy,
     _predict_then_sweep,
+    _moving_average,
     _layout,
     _devices,
     _processes,

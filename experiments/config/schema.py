@@ -64,6 +64,11 @@ class Training(Section):
         default="warm",
         description="start solves from the same points' values when last seen (kept for all points), or anew",
     )
+    moving_average: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        default=None,
+        description="of predict_then_sweep from cold starts: weight of the past in what predictions miss on average, "
+        "0.8 say; null: predict without it",
+    )
 
 
 class Nested(Section):

@@ -7,8 +7,9 @@ from pydantic import Field
 import jaxmgrit as jm
 from experiments.section import Count, Factor, NonNegative, Section
 
-COARSE_PARAMS = {"injection": jm.injection, "average": jm.average}
-COARSE_STEPS = {"same_step": jm.same_step, "midpoint": jm.midpoint}
+COARSE_PARAMS = {"injection": jm.injection, "average": jm.average, "all_layers": jm.all_layers}
+COARSE_STEPS = {"same_step": jm.same_step, "midpoint": jm.midpoint, "zero_step": jm.zero_step}
+PICARD = ("sweeps", "inner_values")  # keys of coarse_step = 'picard'
 SCHEDULES: dict[str, jm.CyclesThenGradient | jm.PredictThenSweep] = {
     "cycles_then_gradient": jm.CyclesThenGradient(),
     "predict_then_sweep": jm.PredictThenSweep(),
@@ -33,12 +34,18 @@ class Solver(Section):
     rtol: NonNegative | None = Field(default=None, description="stop at this residual relative to the first")
     atol: NonNegative | None = Field(default=None, description="stop at this residual")
     skip_first_down: bool = Field(default=False, description="start the first cycle on the coarsest level")
-    coarse_params: Literal["injection", "average"] = Field(
-        default="injection", description="parameters of one coarse layer"
+    coarse_params: Literal["injection", "average", "all_layers"] = Field(
+        default="injection", description="parameters of one coarse layer; all_layers: for layers not smooth in depth"
     )
-    coarse_step: Literal["same_step", "midpoint"] = Field(
-        default="same_step", description="what one coarse layer does with them"
+    coarse_step: Literal["same_step", "midpoint", "picard", "zero_step"] = Field(
+        default="same_step",
+        description="what one coarse layer does with them; picard: of all_layers; zero_step: relaxation only",
     )
+    sweeps: Count = Field(default=2, description="of picard: over all the layers; as many as they are is sequential")
+    inner_values: bool = Field(
+        default=False, description="of picard: linearise adjoints at all states, kept, and evaluate no layer again"
+    )
+    exact_first: Count = Field(default=0, description="with all_layers: so many first intervals run exactly")
     intervals_per_sweep: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="intervals that go through one batched sweep; null: a good choice for the platform"
     )
@@ -47,11 +54,13 @@ class Solver(Section):
 def solver(section: Solver) -> jm.MGRIT:
     """The multigrid solver of a `solver` or `adjoint` section."""
     options = section.model_dump()
+    sweeps = [options.pop(key) for key in PICARD]
+    step = options.pop("coarse_step")
     factor = options.pop("coarsening_factor")
     return jm.MGRIT(
         coarsening_factor=tuple(factor) if isinstance(factor, list) else factor,
         cf_relaxations=tuple(options.pop("cf_relaxations")),
         coarse_params=COARSE_PARAMS[options.pop("coarse_params")],
-        coarse_step=COARSE_STEPS[options.pop("coarse_step")],
+        coarse_step=jm.picard(*sweeps) if step == "picard" else COARSE_STEPS[step],
         **options,
     )

@@ -110,7 +110,8 @@ def _updates(optimizer: Optimizer) -> str:
 def _hierarchy(config: Config, section: str) -> str:
     """The levels of the solver or the adjoint, and what is done on them."""
     solver, sizes = getattr(config, section), grid_sizes(config, section)
-    levels = f"{' > '.join(map(str, sizes))} layers, {solver.coarse_params} and {solver.coarse_step} on coarse levels"
+    step = f"picard({solver.sweeps})" if solver.coarse_step == "picard" else solver.coarse_step
+    levels = f"{' > '.join(map(str, sizes))} layers, {solver.coarse_params} and {step} on coarse levels"
     if config.training.schedule == "predict_then_sweep":
         return levels
     cycles = f"{solver.cycles} {solver.cycle}-cycle{'s' if solver.cycles > 1 else ''}"

@@ -19,6 +19,7 @@ from experiments.timing.contenders import Case, network
 from experiments.timing.devices import Devices
 from experiments.timing.ranks import agreed
 from jaxmgrit.analysis.cost_model import Costs, Sizes
+from jaxmgrit.solvers.mgrit.coarse import Picard
 from jaxmgrit.system.fused_sweep import interval_gradient
 from jaxmgrit.system.linearise import AdjointBlock, pull_state, record
 from jaxmgrit.system.step import Equation, Shared, Slot, keeping_little
@@ -64,18 +65,25 @@ def calibrate(
 
 
 def evaluations(solver: jm.MGRIT) -> float:
-    """Of Phi in one coarse step."""
+    """Of Phi in one coarse step, those of many layers at once counted once."""
+    if isinstance(solver.coarse_step, Picard):
+        return float(max(1, solver.coarse_step.sweeps))
     return 2.0 if solver.coarse_step is jm.midpoint else 1.0
 
 
 def coarse_steps(network: Network, solver: jm.MGRIT, factor: int, devices: Devices) -> tuple[float, float]:
     """Seconds of one coarse step for `factor` layers, and of its pullback, one by one as on the coarsest level."""
+    kept = solver.coarse_params is jm.all_layers
     theta = jax.tree.map(lambda t: t[::factor], network.theta)
+    if kept:
+        whole = jax.tree.leaves(network.theta)[0].shape[0] // factor
+        theta = jax.tree.map(lambda t: t[: whole * factor].reshape(whole, factor, *t.shape[1:]), network.theta)
     count = jax.tree.leaves(theta)[0].shape[0]
     states = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)) + jnp.zeros((), x.dtype), network.u0)
 
     def step(t: Any, u: Any) -> Any:
-        return solver.coarse_step(network.step, t, u, network.h * factor, factor)
+        h = jnp.full((factor,), network.h, jax.tree.leaves(u)[0].dtype) if kept else network.h * factor
+        return solver.coarse_step(network.step, t, u, h, factor)
 
     def forward(t: Any, rhs: Any, u: Any) -> Any:
         def one(u: Any, inputs: Any) -> tuple[Any, Any]:

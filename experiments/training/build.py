@@ -206,7 +206,10 @@ def _solvers(config: Config, rung: int) -> tuple[Any, jm.MGRIT | jm.Sequential, 
         return jm.CyclesThenGradient(), jm.Sequential(), jm.Sequential()
     own, adjoint = solver(config.solver), solver(config.adjoint)
     if rung == 0:
-        return SCHEDULES[config.training.schedule], own, adjoint
+        schedule = SCHEDULES[config.training.schedule]
+        if config.training.moving_average is not None:
+            schedule = jm.PredictThenSweep(config.training.moving_average)
+        return schedule, own, adjoint
     cycles = ladder(config)[rung]
     if cycles is None:
         return jm.CyclesThenGradient(), jm.Sequential(own.factor(0)), jm.Sequential(own.factor(0))

@@ -36,8 +36,9 @@ VALUES = st.one_of(
     st.sampled_from([0.0, -0.0, 1e-3, 0.5, 1.0, 1e308, 5e-324]),
     st.text(max_size=5),
     st.sampled_from(
-        "adam sgd V F injection average midpoint same_step one_shot sequential cosine tanh relu float64 float32 local "
-        "mesh warm cold level_sets mnist cycles_then_gradient predict_then_sweep null true".split()
+        "adam sgd V F injection average midpoint same_step all_layers picard zero_step one_shot sequential cosine tanh "
+        "relu float64 float32 local mesh warm cold level_sets mnist cycles_then_gradient predict_then_sweep null "
+        "true".split()
     ),
     st.lists(st.integers(-1, 9), max_size=3),
     st.dictionaries(st.sampled_from(["name", "every", "x"]), st.integers(0, 5), max_size=2),
