@@ -62,7 +62,7 @@ class Training:
     @property
     def _parts(self) -> int:
         """Parts of the batch, where a loss is computed from one of them."""
-        return self.backend.data_size if self.backend.cut else 1
+        return self.backend.batch_parts
 
     def start(self, params: Params, batch: tuple[Any, Any]) -> Start:
         """Check parameters and batch, and make copies that may be donated.
@@ -162,11 +162,11 @@ class Training:
 
     def _mean_over_parts(self, aux: PyTree) -> PyTree:
         """The floating-point leaves of what each part of the batch has, averaged; the others as they are."""
-        if not self.backend.cut or self.backend.data_size == 1:
+        if self._parts == 1:
             return aux
         averaged, others = split(aux)
         total = self.backend.data_total(averaged)
-        return merge(jax.tree.map(lambda x: x / self.backend.data_size, total), others)
+        return merge(jax.tree.map(lambda x: x / self._parts, total), others)
 
     def objective(
         self, params: Params, ends: PyTree, batch: tuple[Any, Any], layers: int, otherwise: PyTree
@@ -224,23 +224,22 @@ class Training:
 
     def place(self, params: Params, cut: bool = False) -> Params:
         """Spread the layers, give the opening and closing to all devices; `cut` where the layers are whole as yet."""
-        place = self.backend.scatter if cut or not self.backend.cut else self.backend.replicate
+        place = self.backend.scatter if cut else self.backend.keep
         replicate = self.backend.replicate
         return Params(replicate(params.opening), place(params.layers), replicate(params.closing))
 
     def place_warm(self, warm: PyTree) -> PyTree:
         """Spread warm values, as an iteration leaves them, over the devices."""
-        return warm if self.backend.cut else self.backend.scatter_states(warm)
+        return self.backend.keep_states(warm)
 
     def mask(self, tree: PyTree, layers: int) -> PyTree:
         """Zero what belongs to padding, in arrays by slot."""
-        block = self.backend.index() if self.backend.cut else 0
-        blocks = self.backend.size if self.backend.cut else 1
+        backend = self.backend
 
         def one(x: Any) -> Any:
-            if blocks * x.shape[0] == layers:
+            if backend.blocks * x.shape[0] == layers:
                 return x
-            slot = block * x.shape[0] + jnp.arange(x.shape[0], dtype=jnp.int32)
+            slot = backend.block * x.shape[0] + jnp.arange(x.shape[0], dtype=jnp.int32)
             return where(slot < layers, x, jnp.zeros_like(x))
 
         return jax.tree.map(one, tree)

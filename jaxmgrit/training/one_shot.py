@@ -175,7 +175,7 @@ class OneShot:
         Raises:
             ValueError: `samples` under `MPI(data=...)`, where a rank has the warm values of its part of them only.
         """
-        if samples is not None and self.backend.cut and self.backend.data_size > 1:
+        if samples is not None and self.backend.batch_parts > 1:
             raise ValueError(
                 "samples: with the batch split over MPI ranks, warm values are kept for a fixed batch only; start each "
                 "step cold (trainer.cold), use MPI(data=1), or a Mesh with a data axis."

@@ -14,7 +14,7 @@ import optax
 
 from jaxmgrit._checks import check_backend, check_solver, integer, is_real
 from jaxmgrit._pytree import merge, split, subtract, where
-from jaxmgrit.backend.base import Backend, broadcast
+from jaxmgrit.backend.base import Backend
 from jaxmgrit.backend.local import Local
 from jaxmgrit.solvers.base import Solver
 from jaxmgrit.solvers.mgrit.solver import MGRIT
@@ -289,12 +289,6 @@ class PublishedLoop:
             moved = training.place(_moved(params, descent, step_size, jnp.ones((), bool)))
             return training.objective(moved, ends, batch, layers, otherwise=here.found.warm[0])
 
-        def agree(decision: jax.Array) -> jax.Array:
-            if not backend.cut:
-                return decision
-            # Ranks that took different decisions would wait for each other for ever.
-            return backend.data_total(broadcast(backend, decision.astype(jnp.int32), 0)) == backend.data_size
-
         return backtrack(
             trial,
             here.found.warm[0],
@@ -304,7 +298,7 @@ class PublishedLoop:
             c1=self.c1,
             most=self.ls_max,
             wanted=wanted & (slope > 0),
-            agree=agree,
+            agree=backend.agree,
         )
 
     def _scaled(self, tree: Params, power: float, training: Training, layers: int) -> Params:
