@@ -12,6 +12,7 @@ from jaxmgrit.solution import AdjointSolution, CPoints, Solution
 from jaxmgrit.solve import solve, trajectory
 from jaxmgrit.solvers.mgrit.coarse import all_layers, average, injection, midpoint, picard, same_step, zero_step
 from jaxmgrit.solvers.mgrit.solver import MGRIT
+from jaxmgrit.solvers.newton.solver import Newton
 from jaxmgrit.solvers.result import Result, SolveError, check
 from jaxmgrit.solvers.sequential import Sequential
 from jaxmgrit.training.nested import refine
@@ -42,6 +43,7 @@ __all__ = [
     "LayerwisePenalty",
     "Local",
     "Mesh",
+    "Newton",
     "OneShot",
     "Outcome",
     "Params",

@@ -258,7 +258,7 @@ def integer(owner: str, name: str, value: Any, least: int) -> None:
 def check_solver(name: str, solver: Any) -> None:
     """Raise a TypeError unless `solver` is an object that can solve."""
     if isinstance(solver, type) or not hasattr(solver, "run") or not hasattr(solver, "hierarchy"):
-        raise TypeError(f"{name}={solver!r} is not a solver; give jm.MGRIT(...) or jm.Sequential().")
+        raise TypeError(f"{name}={solver!r} is not a solver; give jm.MGRIT(...), jm.Newton(...) or jm.Sequential().")
 
 
 def check_batch_axis(owner: str, batch_axis: int | None, state: PyTree) -> None:

@@ -104,10 +104,17 @@ def _adjoint_program(
         if gradients and solver.is_sequential(levels) and backend.size == 1:
             ends, found = sequential_gradient(equation, grids[0], shared, lin.offset, lam_final, step_sizes)
             return sequential_outcome(grids[0], ends, lam_final), _collect(found, levels[0], state, backend)
-        outcome = solver.run(grids, repeat(lam_final, levels[0].share) if ends is None else ends, lam_final)
+        guess = repeat(lam_final, levels[0].share) if ends is None else ends
         if not gradients:
-            return outcome, None
-        found, _, _ = vjp_sweep(equation, grids[0], shared, lin.offset, outcome.ends, lam_final, step_sizes)
+            return solver.run(grids, guess, lam_final), None
+
+        def sweep(ends: PyTree) -> tuple[PyTree, Gradients]:
+            found, arrived, _ = vjp_sweep(
+                equation, grids[0], shared, lin.offset, ends, lam_final, step_sizes, lambda u, lam, _: (lam, None)
+            )
+            return arrived, found
+
+        outcome, found = solver.run_and_sweep(grids, guess, lam_final, sweep)
         return outcome, _collect(found, levels[0], state, backend)
 
     specs = (OUTCOME_SPECS, GRADIENT_SPECS if gradients else None)
@@ -145,7 +152,7 @@ def adjoint_solve(
             `solver`.
         lam_final: lam^N = d loss / d u^N, like the state.
         h: as in `solve`.
-        solver: `MGRIT(...)` (the default) or `Sequential()`.
+        solver: `MGRIT(...)` (the default), `Newton(...)` (one iteration is exact) or `Sequential()`.
         guess: C-points of an earlier adjoint solve with the same partition; None: lam^N everywhere.
         running_cost: (theta, u, h) -> scalar, or None.
         backend: the one `sol` was computed with.
@@ -166,7 +173,9 @@ def adjoint_solve(
     check_partition(sol.level, network.layers, backend, "sol")
     lam_final = check_state(lam_final, "lam_final")
     check_like(lam_final, sol.u_final, "lam_final", "It is the loss's derivative with respect to the final state.")
-    adj, _ = adjoint_network(network, sol, backend.split_batch(lam_final), solver, guess, backend)
+    lam_final = backend.split_batch(lam_final)
+    solver = solver.fitted(network.layers, lam_final, backend)
+    adj, _ = adjoint_network(network, sol, lam_final, solver, guess, backend)
     return replace(adj, lam_initial=backend.join_batch(adj.lam_initial))
 
 

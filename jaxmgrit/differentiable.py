@@ -47,7 +47,7 @@ def chosen(
             check_solver(name, given)
     if adjoint is None and solver is not None and solver.own_adjoint:
         adjoint = solver
-    return match_segments(solver or exact, adjoint or exact)
+    return solver or exact, adjoint or exact
 
 
 def plainly(
@@ -116,6 +116,7 @@ def solved(
     """
     u0 = check_state(u0, "init" if outputs else "u0")
     network = _hoist(make_network(step, theta, u0, h, solver, adjoint, outputs=outputs), u0)
+    solver, adjoint = match_segments(*(s.fitted(network.layers, u0, backend) for s in (solver, adjoint)))
     differentiable, others = split((network.slots, network.shared))
     problem = _Static(network.equation, network.layers, solver, adjoint, backend, name)
     d_slots_and_shared, u0 = reverse_mode_only((differentiable, u0), name)

@@ -47,7 +47,7 @@ def solve(
         theta: parameters, every leaf with leading axis N.
         u0: state, a pytree of floating-point arrays.
         h: step size, a scalar or one per layer, shape (N,).
-        solver: `MGRIT(...)` (the default) or `Sequential()`.
+        solver: `MGRIT(...)` (the default), `Newton(...)` or `Sequential()`.
         guess: C-points of an earlier solve with the same partition of the layers; None: u^0 everywhere.
         backend: `Local()` (the default), `Mesh(...)`: where the layers live.
 
@@ -62,7 +62,8 @@ def solve(
     check_backend(backend)
     u0 = check_state(u0)
     u0 = backend.split_batch(u0)
-    sol = solve_network(make_network(step, theta, u0, h, solver), u0, solver, guess, backend)
+    network = make_network(step, theta, u0, h, solver)
+    sol = solve_network(network, u0, solver.fitted(network.layers, u0, backend), guess, backend)
     return replace(sol, u_final=backend.join_batch(sol.u_final))
 
 

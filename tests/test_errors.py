@@ -187,7 +187,7 @@ NETWORKS = {
         "functions are not parameters",
         "equinox.partition",
     ),
-    "a solver of the wrong kind": (dict(solver="V"), TypeError, "solver='V'", "jm.MGRIT(...) or jm.Sequential()"),
+    "a solver of the wrong kind": (dict(solver="V"), TypeError, "solver='V'", "jm.Newton(...) or jm.Sequential()"),
     "a coarse step that changes the shape": (
         dict(solver=jm.MGRIT(coarse_step=lambda step, theta, u, h, m: u[0])),
         TypeError,
@@ -366,8 +366,8 @@ def test_a_part_of_the_problem_that_is_no_function_is_refused(name):
 
 TRAINERS = {
     "schedule": ("predict", "jm.CyclesThenGradient() or jm.PredictThenSweep()"),
-    "solver": ("V", "jm.MGRIT(...) or jm.Sequential()"),
-    "adjoint": (jm.MGRIT, "jm.MGRIT(...) or jm.Sequential()"),
+    "solver": ("V", "jm.Newton(...) or jm.Sequential()"),
+    "adjoint": (jm.MGRIT, "jm.Newton(...) or jm.Sequential()"),
     "optimizer": ("adam", "optax.adam(1e-2)"),
     "backend": ("cpu", "jm.Local()"),
 }

@@ -35,6 +35,10 @@ class Outcome(NamedTuple):
     scale: jax.Array
 
 
+# From C-points, leaves (share, ...): what their intervals arrive at, likewise, and what else the sweep makes of them.
+Sweep = Callable[[PyTree], tuple[PyTree, PyTree]]
+
+
 class Solver:
     """How the values at the ends of intervals are solved for, the same way for the state and for the adjoint.
 
@@ -74,6 +78,13 @@ class Solver:
         """Layers per interval of the finest level; None where that depends on the network."""
         return None
 
+    def fitted(self, layers: int, state: PyTree, backend: Backend) -> Solver:
+        """This solver, with options left open chosen for a network of so many layers and states like this one.
+
+        The verbs ask for it, which know the state; trainers, whose partition is older than their first batch, do not.
+        """
+        return self
+
     def hierarchy(
         self, steps: int, devices: int = 1, *, front: bool = False, ragged: bool = False
     ) -> tuple[Level, ...]:
@@ -112,6 +123,16 @@ class Solver:
             initial: the value the run starts from, without a leading axis.
         """
         raise TypeError(f"{type(self).__name__} does not define run(grids, guess, initial).")
+
+    def run_and_sweep(
+        self, grids: Sequence[Grid], guess: PyTree, initial: PyTree, sweep: Sweep
+    ) -> tuple[Outcome, PyTree]:
+        """`run`, and what a sweep over all intervals makes of the final C-points (the gradients, say).
+
+        A solver that needs a last sweep to know how well its C-points fit takes this one.
+        """
+        outcome = self.run(grids, guess, initial)
+        return outcome, sweep(outcome.ends)[1]
 
 
 def is_finite(state: PyTree, backend: Backend) -> jax.Array:

@@ -36,19 +36,24 @@ class Gauge(NamedTuple):
     unmet: jax.Array
 
 
-def gauge(arrived: PyTree, end: PyTree, norm: Norm, batch_axis: int | None) -> Gauge:
-    """The gauge of one interval, from what it arrives at and the value held at its end."""
+def gauge(arrived: PyTree, end: PyTree, norm: Norm, batch_axis: int | None, rounding: float = ROUNDING) -> Gauge:
+    """The gauge of one interval, from what it arrives at and the value held at its end.
+
+    Residuals up to `rounding` units in the last place of the values count as rounding.
+    """
     dtype, difference = norm_dtype(end), subtract(arrived, end)
-    above = jax.tree.map(lambda r, x: _above_rounding(r, x, batch_axis), difference, end)
+    above = jax.tree.map(lambda r, x: _above_rounding(r, x, batch_axis, rounding), difference, end)
     unmet = sum((jnp.sum(x, dtype=dtype) for x in jax.tree.leaves(above)), start=jnp.zeros((), dtype))
     return Gauge(norm(difference).astype(dtype), norm(end).astype(dtype), unmet)
 
 
-def _above_rounding(residual: jax.Array, value: jax.Array, batch_axis: int | None) -> jax.Array:
+def _above_rounding(residual: jax.Array, value: jax.Array, batch_axis: int | None, rounding: float) -> jax.Array:
     """Of every slice along the batch axis, whether its residual is more than rounding; True where that is unknown."""
-    eps = float(jnp.finfo(value.dtype).eps)
+    info = jnp.finfo(value.dtype)
     size, scale = _largest(residual, batch_axis), _largest(value, batch_axis)
-    return ~((size <= ROUNDING * eps * scale) & jnp.isfinite(scale))
+    # Below the normal numbers relative precision ends, and from float32 on hardware may flush to zero.
+    floor = info.tiny if info.bits >= 32 else info.smallest_subnormal
+    return ~((size <= rounding * jnp.maximum(float(info.eps) * scale, float(floor))) & jnp.isfinite(scale))
 
 
 def _largest(x: jax.Array, batch_axis: int | None) -> jax.Array:

@@ -31,6 +31,7 @@ class Result(enum.IntEnum):
     NOT_FINITE = 3
     STALLED = 4
     SEQUENTIAL = 5
+    COUPLED = 6
 
     @property
     def sentence(self) -> str:
@@ -39,7 +40,7 @@ class Result(enum.IntEnum):
 
 
 # How bad each code is, by its number: exact values first, then the less to be trusted the later.
-_SEVERITY = (0, 2, 4, 5, 3, 1)
+_SEVERITY = (0, 3, 5, 6, 4, 1, 2)
 
 _SENTENCES = {
     Result.CONVERGED: "The solve converged.",
@@ -65,6 +66,11 @@ _SENTENCES = {
         "The cycles did not reach the tolerance, so the layers were propagated one after another: the result is exact "
         "and the cycles were wasted. jm.Sequential() gives it without them."
     ),
+    Result.COUPLED: (
+        "The result is exact, but the samples along batch_axis are coupled (as by batch normalisation), which Newton's "
+        "Jacobians of single samples do not know, so it took more iterations than it should, or a sequential run: give "
+        "jm.Newton(batch_axis=None) if the whole state is small, else use jm.Sequential()."
+    ),
 }
 
 
@@ -79,7 +85,7 @@ class SolveError(RuntimeError):
 def worse(a: ArrayLike, b: ArrayLike) -> jax.Array:
     """The worse of two codes, by a table of how far their values are to be trusted; shapes broadcast.
 
-    From good to bad: CONVERGED, SEQUENTIAL, CYCLES_USED_UP, STALLED, DIVERGED, NOT_FINITE.
+    From good to bad: CONVERGED, SEQUENTIAL, COUPLED, CYCLES_USED_UP, STALLED, DIVERGED, NOT_FINITE.
     """
     severity = jnp.asarray(_SEVERITY, jnp.int32)
     return jnp.where(severity[jnp.asarray(a)] >= severity[jnp.asarray(b)], a, b).astype(jnp.int32)

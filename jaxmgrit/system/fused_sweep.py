@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmgrit._pytree import add, split, unfold, where
+from jaxmgrit._pytree import add, fold, split, unfold, where
 from jaxmgrit.system.grid import Grid
 from jaxmgrit.system.linearise import UNROLL, AdjointBlock, Tape, record
 from jaxmgrit.system.step import Equation, Shared, Slot
@@ -59,6 +59,17 @@ def vjp_sweep(
         The gradients of this device's layers, leaves (share * factor, ...), and what `finish` makes, leaves (share,
         ...).
     """
+    chunk = min(grid.batch, grid.level.share)
+    if (
+        tapes is None
+        and chunk > 1
+        and grid.level.share % chunk == 0
+        and grid.mask is None
+        and jax.tree.leaves(zero_shared(shared, step_sizes))
+    ):
+        return _side_by_side(
+            equation, grid, shared, offset, grid.starts(ends, lam_final, edge), step_sizes, chunk, finish, beside, total
+        )
 
     def one(lam: PyTree, block: AdjointBlock, tape: Tape | None, beside: PyTree) -> tuple[PyTree, PyTree]:
         arrived, lam, gradients = interval_gradient(equation, shared, block, offset, lam, step_sizes, tape)
@@ -70,6 +81,42 @@ def vjp_sweep(
     return Gradients(unfold(found.slots), *summed), kept, total
 
 
+def _side_by_side(
+    equation: Equation,
+    grid: Grid,
+    shared: Shared,
+    offset: int,
+    starts: PyTree,
+    step_sizes: bool,
+    chunk: int,
+    finish: Callable[..., tuple[PyTree, PyTree]],
+    beside: PyTree,
+    total: PyTree,
+) -> tuple[Gradients, PyTree, PyTree]:
+    """The fused sweep where something shared is differentiated: its cotangent is summed over `chunk` intervals at once.
+
+    For intervals without padding, since what padding would add cannot be taken out of the sum.
+    """
+
+    def several(args: PyTree) -> tuple[PyTree, ...]:
+        lam, block, beside = args
+        slots, states = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (block.slots, block.states))
+        block = block._replace(slots=slots, states=states)
+        arrived, lam, found = interval_gradient(equation, shared, block, offset, lam, step_sizes, together=True)
+        by_interval = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), found.slots)
+        return found._replace(slots=by_interval), *jax.vmap(finish)(arrived, lam, beside)
+
+    args = (starts, grid.blocks, beside)
+    if chunk == grid.level.share:
+        found, kept, increment = several(args)
+    else:
+        found, kept, increment = jax.lax.map(several, fold(args, chunk))
+        summed = jax.tree.map(lambda x: jnp.sum(x, axis=0), (found.shared, found.cost))
+        slots, kept, increment = unfold((found.slots, kept, increment))
+        found = Gradients(slots, *summed)
+    return found._replace(slots=unfold(found.slots)), kept, add(total, increment)
+
+
 def interval_gradient(
     equation: Equation,
     shared: Shared,
@@ -78,10 +125,14 @@ def interval_gradient(
     lam: PyTree,
     step_sizes: bool,
     tape: Tape | None = None,
+    together: bool = False,
 ) -> tuple[PyTree, PyTree, Gradients]:
-    """The fused sweep of one interval, from the state at its start and the adjoint at its end."""
+    """The fused sweep of one interval, from the state at its start and the adjoint at its end.
+
+    With `together` of several intervals, which are the axis behind that of the slots.
+    """
     if tape is None:
-        tape = record(lambda slot, u: equation.vjp_all(slot, u, shared, step_sizes), block, offset)
+        tape = record(lambda slot, u: equation.vjp_all(slot, u, shared, step_sizes, together), block, offset)
 
     def one(carry: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
         lam, total = carry

@@ -103,18 +103,21 @@ class Equation:
         """One layer with its pullback to the state: `pullback((lam, seed))` is (lam of the layer before,)."""
         return self._vjp(lambda v: self._layer(slot, v, shared), slot, u, u)
 
-    def vjp_all(self, slot: Slot, u: PyTree, shared: Shared, step_sizes: bool) -> Vjp:
+    def vjp_all(self, slot: Slot, u: PyTree, shared: Shared, step_sizes: bool, together: bool = False) -> Vjp:
         """One layer with its pullback to its parameters, its state and what is shared, in this order.
 
         With `step_sizes` the first is a slot, with the cotangent of h where h is per layer; else the parameters alone.
+        With `together` slot and state have a leading axis, of layers side by side, over which the cotangent of what is
+        shared is summed: one product for all rather than one each.
         """
+        run = jax.vmap(self._layer, in_axes=(0, 0, None)) if together else self._layer
         differentiable, others = split(slot._replace(y_bar=None) if step_sizes else slot.theta)
         d_shared, fixed = split(shared)
 
         def f(d: PyTree, v: PyTree, s: PyTree) -> Any:
             own = merge(d, others)
             own = own if step_sizes else Slot(own, slot.h)
-            return self._layer(own, v, merge(s, fixed) if step_sizes else shared)
+            return run(own, v, merge(s, fixed) if step_sizes else shared)
 
         return self._vjp(f, slot, u, differentiable, u, d_shared if step_sizes else Shared())
 

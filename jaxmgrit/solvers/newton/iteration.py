@@ -1,0 +1,216 @@
+"""Newton's iteration over the C-points, the same for the state and the adjoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmgrit._pytree import PyTree, euclidean_norm, repeat, where
+from jaxmgrit.solvers.base import Outcome, Sweep, at_last_interval, is_finite
+from jaxmgrit.solvers.convergence import ROUNDING, Gauge, gauge, total
+from jaxmgrit.solvers.newton.options import Options
+from jaxmgrit.solvers.newton.recurrence import recur
+from jaxmgrit.solvers.newton.samples import Samples, samples_of
+from jaxmgrit.solvers.result import Result, is_stalled, result_code
+from jaxmgrit.solvers.sequential import sequential
+from jaxmgrit.system.grid import Grid, run_interval
+
+# What the history holds where no residual was recorded.
+NONE = -1.0
+
+# The adjoint is linear: one iteration is exact, and its residual is what d products and sums of rounding leave.
+ADJOINT_ROUNDING = 1e3
+
+# After so many iterations so many of the intervals must meet the tolerance, those aside which are exact by then anyway.
+PATIENCE, ENOUGH = 8, 0.25
+
+# By how much the Jacobians of single samples may miss a tangent that differs between samples.
+COUPLED = 1e-3
+
+
+class Progress(NamedTuple):
+    """Where the iteration stands.
+
+    Attributes:
+        ends: C-points, leaves (share, ...).
+        norms: recorded residual norms, (iterations,).
+        done: iterations done, ().
+        coupled: whether the Jacobians of single samples missed something, ().
+    """
+
+    ends: PyTree
+    norms: jax.Array
+    done: jax.Array
+    coupled: jax.Array
+
+
+class Linearised(NamedTuple):
+    """An interval, run through with the tangents of all components.
+
+    Attributes:
+        arrived: Psi, what it arrives at.
+        jacobian: A, (d, samples, d), the input's component first.
+        mismatch: of A and a tangent that differs between samples, relative to A, (); None where not looked for.
+    """
+
+    arrived: PyTree
+    jacobian: jax.Array
+    mismatch: jax.Array | None
+
+
+def linearise_interval(
+    grid: Grid, samples: Samples, probe: bool, start: PyTree, block: PyTree, mask: jax.Array | None
+) -> Linearised:
+    """Psi and A of one interval: its slots' linearisation pushes all tangents on at once."""
+    signs = samples.signs()
+    tangents = samples.basis()
+    if probe:
+        tangents = jax.tree.map(lambda v, w: jnp.concatenate([v, w[None]]), tangents, samples.unravel(signs))
+
+    def one(carry: PyTree, inputs: PyTree) -> tuple[PyTree, None]:
+        value, tangents = carry
+        slot, inside = inputs
+        after, push = jax.linearize(partial(grid.advance, slot), value)
+        return where(inside, (after, jax.vmap(push)(tangents)), carry), None
+
+    (arrived, tangents), _ = jax.lax.scan(one, (start, tangents), (grid.expand(block), mask), reverse=grid.backward)
+    rows = jax.vmap(samples.ravel)(tangents)
+    if not probe:
+        return Linearised(arrived, rows, None)
+    jacobian, pushed = rows[:-1], rows[-1]
+    missed = jnp.max(jnp.abs(jnp.einsum("isk,si->sk", jacobian, signs) - pushed))
+    size = jnp.max(jnp.sum(jnp.abs(jacobian), axis=0))
+    return Linearised(arrived, jacobian, missed / jnp.maximum(size, jnp.finfo(size.dtype).tiny))
+
+
+def arrive(grid: Grid, ends: PyTree, initial: PyTree) -> PyTree:
+    """What the intervals arrive at from the C-points, leaves (share, ...)."""
+
+    def through(start: PyTree, block: PyTree, mask: jax.Array | None) -> PyTree:
+        return run_interval(grid, start, block, mask, None)[0]
+
+    return grid.sweep(through, ends, initial, grid.blocks, grid.mask)
+
+
+def solve_newton(grid: Grid, options: Options, guess: PyTree, initial: PyTree, sweep: Sweep) -> tuple[Outcome, PyTree]:
+    """Solve from a guess of C-points; also what `sweep` makes of them, which tells how well they fit."""
+    samples = samples_of(initial, options.jacobian, options.batch_axis)
+    mask = grid.mask
+    valid = None if mask is None else jnp.any(mask, axis=1)
+    ends = where(valid, guess, repeat(initial, grid.level.share))
+    dtype = samples.dtype
+    start = Progress(
+        ends,
+        jnp.full((options.iterations,), NONE, dtype),
+        jnp.zeros((), jnp.int32),
+        jnp.asarray(False),
+    )
+    improve = partial(_improve, grid, options, samples, initial)
+    loop = _until_tolerance if options.has_tolerance else _all_iterations
+    progress, last, converged, rescued, made = loop(grid, options, improve, start, initial, sweep)
+    first = progress.norms[0]
+    final = at_last_interval(grid, lambda local: jax.tree.map(lambda x: x[local], progress.ends))
+    finite = is_finite(final, grid.backend) & (jnp.isfinite(last.residual) | converged | rescued)
+    eps = float(jnp.finfo(dtype).eps)
+    code = result_code(
+        finite,
+        converged,
+        last.residual > jnp.maximum(10 * first, eps**0.5 * last.scale),
+        is_stalled(first, last.residual, last.scale, progress.done),
+        rescued,
+    )
+    exact = (code == Result.CONVERGED.value) | (code == Result.SEQUENTIAL.value)
+    code = jnp.where(exact & progress.coupled, Result.COUPLED.value, code).astype(jnp.int32)
+    return Outcome(progress.ends, final, progress.norms, progress.done, code, last.scale), made
+
+
+def _improve(grid: Grid, options: Options, samples: Samples, initial: PyTree, now: Progress) -> tuple[Progress, Gauge]:
+    """One iteration, and the residual before it."""
+    # The adjoint's first residual tells as much.
+    probe = not grid.backward
+    swept = grid.sweep(partial(linearise_interval, grid, samples, probe), now.ends, initial, grid.blocks, grid.mask)
+    rows, arrived = (jax.vmap(samples.ravel)(x) for x in (now.ends, swept.arrived))
+    deltas = recur(grid, swept.jacobian, arrived - rows)
+    usable = jnp.all(jnp.isfinite(deltas), axis=-1, keepdims=True)
+    ends = jax.vmap(samples.unravel)(jnp.where(usable, rows + deltas, arrived))
+    before = total(grid, _gauges(options, swept.arrived, now.ends, ROUNDING))
+    coupled = now.coupled
+    if probe:
+        limit = max(COUPLED, 64 * float(jnp.finfo(jax.tree.leaves(initial)[0].dtype).eps))
+        missed = jnp.sum(swept.mismatch > limit, dtype=jnp.int32)
+        missed = grid.backend.data_sum(grid.backend.all_sum(missed))
+        coupled |= (now.done == 0) & (missed > 0)
+    return Progress(ends, now.norms.at[now.done].set(before.residual), now.done + 1, coupled), before
+
+
+def _gauges(options: Options, arrived: PyTree, ends: PyTree, rounding: float) -> Gauge:
+    """The gauges of this device's intervals, leaves (share,)."""
+    return jax.vmap(partial(gauge, norm=euclidean_norm, batch_axis=options.batch_axis, rounding=rounding))(
+        arrived, ends
+    )
+
+
+def _all_iterations(
+    grid: Grid, options: Options, improve: Callable[..., Any], start: Progress, initial: PyTree, sweep: Sweep
+) -> tuple[Progress, Gauge, jax.Array, jax.Array, PyTree]:
+    """Exactly so many iterations, differentiable like any loop of fixed length."""
+    progress, gauges = jax.lax.scan(lambda now, _: improve(now), start, None, length=options.iterations)
+    last = jax.tree.map(lambda x: x[-1], gauges)
+    no = jnp.asarray(False)
+    return progress, last, no, no, sweep(progress.ends)[1]
+
+
+def _until_tolerance(
+    grid: Grid, options: Options, improve: Callable[..., Any], start: Progress, initial: PyTree, sweep: Sweep
+) -> tuple[Progress, Gauge, jax.Array, jax.Array, PyTree]:
+    """Iterations until `sweep`, which follows each, finds the tolerance met; else the sequential fallback.
+
+    What runs once only is a loop of at most one pass rather than a `cond`, which under `vmap` would run both branches.
+    """
+    if not grid.backward:
+        # A relaxation costs a tenth of an iteration, and where intervals forget it replaces the first one.
+        start = start._replace(ends=arrive(grid, start.ends, initial))
+    intervals = -(-grid.level.steps // grid.level.factor) * grid.backend.data_size
+    rounding = ADJOINT_ROUNDING if grid.backward else ROUNDING
+
+    def allowed(first: jax.Array) -> jax.Array:
+        bounds = [jnp.zeros_like(first)]
+        bounds += [] if options.atol is None else [jnp.full_like(first, options.atol)]
+        bounds += [] if options.rtol is None else [options.rtol * first]
+        return jnp.max(jnp.stack(bounds))
+
+    def one(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        now, hopeless, *_ = carry
+        now = _once(~hopeless, lambda now: improve(now)[0], now)
+        now = now._replace(ends=_once(hopeless, lambda _: sequential(grid, initial), now.ends))
+        arrived, made = sweep(now.ends)
+        bound = allowed(now.norms[0])
+        gauges = _gauges(options, arrived, now.ends, rounding)
+        misses = (gauges.unmet > 0) & ~(gauges.residual <= bound / intervals**0.5)
+        whole = total(grid, gauges._replace(unmet=misses.astype(gauges.unmet.dtype)))
+        met = (whole.unmet == 0) | (whole.residual <= bound)
+        others = intervals - now.done.astype(whole.unmet.dtype) * grid.backend.data_size
+        hardly = (now.done >= PATIENCE) & (whole.unmet > (1 - ENOUGH) * others)
+        failed = ~met & ~hopeless & (hardly | (now.done >= options.iterations))
+        if grid.backward:
+            missed = ~met & ~hopeless & (now.done == 1) & (whole.residual > COUPLED * whole.scale)
+            now = now._replace(coupled=now.coupled | missed)
+        stop = met | hopeless | (failed & (not options.sequential_fallback))
+        return now, failed & options.sequential_fallback, stop, met & ~hopeless, hopeless, whole, made
+
+    shapes = jax.eval_shape(one, (start, jnp.asarray(False)))
+    blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[2:])
+    start_carry = (start, jnp.asarray(False), *blank)
+    now, _, _, met, rescued, whole, made = jax.lax.while_loop(lambda carry: ~carry[2], one, start_carry)
+    return now, whole, met, rescued, made
+
+
+def _once(wanted: jax.Array, f: Callable[[PyTree], PyTree], value: PyTree) -> PyTree:
+    """f(value) where that is wanted, else the value itself."""
+    return jax.lax.while_loop(
+        lambda carry: carry[0], lambda carry: (jnp.zeros_like(carry[0]), f(carry[1])), (wanted, value)
+    )[1]
