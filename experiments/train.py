@@ -110,7 +110,8 @@ def run(
         for remark in record.remarks + (resumed.remarks if resumed else []):
             progress.say(remark)
         if resumed:
-            progress.say(f"going on from iteration {resumed.iteration}")
+            left = "" if resumed.iteration < loop.last else ", the last: it is evaluated again"
+            progress.say(f"going on from iteration {resumed.iteration}{left}")
             recorder.cut(resumed.iteration)
             recorder.cut_events(loop.events)
             with recorder.writing():

@@ -36,7 +36,7 @@ class Binding:
         self.values: dict[str, Any] = json.loads(json.dumps(_without_places(kept) | sums))
         section = type(config.problem)
         default = Config.model_construct().model_dump()
-        default["problem"] = {key: field.default for key, field in section.model_fields.items()}
+        default["problem"] = {key: f.default for key, f in section.model_fields.items() if not f.is_required()}
         self._default = json.loads(json.dumps(default, default=str))
 
     def difference(self, given: Mapping[str, Any]) -> str:

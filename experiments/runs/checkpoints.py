@@ -116,8 +116,10 @@ class Checkpoints:
         """
         try:
             return self._read(path, like)
-        except (Refused, Unreadable) as error:
+        except Refused as error:
             raise Refused(f"{path}: {error}") from None
+        except RecursionError:
+            raise Refused(f"{path}: {MANIFEST} is nested too deeply") from None
 
     def _read(self, path: Path, like: Like) -> Checkpoint:
         manifest = _manifest(path / MANIFEST)
@@ -151,9 +153,9 @@ def _manifest(path: Path) -> dict[str, Any]:
     """A manifest whose checksum is right and whose values are of their kinds."""
     try:
         manifest = json.loads(_file(path, LARGEST_MANIFEST))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, (Refused, Unreadable)):
-            raise
+    except Refused:
+        raise
+    except ValueError:
         raise Refused(f"{MANIFEST} is damaged: it is not JSON") from None
     given = manifest.get("format") if isinstance(manifest, dict) else None
     if type(given) is not int or given != FORMAT:

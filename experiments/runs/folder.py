@@ -28,6 +28,7 @@ from experiments.training.nested import most_iterations
 
 __all__ = ["Run", "load_params", "read_metrics", "save_params"]
 
+EVENTS = "events.jsonl"
 PICTURES = ("training", "residuals", "confusion", "class_map", "misclassified")  # names of those a run draws
 
 
@@ -59,7 +60,7 @@ class Run:
         with contextlib.ExitStack() as opened:
             try:
                 self.metrics = self._open(METRICS, opened)
-                self.events = self._open("events.jsonl", opened)
+                self.events = self._open(EVENTS, opened)
                 if resume is not None:
                     self._check(config, resume)
                 write_whole(self.folder / "config.yaml", config_files.text(config).encode())

@@ -4,6 +4,7 @@ Rows carry no checksum, but the numbers of their iterations ascend one by one: a
 out of order, is damaged and skipped; a damaged byte can lose at most two rows, where it joins two lines.
 """
 
+import contextlib
 import fcntl
 import itertools
 import json
@@ -157,14 +158,17 @@ class Lines:
         try:
             write_all(self._file, data)
         except OSError as error:
-            self._file.truncate(size)
+            with contextlib.suppress(OSError):
+                self._file.truncate(size)
             error.filename = str(self._path)
             raise
 
-    def cut_lines(self, count: int) -> None:
-        """Keep the first lines only."""
+    def cut_lines(self, count: int) -> int:
+        """Keep the first lines only; how many there are of them."""
         with self._path.open("rb") as file:
-            self._file.truncate(sum(len(line) for line in itertools.islice(_lines(file), count)))
+            kept = [len(line) for line in itertools.islice(_lines(file), count) if line.endswith(b"\n")]
+        self._file.truncate(sum(kept))
+        return len(kept)
 
     def cut_rows(self, iteration: int) -> None:
         """Keep the rows before an iteration only."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from experiments.errors import TrainingStopped
 from experiments.runs.checkpoints import Checkpoints
-from experiments.runs.folder import Run
+from experiments.runs.folder import EVENTS, Run
 from experiments.runs.progress import Progress
 from experiments.training.checkpoint import Checkpoint
 from experiments.training.records import Row
@@ -53,9 +53,11 @@ class Recorder:
             self._run.metrics.cut_rows(iteration)
 
     def cut_events(self, count: int) -> None:
-        """Remove all but the first decisions."""
+        """Remove all but the first decisions, and say so where some of them are missing."""
         with self.writing():
-            self._run.events.cut_lines(count)
+            kept = self._run.events.cut_lines(count)
+        if kept < count:
+            self._progress.say(f"{EVENTS}: {count - kept} of the {count} decisions taken so far are missing")
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint, once all that it refers to is on disk."""
