@@ -72,19 +72,20 @@ def read_table(path: Path, most: int | None = None) -> Table:
         size = os.fstat(file.fileno()).st_size
         if most is not None and size > (most + 2) * LONGEST:
             raise Unreadable(f"its {size} bytes are more than {most} rows can have")
-        candidates, damaged, position = [], [], 0
-        for number, line in enumerate(_lines(file), 1):
-            position += len(line)
-            row = _row(line)
+        candidates, damaged, position, number = [], [], 0, 1
+        for piece in _lines(file):
+            position += len(piece)
+            row = _row(piece)
             if row is not None:
                 candidates.append((row, position, number))
-            elif line.endswith(b"\n"):
+            elif piece.endswith(b"\n"):
                 damaged.append(number)
+            number += piece.endswith(b"\n")
     table = Table([], [], [], damaged)
     for i, (row, end, number) in enumerate(candidates):
         last = table.rows[-1]["iteration"] if table.rows else -1
         following = candidates[i + 1][0]["iteration"] if i + 1 < len(candidates) else None
-        too_far = following is not None and last < following <= row["iteration"]  # a digit of its number is damaged
+        too_far = following is not None and last < following < row["iteration"]  # a digit of its number is damaged
         if row["iteration"] > last and not too_far:
             table.rows.append(row)
             table.ends.append(end)
@@ -113,10 +114,12 @@ def check_table(table: Table, iteration: int, gaps: bool) -> list[str]:
     missing = iteration - len(held.rows)
     if missing > 2 * len(held.damaged) and not gaps:
         raise Unreadable(f"it has {len(held.rows)} of the {iteration} rows before iteration {iteration}")
+    # Without a missing row, what follows the last one belongs to the iterations that are done again.
+    damaged = [n for n in held.damaged if missing or (held.numbers and n < held.numbers[-1])]
     remarks = []
-    if held.damaged:
-        numbers = ", ".join(map(str, held.damaged[:5])) + (", ..." if len(held.damaged) > 5 else "")
-        remarks.append(f"{METRICS}: damaged, and skipped: line{'s' if len(held.damaged) > 1 else ''} {numbers}")
+    if damaged:
+        numbers = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
+        remarks.append(f"{METRICS}: damaged, and skipped: line{'s' if len(damaged) > 1 else ''} {numbers}")
     if missing:
         remarks.append(f"{METRICS}: {missing} of the {iteration} rows before iteration {iteration} are missing")
     return remarks
