@@ -91,10 +91,10 @@ def test_every_decimal_number_is_the_one_that_python_reads(number, zeros, places
     ],
 )  # fmt: skip
 def test_hostile_texts_are_refused_soon(text, message):
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises((yaml.YAMLError, ValueError, RecursionError), match=message):
         yaml_values.parse(text)
-    assert time.monotonic() - start < SECONDS
+    assert time.process_time() - start < SECONDS
 
 
 def test_what_an_alias_stands_for_is_not_shared(tmp_path):
