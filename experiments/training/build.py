@@ -17,6 +17,7 @@ from experiments.errors import ConfigError
 from experiments.networks import residual as networks
 from experiments.problems import Data
 from experiments.training.batches import Batches
+from jaxmgrit.solvers.mgrit.coarse import Picard
 
 
 class Trainer(Protocol):
@@ -140,15 +141,31 @@ def initial_params(config: Config, data: Data) -> jm.Params:
     return networks.initialise(config.network, data.train.x.shape[1:], data.classes, config.seed, config.dtype)
 
 
+MOST_SWEEPS = 4  # of Picard, tried before sequential sweeps
+
+
 def ladder(config: Config) -> list[int | None]:
-    """State cycles of the solvers that `control` chooses from, the config's own first; None: sequential sweeps."""
+    """How much the solvers do that `control` chooses from, the config's own first; None: sequential sweeps.
+
+    State cycles; or of a coarse step by p Picard sweeps p + 1, the power to which the layers' increments enter its
+    error, so that errors fall from rung to rung as they do with cycles.
+    """
     if config.training.method == "sequential":
         return [None]
     if not config.control.active:
         return [config.solver.cycles]
+    if climbs_by_sweeps(config):
+        own, m = config.solver.sweeps, config.solver.coarsening_factor
+        most = min(MOST_SWEEPS, (m[0] if isinstance(m, list) else m) - 1)  # m sweeps would be sequential
+        return [own + 1, *range(own + 2, most + 2), None]
     cycles = config.solver.cycles if config.training.schedule == "cycles_then_gradient" else 1
     more = [cycles * 2**i for i in range(1, 20) if cycles * 2**i <= config.control.most_cycles]
     return [cycles, *more, None]
+
+
+def climbs_by_sweeps(config: Config) -> bool:
+    """Whether the rungs of the `ladder` have ever more Picard sweeps rather than cycles."""
+    return config.training.method == "one_shot" and config.solver.coarse_step == "picard"
 
 
 def trainer(config: Config, rate: float = 1.0, rung: int = 0) -> Trainer:
@@ -205,21 +222,28 @@ def _solvers(config: Config, rung: int) -> tuple[Any, jm.MGRIT | jm.Sequential, 
     if config.training.method == "sequential":
         return jm.CyclesThenGradient(), jm.Sequential(), jm.Sequential()
     own, adjoint = solver(config.solver), solver(config.adjoint)
+    schedule = SCHEDULES[config.training.schedule]
+    if config.training.moving_average is not None:
+        schedule = jm.PredictThenSweep(config.training.moving_average)
     if rung == 0:
-        schedule = SCHEDULES[config.training.schedule]
-        if config.training.moving_average is not None:
-            schedule = jm.PredictThenSweep(config.training.moving_average)
         return schedule, own, adjoint
     cycles = ladder(config)[rung]
     if cycles is None:
         return jm.CyclesThenGradient(), jm.Sequential(own.factor(0)), jm.Sequential(own.factor(0))
     first, predicted = ladder(config)[0], config.training.schedule == "predict_then_sweep"
     assert first is not None
+    if climbs_by_sweeps(config):
+        return schedule, _with_more_sweeps(own, cycles - first), _with_more_sweeps(adjoint, cycles - first)
 
     def longer(given: jm.MGRIT) -> jm.MGRIT:
         return replace(given, cycles=cycles // first * (1 if predicted else given.cycles))
 
     return jm.CyclesThenGradient(), longer(own), longer(adjoint)
+
+
+def _with_more_sweeps(given: jm.MGRIT, by: int) -> jm.MGRIT:
+    step = given.coarse_step
+    return replace(given, coarse_step=replace(step, sweeps=step.sweeps + by)) if isinstance(step, Picard) else given
 
 
 def initial_state(

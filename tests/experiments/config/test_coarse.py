@@ -7,6 +7,7 @@ from experiments import config
 from experiments.config.solver import solver
 from experiments.errors import ConfigError
 from experiments.training import build
+from experiments.training.controller import Controller
 
 ROUGH = """
 problem: {name: level_sets, train_per_class: 10, validation_per_class: 5}
@@ -70,3 +71,23 @@ def test_keys_that_do_not_fit_are_refused_by_name(words, message, tmp_path):
 @pytest.mark.parametrize("words", ["--solver.sweeps 0", "--solver.sweeps 99", "--solver.exact-first 99"])
 def test_extreme_numbers_of_sweeps_and_exact_intervals_are_taken(words, tmp_path):
     assert build.trainer(read(tmp_path, *words.split())).solver.coarse_params is jm.all_layers
+
+
+@pytest.mark.parametrize(
+    ("words", "rungs"),
+    [
+        ("", [3, 4, 5, None]),  # 2, 3, 4 sweeps
+        ("--solver.sweeps 1 --solver.coarsening-factor 4", [2, 3, 4, None]),  # 4 sweeps of 4 layers are sequential
+        ("--solver.sweeps 6", [7, None]),
+    ],
+)
+def test_control_climbs_by_sweeps(words, rungs, tmp_path):
+    given = read(tmp_path, *words.split(), "--control.active", "true")
+    assert build.ladder(given) == rungs
+    own = given.solver.sweeps
+    trainers = [build.trainer(given, rung=rung) for rung in range(len(rungs))]
+    assert [t.solver.coarse_step.sweeps for t in trainers[:-1]] == [count - 1 for count in rungs[:-1]]
+    assert trainers[0].solver.coarse_step == trainers[0].adjoint.coarse_step == jm.picard(own)
+    assert all(isinstance(t.schedule, jm.PredictThenSweep) for t in trainers[:-1])
+    assert isinstance(trainers[-1].solver, jm.Sequential)
+    assert Controller(given).name(0) == f"picard({own})" and Controller(given).name(len(rungs) - 1).startswith("seq")

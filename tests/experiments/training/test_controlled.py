@@ -64,6 +64,24 @@ def test_control_reaches_the_sequential_loss_where_one_cycle_fails(case, train, 
     assert f"iteration 0: {changes[0]['action']}: {changes[0]['reason']}" in said
 
 
+ROUGH = "--solver.coarse-params all_layers --solver.coarse-step picard --solver.coarsening-factor 8 --solver.levels 2"
+ROUGH += " --training.schedule predict_then_sweep"
+
+
+@pytest.mark.parametrize("case", ["rough in depth, large T", "rough in depth, large weights"])
+def test_on_rough_layers_more_sweeps_reach_the_sequential_loss(case, train, capsys):
+    words = DEFEATING[case].split()
+    sequential, _ = train(*words, "--training.method", "sequential")
+    controlled, events = train(*words, *ROUGH.split(), "--control.active", "true", "--control.tolerance", "0.1")
+    serial = [event for event in events if event["action"].endswith("sequential sweeps")]
+    with capsys.disabled():
+        print(
+            f"\n{case}: exact loss {sequential:.3f} sequential, {controlled:.3f} controlled; {len(serial)} times serial"
+        )
+    assert controlled <= 1.05 * sequential
+    assert not serial
+
+
 def test_an_easy_network_keeps_its_one_cycle(train):
     words = ["--network.final-time", "1"]
     fixed, _ = train(*words)
