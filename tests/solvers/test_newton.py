@@ -149,6 +149,16 @@ def test_the_adjoint_is_exact_after_one_iteration_whichever_solver_made_the_stat
     assert (adj.cycles, adj.result) == (1, jm.Result.CONVERGED)
 
 
+def test_an_adjoint_that_decays_by_many_orders_in_single_precision_takes_one_iteration():
+    theta, u0 = rec.inputs(1024).astype(jnp.float32), jnp.zeros((BATCH, WIDTH), jnp.float32)
+    weights = jax.tree.map(lambda x: x.astype(jnp.float32), rec.gru_weights(2, WIDTH))
+    step = gru_step(weights)
+    sol = solved(step, theta, u0, 1.0, jm.Sequential(32))
+    adj = jm.adjoint_solve(step, theta, sol, sol.u_final, h=1.0, solver=jm.Newton(32))
+    assert jnp.max(jnp.abs(adj.lam_initial)) < 1e-30
+    assert (adj.cycles, adj.result) == (1, jm.Result.CONVERGED)
+
+
 @functools.cache
 def latch():
     return rec.trained_latch()
