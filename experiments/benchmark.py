@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.arguments import Parser, at_least
+from experiments.config.arguments import Parser, at_least
 from experiments.errors import ConfigError
 from experiments.networks.smooth import LAYOUTS, Layout
 from experiments.timing import torch_loop

@@ -22,7 +22,7 @@ import numpy as np
 import optax
 
 import jaxmgrit as jm
-from experiments.arguments import Parser, at_least
+from experiments.config.arguments import Parser, at_least
 from experiments.errors import ConfigError
 from experiments.networks.blocks import layer_norm, transformer_block, transformer_parameters
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments import problems
-from experiments.arguments import above, at_least
+from experiments.config.arguments import above, at_least
 from experiments.config.reader import read
 from experiments.config.schema import Config
-from experiments.demo_picture import draw
 from experiments.errors import ConfigError
+from experiments.timing.demo_picture import draw
 from experiments.timing.devices import Devices, count_cores, last_cores
 from experiments.timing.programs import time_program
 from experiments.timing.workers import Worker, WorkerError

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 import jaxmgrit as jm
 from experiments import problems
-from experiments.arguments import Parser, above, at_least
+from experiments.config.arguments import Parser, above, at_least
 from experiments.config.reader import read
 from experiments.config.schema import Config
 from experiments.errors import ConfigError

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from experiments import plan, problems
-from experiments.arguments import Parser
+from experiments.config.arguments import Parser
 from experiments.config.reader import read
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
@@ -117,7 +117,7 @@ def _show(value: Any) -> str:
 
 def draw(found: dict[str, Any], file: Path) -> None:
     """Both kinds of scaling beside each other."""
-    from experiments.drawing import Figure
+    from experiments.runs.drawing import Figure
 
     figure = Figure(figsize=(9.0, 3.8), layout="constrained")
     both = figure.subplots(1, 2)

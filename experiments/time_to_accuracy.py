@@ -26,7 +26,7 @@ import jax
 from tqdm import tqdm
 
 from experiments import problems
-from experiments.arguments import Parser, above, at_least
+from experiments.config.arguments import Parser, above, at_least
 from experiments.config.reader import read
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
@@ -229,7 +229,7 @@ def _write(found: Any, config: Config, options: argparse.Namespace) -> None:
 
 def draw(best: dict[str, tuple[float, list[Curve]]], options: argparse.Namespace) -> None:
     """Accuracy over wall time, one line per seed."""
-    from experiments.drawing import Figure
+    from experiments.runs.drawing import Figure
 
     figure = Figure(figsize=(7.0, 4.2), layout="constrained")
     axes = figure.subplots()

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmgrit._pytree import is_inexact, real_dtype, strong
+from jaxmgrit._types import Arrays, Layers, State, StepSize
 
 PyTree = Any
 
@@ -21,12 +22,12 @@ def _path(path: Any) -> str:
     return jax.tree_util.keystr(path) or "(the array itself)"
 
 
-def describe(tree: PyTree) -> str:
+def describe(tree: Arrays) -> str:
     """The structure, shapes and dtypes of a pytree, for messages."""
     return str(jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", tree))
 
 
-def alike(a: PyTree, b: PyTree) -> bool:
+def alike(a: Arrays, b: Arrays) -> bool:
     """Whether two pytrees have the same structure, shapes and dtypes; a weak dtype of the second is left open."""
     one: Any = jax.tree.structure(a)
     return bool(one == jax.tree.structure(b)) and all(
@@ -35,7 +36,7 @@ def alike(a: PyTree, b: PyTree) -> bool:
     )
 
 
-def check_layers(theta: PyTree, name: str = "theta", least: int = 1) -> int:
+def check_layers(theta: Layers, name: str = "theta", least: int = 1) -> int:
     """The number of layers, at least `least`: the common leading axis of all leaves.
 
     Raises:
@@ -69,7 +70,7 @@ def check_layers(theta: PyTree, name: str = "theta", least: int = 1) -> int:
     return layers
 
 
-def _not_an_array(leaf: Any) -> str:
+def _not_an_array(leaf: Arrays) -> str:
     if callable(leaf):
         return (
             "functions are not parameters: keep the arrays alone (equinox.partition(module, equinox.is_array), say) "
@@ -78,7 +79,7 @@ def _not_an_array(leaf: Any) -> str:
     return "stack the layers' values along a leading axis N."
 
 
-def check_state(u0: PyTree, name: str = "u0") -> PyTree:
+def check_state(u0: State, name: str = "u0") -> PyTree:
     """The state as arrays of definite dtype.
 
     Raises:
@@ -100,20 +101,20 @@ def check_state(u0: PyTree, name: str = "u0") -> PyTree:
     return strong(u0)
 
 
-def check_carry(carry: PyTree, name: str) -> None:
+def check_carry(carry: State, name: str) -> None:
     """Raise a TypeError unless every leaf is an array or a number."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
         if not hasattr(leaf, "dtype") and not isinstance(leaf, numbers.Number):
             raise TypeError(f"{name}{_path(path)}={leaf!r} is not an array; {_not_an_array(leaf)}")
 
 
-def check_like(given: PyTree, expected: PyTree, name: str, remedy: str) -> None:
+def check_like(given: Arrays, expected: Arrays, name: str, remedy: str) -> None:
     """Raise a ValueError unless structure, shapes and dtypes of `given` are those of `expected`."""
     if not alike(given, expected):
         raise ValueError(f"{name} does not fit: expected {describe(expected)}, given {describe(given)}. {remedy}")
 
 
-def check_step_size(h: Any, layers: int, state: PyTree) -> tuple[float | None, Any, Any]:
+def check_step_size(h: StepSize, layers: int, state: State) -> tuple[float | None, Any, Any]:
     """Sort a step size into (Python number, traced or array scalar, one per layer): exactly one is not None.
 
     Raises:
@@ -141,7 +142,7 @@ def check_step_size(h: Any, layers: int, state: PyTree) -> tuple[float | None, A
     return (None, array, None) if array.ndim == 0 else (None, None, array)
 
 
-def check_step(result: PyTree, state: PyTree, what: str) -> None:
+def check_step(result: PyTree, state: State, what: str) -> None:
     """Raise a TypeError unless `result`, the shapes one evaluation of Phi returned, is like the state."""
     if alike(result, state):
         return
@@ -157,7 +158,7 @@ def check_step(result: PyTree, state: PyTree, what: str) -> None:
     )
 
 
-def check_pair(result: PyTree, state: PyTree, what: str) -> None:
+def check_pair(result: PyTree, state: State, what: str) -> None:
     """Raise a TypeError unless `result`, what f of a scan returned, is (carry, y) with a carry like the state."""
     if not isinstance(result, tuple) or len(result) != 2:
         remedy = "return (carry, None) where there is no output" if alike(result, state) else "return both"
@@ -172,7 +173,7 @@ def check_pair(result: PyTree, state: PyTree, what: str) -> None:
 
 
 @contextlib.contextmanager
-def named(what: str, theta: PyTree, state: PyTree) -> Iterator[None]:
+def named(what: str, theta: Layers, state: State) -> Iterator[None]:
     """Where the user's function cannot be evaluated, a TypeError that says with what."""
     try:
         yield
@@ -184,7 +185,7 @@ def named(what: str, theta: PyTree, state: PyTree) -> Iterator[None]:
         ) from error
 
 
-def _if_a_list(theta: PyTree) -> str:
+def _if_a_list(theta: Layers) -> str:
     """What to do where layers were perhaps handed over as a list instead of stacked."""
     if not isinstance(theta, (list, tuple)) or len(theta) < 2 or not all(alike(x, theta[0]) for x in theta):
         return ""
@@ -203,7 +204,7 @@ def evaluated(f: Callable[..., Any], what: str, *args: Any) -> Any:
         return jax.eval_shape(f, *args)
 
 
-def check_type(value: Any, kind: type, name: str, remedy: str) -> None:
+def check_type(value: State, kind: type, name: str, remedy: str) -> None:
     """Raise a TypeError unless a value is of a kind."""
     if not isinstance(value, kind):
         raise TypeError(f"{name} is a {type(value).__name__}, not a {kind.__name__}; {remedy}")
@@ -229,7 +230,7 @@ def check_scalar(result: Any, what: str) -> None:
         raise TypeError(f"{what} must return one floating-point number (shape ()), got {result}.")
 
 
-def check_finite(tree: PyTree, name: str) -> None:
+def check_finite(tree: Arrays, name: str) -> None:
     """Raise a ValueError naming the first leaf with values that are not finite; traced leaves are not looked at."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if isinstance(leaf, jax.core.Tracer) or not is_inexact(leaf):
@@ -242,12 +243,12 @@ def check_finite(tree: PyTree, name: str) -> None:
             )
 
 
-def is_real(value: Any) -> bool:
+def is_real(value: State) -> bool:
     """Whether an option is a real number (and not a truth value)."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def integer(owner: str, name: str, value: Any, least: int) -> None:
+def integer(owner: str, name: str, value: State, least: int) -> None:
     """Raise a TypeError or ValueError unless an option is an integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{owner}: {name}={value!r} is not an integer; give an integer >= {least}.")
@@ -261,7 +262,7 @@ def check_solver(name: str, solver: Any) -> None:
         raise TypeError(f"{name}={solver!r} is not a solver; give jm.MGRIT(...), jm.Newton(...) or jm.Sequential().")
 
 
-def check_batch_axis(owner: str, batch_axis: int | None, state: PyTree) -> None:
+def check_batch_axis(owner: str, batch_axis: int | None, state: State) -> None:
     """Raise a ValueError unless every leaf of a state that has axes has this one."""
     if batch_axis is None:
         return

@@ -15,6 +15,7 @@ def cached(build: Callable[..., Callable[..., Any]]) -> Callable[..., Callable[.
 
     @wraps(build)
     def find(*args: Any) -> Callable[..., Any]:
+        # A step may be an object that cannot be hashed; then its program is built anew.
         try:
             hash(args)
         except TypeError:

@@ -8,15 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmgrit._types import Arrays, Mask, State
+
 PyTree = Any
 
 
-def is_inexact(x: Any) -> bool:
+def is_inexact(x: Arrays) -> bool:
     """Whether a leaf is floating point or complex: what can be differentiated."""
     return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
 
 
-def split(tree: PyTree) -> tuple[PyTree, PyTree]:
+def split(tree: Arrays) -> tuple[PyTree, PyTree]:
     """Split into differentiable leaves and the others; the absent leaves of each half are None."""
     flags = jax.tree.map(is_inexact, tree)
     differentiable = jax.tree.map(lambda x, keep: x if keep else None, tree, flags)
@@ -24,51 +26,51 @@ def split(tree: PyTree) -> tuple[PyTree, PyTree]:
     return differentiable, others
 
 
-def merge(differentiable: PyTree, others: PyTree) -> PyTree:
+def merge(differentiable: Arrays, others: Arrays) -> PyTree:
     """Undo `split`."""
     return jax.tree.map(lambda a, b: b if a is None else a, differentiable, others, is_leaf=lambda x: x is None)
 
 
-def zero_cotangent(x: Any) -> np.ndarray:
+def zero_cotangent(x: Arrays) -> np.ndarray:
     """JAX's cotangent of an integer or key leaf: zeros of dtype float0."""
     return np.zeros(jnp.shape(x), jax.dtypes.float0)
 
 
-def add(a: PyTree, b: PyTree) -> PyTree:
+def add(a: Arrays, b: Arrays) -> PyTree:
     """Leafwise a + b."""
     return jax.tree.map(jnp.add, a, b)
 
 
-def subtract(a: PyTree, b: PyTree) -> PyTree:
+def subtract(a: Arrays, b: Arrays) -> PyTree:
     """Leafwise a - b."""
     return jax.tree.map(jnp.subtract, a, b)
 
 
-def where(mask: Any, a: PyTree, b: PyTree) -> PyTree:
+def where(mask: Mask, a: Arrays, b: Arrays) -> PyTree:
     """Leafwise selection by a mask over the leading axes of every leaf; `mask=None` selects a."""
     if mask is None:
         return a
 
-    def select(x: Any, y: Any) -> Any:
+    def select(x: Arrays, y: Arrays) -> Any:
         return jnp.where(jnp.reshape(mask, jnp.shape(mask) + (1,) * (x.ndim - jnp.ndim(mask))), x, y)
 
     return jax.tree.map(select, a, b)
 
 
-def fold(tree: PyTree, factor: int) -> PyTree:
+def fold(tree: Arrays, factor: int) -> PyTree:
     """Reshape a leading axis (a factor) into (a, factor)."""
     return jax.tree.map(lambda x: x.reshape(x.shape[0] // factor, factor, *x.shape[1:]), tree)
 
 
-def unfold(tree: PyTree) -> PyTree:
+def unfold(tree: Arrays) -> PyTree:
     """Reshape leading axes (a, factor) into one."""
     return jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), tree)
 
 
-def fit(tree: PyTree, size: int, front: bool) -> PyTree:
+def fit(tree: Arrays, size: int, front: bool) -> PyTree:
     """Give the leading axis `size` entries, repeating the edge entry or cutting, at the front or at the end."""
 
-    def one(x: Any) -> Any:
+    def one(x: Arrays) -> Any:
         extra = size - x.shape[0]
         if extra == 0:
             return x
@@ -81,21 +83,21 @@ def fit(tree: PyTree, size: int, front: bool) -> PyTree:
     return jax.tree.map(one, tree)
 
 
-def repeat(tree: PyTree, count: int) -> PyTree:
+def repeat(tree: Arrays, count: int) -> PyTree:
     """Stack `count` copies of a tree along a new leading axis."""
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x))), tree)
 
 
-def strong(tree: PyTree) -> PyTree:
+def strong(tree: Arrays) -> PyTree:
     """Arrays of definite (not weak) dtype, so that no dtype changes inside a loop."""
     return jax.tree.map(lambda x: x if isinstance(x, jax.Array) and not x.weak_type else _strong(x), tree)
 
 
-def _strong(x: Any) -> jax.Array:
+def _strong(x: Arrays) -> jax.Array:
     return jnp.asarray(x, jnp.result_type(x))
 
 
-def euclidean_norm(state: PyTree) -> jax.Array:
+def euclidean_norm(state: State) -> jax.Array:
     """The default norm of a state: Euclidean over all leaves, batch included, undivided; float32 at least.
 
     Entries are scaled by a power of two before they are squared, so that only a norm that is itself too large (or too
@@ -107,26 +109,28 @@ def euclidean_norm(state: PyTree) -> jax.Array:
 
 def hypot(sizes: jax.Array) -> jax.Array:
     """Sqrt of the sum of squares of non-negative numbers; NaN or infinite where they are. Its derivative at 0 is 0."""
+    # A power of two, since dividing by it changes no digit; one less than the exponent keeps it finite.
     _, exponent = jnp.frexp(jax.lax.stop_gradient(jnp.max(sizes, initial=0.0)))
     scale = jnp.ldexp(jnp.ones((), sizes.dtype), exponent - 1)
     squares = jnp.sum((sizes / scale) ** 2)
+    # The root's derivative at 0 is infinite, and 0 times that would be NaN in the gradient of a converged solve.
     positive = squares > 0
     return jnp.where(positive, scale * jnp.sqrt(jnp.where(positive, squares, 1)), squares)
 
 
-def norm_dtype(state: PyTree) -> Any:
+def norm_dtype(state: State) -> Any:
     """The real dtype of a state's norms: its own, float32 at least."""
     dtype = real_dtype(state)
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
-def all_finite(tree: PyTree) -> jax.Array:
+def all_finite(tree: Arrays) -> jax.Array:
     """Whether every entry of every leaf is finite."""
     flags = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
     return jnp.all(jnp.stack(flags)) if flags else jnp.asarray(True)
 
 
-def real_dtype(state: PyTree) -> Any:
+def real_dtype(state: State) -> Any:
     """The real dtype that norms and step sizes of this state have; JAX's default where nothing is floating point."""
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.result_type(

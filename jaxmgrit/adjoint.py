@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxmgrit._checks import check_backend, check_like, check_state, check_type
 from jaxmgrit._programs import cached
 from jaxmgrit._pytree import merge, repeat, split, zero_cotangent
+from jaxmgrit._types import Arrays, Layers, State, StepSize
 from jaxmgrit.backend.base import REPLICATED, SHARDED, SHARDED_STATES, STATE, Backend
 from jaxmgrit.backend.local import LOCAL
 from jaxmgrit.solution import AdjointSolution, CPoints, Solution
@@ -39,7 +40,7 @@ PyTree = Any
 
 
 def _grids(
-    equation: Equation, state: Level, levels: tuple[Level, ...], solver: Solver, backend: Backend, data: PyTree
+    equation: Equation, state: Level, levels: tuple[Level, ...], solver: Solver, backend: Backend, data: Arrays
 ) -> tuple[tuple[Grid, ...], Linearisation]:
     """The adjoint's grids on this device, from the state's slots and C-points."""
     slots, u0, shared, ends = data
@@ -57,7 +58,7 @@ GRADIENT_SPECS = Gradients(SHARDED, REPLICATED, REPLICATED)
 def adjoint_network(
     network: Network,
     sol: Solution,
-    lam_final: PyTree,
+    lam_final: State,
     solver: Solver,
     guess: CPoints | None,
     backend: Backend,
@@ -98,7 +99,7 @@ def _adjoint_program(
     gradients: bool,
     step_sizes: bool,
 ) -> Callable[..., tuple[Outcome, Gradients | None]]:
-    def body(data: PyTree, lam_final: PyTree, ends: PyTree) -> tuple[Outcome, Gradients | None]:
+    def body(data: Arrays, lam_final: State, ends: State) -> tuple[Outcome, Gradients | None]:
         grids, lin = _grids(equation, state, levels, solver, backend, data)
         shared = data[2]
         if gradients and solver.is_sequential(levels) and backend.size == 1:
@@ -108,7 +109,7 @@ def _adjoint_program(
         if not gradients:
             return solver.run(grids, guess, lam_final), None
 
-        def sweep(ends: PyTree) -> tuple[PyTree, Gradients]:
+        def sweep(ends: State) -> tuple[PyTree, Gradients]:
             found, arrived, _ = vjp_sweep(
                 equation, grids[0], shared, lin.offset, ends, lam_final, step_sizes, lambda u, lam, _: (lam, None)
             )
@@ -129,11 +130,11 @@ def _collect(found: Gradients, source: Level, target: Level, backend: Backend) -
 
 def adjoint_solve(
     step: Callable[..., PyTree],
-    theta: PyTree,
+    theta: Layers,
     sol: Solution,
-    lam_final: PyTree,
+    lam_final: State,
     *,
-    h: Any,
+    h: StepSize,
     solver: Solver = DEFAULT,
     guess: CPoints | None = None,
     running_cost: Callable[..., Any] | None = None,
@@ -181,11 +182,11 @@ def adjoint_solve(
 
 def layer_gradients(
     step: Callable[..., PyTree],
-    theta: PyTree,
+    theta: Layers,
     sol: Solution,
     adj: AdjointSolution,
     *,
-    h: Any,
+    h: StepSize,
     running_cost: Callable[..., Any] | None = None,
     backend: Backend = LOCAL,
 ) -> PyTree:
@@ -222,7 +223,7 @@ def layer_gradients(
 
 @cached
 def _gradient_program(equation: Equation, state: Level, level: Level, backend: Backend) -> Callable[..., Gradients]:
-    def body(data: PyTree, lam_final: PyTree, ends: PyTree) -> Gradients:
+    def body(data: Arrays, lam_final: State, ends: State) -> Gradients:
         (grid,), lin = _grids(equation, state, (level,), SEQUENTIAL, backend, data)
         found, _, _ = vjp_sweep(equation, grid, data[2], lin.offset, ends, lam_final, False)
         return _collect(found, level, state, backend)
@@ -230,7 +231,7 @@ def _gradient_program(equation: Equation, state: Level, level: Level, backend: B
     return backend.lift(body, (STATE_SPECS, STATE, SHARDED_STATES), GRADIENT_SPECS)
 
 
-def like_theta(d_theta: PyTree, theta: PyTree, layers: int, backend: Backend) -> PyTree:
+def like_theta(d_theta: Arrays, theta: Layers, layers: int, backend: Backend) -> PyTree:
     """Gradients of the differentiable leaves by slot to gradients of all leaves by layer."""
     whole = jax.tree.map(lambda x: x[:layers], backend.gather(d_theta))
     return merge(whole, jax.tree.map(zero_cotangent, split(theta)[1]))
@@ -238,11 +239,11 @@ def like_theta(d_theta: PyTree, theta: PyTree, layers: int, backend: Backend) ->
 
 def adjoint_trajectory(
     step: Callable[..., PyTree],
-    theta: PyTree,
+    theta: Layers,
     sol: Solution,
     adj: AdjointSolution,
     *,
-    h: Any,
+    h: StepSize,
     running_cost: Callable[..., Any] | None = None,
     backend: Backend = LOCAL,
 ) -> PyTree:
@@ -272,7 +273,7 @@ def adjoint_trajectory(
 
 @cached
 def _adjoint_points_program(equation: Equation, state: Level, level: Level, backend: Backend) -> Callable[..., PyTree]:
-    def body(data: PyTree, lam_final: PyTree, ends: PyTree) -> PyTree:
+    def body(data: Arrays, lam_final: State, ends: State) -> PyTree:
         (grid,), _ = _grids(equation, state, (level,), SEQUENTIAL, backend, data)
         return relayout(points(grid, ends, None, lam_final), level, state, backend)
 

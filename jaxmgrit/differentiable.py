@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxmgrit._checks import check_pair, check_solver, check_state, check_step, check_step_size, named
 from jaxmgrit._programs import cached
 from jaxmgrit._pytree import merge, split
+from jaxmgrit._types import Arrays, Layers, State, StepSize
 from jaxmgrit.adjoint import adjoint_network
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.solve import outputs_network, solve_network
@@ -52,9 +53,9 @@ def chosen(
 
 def plainly(
     step: Callable[..., PyTree],
-    theta: PyTree,
-    u0: PyTree,
-    h: Any,
+    theta: Layers,
+    u0: State,
+    h: StepSize,
     layers: int,
     outputs: bool,
     reverse: bool = False,
@@ -79,8 +80,8 @@ def _new_program(
 ) -> Callable[..., tuple[PyTree, PyTree]]:
     what, check = ("f", check_pair) if outputs else ("step", check_step)
 
-    def program(theta: PyTree, u0: PyTree, scalar: Any, per_layer: Any) -> tuple[PyTree, PyTree]:
-        def layer(u: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
+    def program(theta: Layers, u0: State, scalar: Any, per_layer: Any) -> tuple[PyTree, PyTree]:
+        def layer(u: State, inputs: Arrays) -> tuple[PyTree, PyTree]:
             own, size = inputs
             h = number if number is not None else scalar if size is None else size
             with named(what, own, u):
@@ -101,9 +102,9 @@ def _remembered_program(*static: Any) -> Callable[..., tuple[PyTree, PyTree]]:
 
 def solved(
     step: Callable[..., PyTree],
-    theta: PyTree,
-    u0: PyTree,
-    h: Any,
+    theta: Layers,
+    u0: State,
+    h: StepSize,
     solver: Solver,
     adjoint: Solver,
     backend: Backend,
@@ -134,7 +135,7 @@ class _Static:
     backend: Backend
     name: str
 
-    def network(self, differentiable: PyTree, others: PyTree) -> Network:
+    def network(self, differentiable: Arrays, others: Arrays) -> Network:
         return Network(self.equation, self.layers, *merge(differentiable, others))
 
     def once(self, f: Callable[..., Any], solver: Solver) -> Callable[..., Any]:
@@ -142,7 +143,7 @@ class _Static:
         return differentiable_once(f, self.name) if solver.has_tolerance else f
 
 
-def _hoist(network: Network, u0: PyTree) -> Network:
+def _hoist(network: Network, u0: State) -> Network:
     """Make traced values that the step closes over an argument, so that they can be differentiated and batched."""
     step, h = network.equation.step, network.equation.h
     slot = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), network.slots)
@@ -157,7 +158,7 @@ def _hoist(network: Network, u0: PyTree) -> Network:
     closed, shapes = jax.make_jaxpr(step, return_shape=True)(slot.theta, u0, size)
     structure = jax.tree.structure(shapes)
 
-    def converted(theta: PyTree, u: PyTree, h: Any, *constants: Any) -> PyTree:
+    def converted(theta: Layers, u: State, h: StepSize, *constants: Any) -> PyTree:
         program = core.jaxpr_as_fun(core.ClosedJaxpr(closed.jaxpr, constants))
         size_ = jnp.asarray(h, closed.in_avals[-1].dtype)
         return jax.tree.unflatten(structure, program(*jax.tree.leaves((theta, u)), size_))
@@ -170,14 +171,14 @@ def _hoist(network: Network, u0: PyTree) -> Network:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _solved(problem: _Static, differentiable: PyTree, others: PyTree, u0: PyTree) -> Any:
+def _solved(problem: _Static, differentiable: Arrays, others: Arrays, u0: State) -> Any:
     return _forward(problem, differentiable, others, u0)[0]
 
 
-def _forward(problem: _Static, differentiable: PyTree, others: PyTree, u0: PyTree) -> Any:
+def _forward(problem: _Static, differentiable: Arrays, others: Arrays, u0: State) -> Any:
     backend = problem.backend
 
-    def solve(differentiable: PyTree, others: PyTree, u0: PyTree) -> Any:
+    def solve(differentiable: Arrays, others: Arrays, u0: State) -> Any:
         network = problem.network(differentiable, others)
         sol = solve_network(network, backend.split_batch(u0), problem.solver, None, backend)
         return backend.join_batch(sol.u_final), outputs_network(network, sol, backend), sol
@@ -186,7 +187,7 @@ def _forward(problem: _Static, differentiable: PyTree, others: PyTree, u0: PyTre
     return (u_final, ys, sol.result), (differentiable, others, sol)
 
 
-def _backward(problem: _Static, kept: Any, cotangents: Any) -> Any:
+def _backward(problem: _Static, kept: Any, cotangents: Arrays) -> Any:
     backend = problem.backend
     u_bar, ys_bar, _ = cotangents
     # Outputs that cannot be differentiated have no cotangent.

@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxmgrit._checks import check_backend, check_carry, check_layers
 from jaxmgrit._pytree import all_finite, split
+from jaxmgrit._types import Layers, State, StepSize
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.backend.local import LOCAL
 from jaxmgrit.differentiable import CONVERGED, chosen, is_plain, plainly, solved
@@ -18,10 +19,10 @@ PyTree = Any
 
 def propagate(
     step: Callable[..., PyTree],
-    theta: PyTree,
-    u0: PyTree,
+    theta: Layers,
+    u0: State,
     *,
-    h: Any,
+    h: StepSize,
     solver: Solver | None = None,
     adjoint: Solver | None = None,
     backend: Backend = LOCAL,

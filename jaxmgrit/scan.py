@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmgrit._checks import check_backend, check_carry, check_layers
+from jaxmgrit._types import Arrays, Layers, State, StepSize
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.backend.local import LOCAL
 from jaxmgrit.differentiable import CONVERGED, chosen, is_plain, plainly, solved
@@ -23,10 +24,10 @@ PyTree = Any
 
 def scan(
     f: Callable[..., tuple[PyTree, PyTree]],
-    init: PyTree,
-    xs: PyTree = None,
+    init: State,
+    xs: Layers = None,
     *,
-    h: Any = None,
+    h: StepSize = None,
     solver: Solver | None = None,
     adjoint: Solver | None = None,
     backend: Backend = LOCAL,
@@ -110,12 +111,12 @@ class _Layer:
     takes_h: bool
     counted: bool = False
 
-    def __call__(self, x: PyTree, carry: PyTree, h: Any) -> tuple[PyTree, PyTree]:
+    def __call__(self, x: Arrays, carry: State, h: StepSize) -> tuple[PyTree, PyTree]:
         x = x[0] if self.counted else x
         return self.f(carry, x, h) if self.takes_h else self.f(carry, x)
 
 
-def _length(xs: PyTree, length: int | None) -> int:
+def _length(xs: Layers, length: int | None) -> int:
     """The number of steps, from the leading axis of xs or as it is given."""
     if length is not None:
         length = operator.index(length)

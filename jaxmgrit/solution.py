@@ -43,6 +43,7 @@ class _Checked:
         norms = np.asarray(self.residual_norms)
         if norms.ndim != 1:
             return f"Residuals of {norms.shape[:-1]} solves."
+        # -1 stands where nothing was recorded.
         norms = norms[norms != -1]
         if not norms.size:
             return "No residual was recorded."

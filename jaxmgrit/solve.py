@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxmgrit._checks import check_backend, check_like, check_state, check_type
 from jaxmgrit._programs import cached
 from jaxmgrit._pytree import repeat, unfold, where
+from jaxmgrit._types import Arrays, Layers, Mask, State, StepSize
 from jaxmgrit.backend.base import REPLICATED, SHARDED, SHARDED_STATES, STATE, Backend
 from jaxmgrit.backend.local import LOCAL
 from jaxmgrit.solution import CPoints, Solution
@@ -29,10 +30,10 @@ PyTree = Any
 
 def solve(
     step: Callable[..., PyTree],
-    theta: PyTree,
-    u0: PyTree,
+    theta: Layers,
+    u0: State,
     *,
-    h: Any,
+    h: StepSize,
     solver: Solver = DEFAULT,
     guess: CPoints | None = None,
     backend: Backend = LOCAL,
@@ -67,7 +68,7 @@ def solve(
     return replace(sol, u_final=backend.join_batch(sol.u_final))
 
 
-def solve_network(network: Network, u0: PyTree, solver: Solver, guess: CPoints | None, backend: Backend) -> Solution:
+def solve_network(network: Network, u0: State, solver: Solver, guess: CPoints | None, backend: Backend) -> Solution:
     """`solve` for a checked network and states of the backend, see `Backend.split_batch`."""
     levels = solver.hierarchy(network.layers, backend.size)
     equation = network.with_coarse_step(solver)
@@ -87,7 +88,7 @@ def solve_network(network: Network, u0: PyTree, solver: Solver, guess: CPoints |
     )
 
 
-def propagate_exactly(network: Network, u0: PyTree, level: Level, backend: Backend) -> PyTree:
+def propagate_exactly(network: Network, u0: State, level: Level, backend: Backend) -> PyTree:
     """u^N one layer after another, the layers staying in a given partition."""
     program = _solve_program(network.equation, (level,), SEQUENTIAL, backend)
     return program(network.on(level, backend), u0, network.shared, None).final
@@ -97,7 +98,7 @@ def propagate_exactly(network: Network, u0: PyTree, level: Level, backend: Backe
 def _solve_program(
     equation: Equation, levels: tuple[Level, ...], solver: Solver, backend: Backend
 ) -> Callable[..., Outcome]:
-    def body(slots: PyTree, u0: PyTree, shared: PyTree, ends: PyTree) -> Outcome:
+    def body(slots: Layers, u0: State, shared: PyTree, ends: State) -> Outcome:
         batch = sweep_batch(solver, u0, backend.platform, levels[0].share)
         grids = state_grids(equation, slots, shared, levels, solver, backend, batch)
         return solver.run(grids, repeat(u0, levels[0].share) if ends is None else ends, u0)
@@ -109,7 +110,7 @@ STATE_SPECS = (SHARDED, STATE, REPLICATED, SHARDED_STATES)
 OUTCOME_SPECS = Outcome(SHARDED_STATES, STATE, REPLICATED, REPLICATED, REPLICATED, REPLICATED)
 
 
-def check_guess(guess: CPoints | None, initial: PyTree, level: Level, backend: Backend) -> None:
+def check_guess(guess: CPoints | None, initial: State, level: Level, backend: Backend) -> None:
     """Raise a ValueError unless a guess holds the C-points of this partition."""
     if guess is None:
         return
@@ -123,10 +124,10 @@ def check_guess(guess: CPoints | None, initial: PyTree, level: Level, backend: B
 
 def trajectory(
     step: Callable[..., PyTree],
-    theta: PyTree,
+    theta: Layers,
     sol: Solution,
     *,
-    h: Any,
+    h: StepSize,
     backend: Backend = LOCAL,
 ) -> PyTree:
     """All states u^0 .. u^N of a solution: its C-points, and its F-points by F-relaxation.
@@ -155,7 +156,7 @@ def trajectory(
 
 @cached
 def _points_program(equation: Equation, level: Level, backend: Backend) -> Callable[..., PyTree]:
-    def body(slots: PyTree, u0: PyTree, shared: PyTree, ends: PyTree) -> PyTree:
+    def body(slots: Layers, u0: State, shared: PyTree, ends: State) -> PyTree:
         return points(finest_grid(equation, slots, shared, level, u0, backend), ends, None, u0)
 
     return backend.lift(body, STATE_SPECS, SHARDED_STATES)
@@ -171,11 +172,11 @@ def outputs_network(network: Network, sol: Solution, backend: Backend) -> PyTree
 
 @cached
 def _outputs_program(equation: Equation, level: Level, backend: Backend) -> Callable[..., PyTree]:
-    def body(slots: PyTree, u0: PyTree, shared: PyTree, ends: PyTree) -> PyTree:
+    def body(slots: Layers, u0: State, shared: PyTree, ends: State) -> PyTree:
         grid = finest_grid(equation, slots, shared, level, u0, backend)
 
-        def interval(start: PyTree, block: PyTree, mask: Any) -> PyTree:
-            def one(u: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
+        def interval(start: State, block: Layers, mask: Mask) -> PyTree:
+            def one(u: State, inputs: Arrays) -> tuple[PyTree, PyTree]:
                 slot, inside = inputs
                 after, y = equation.advance_with_output(slot, u, shared)
                 return where(inside, after, u), y
@@ -187,7 +188,7 @@ def _outputs_program(equation: Equation, level: Level, backend: Backend) -> Call
     return backend.lift(body, STATE_SPECS, SHARDED)
 
 
-def finest_grid(equation: Equation, slots: PyTree, shared: PyTree, level: Level, u0: PyTree, backend: Backend) -> Grid:
+def finest_grid(equation: Equation, slots: Layers, shared: PyTree, level: Level, u0: State, backend: Backend) -> Grid:
     """The state's finest grid alone, of a given partition."""
     batch = sweep_batch(SEQUENTIAL, u0, backend.platform, level.share)
     return state_grids(equation, slots, shared, (level,), SEQUENTIAL, backend, batch)[0]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxmgrit._types import Arrays
 from jaxmgrit.solvers.sequential import Sequential
 from jaxmgrit.system.partition import Level, lay_out
 from jaxmgrit.training.objective import Training
@@ -77,11 +78,12 @@ def compare(
 def _exact_gradient(training: Training, params: Params, batch: tuple[Any, Any], layers: int) -> Params:
     """The exact gradient, laid out as the trainer's own."""
     solver, _, backend = training.setting
+    # Segments of the trainer's own interval length, so that the layers stay where they are.
     segment = Sequential(solver.interval)
     exactly = Training(training.problem, CyclesThenGradient(), Setting(segment, segment, backend))
     here, there = (t.schedule.level(layers, t.setting) for t in (training, exactly))
 
-    def moved(tree: PyTree, target: Level) -> PyTree:
+    def moved(tree: Arrays, target: Level) -> PyTree:
         if here.slots == there.slots:
             return tree
         whole = jax.tree.map(lambda x: x[:layers], backend.gather(tree))

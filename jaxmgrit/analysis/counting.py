@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from jaxmgrit._types import Arrays
 from jaxmgrit.analysis import marks
 from jaxmgrit.backend.base import PyTree, shift_blocks, together
 
@@ -49,24 +50,24 @@ class Counting:
     def _permute(self, block: jax.Array, hop: int) -> jax.Array:
         return marks.message("sends", block, block.nbytes) if hop % self.size else block
 
-    def shift(self, x: PyTree, by: int, fill: PyTree | None) -> PyTree:
+    def shift(self, x: Arrays, by: int, fill: Arrays | None) -> PyTree:
         """See `Backend.shift`."""
         return shift_blocks(x, by, fill, self.index(), self.size, self._permute)
 
-    def all_gather(self, x: PyTree) -> PyTree:
+    def all_gather(self, x: Arrays) -> PyTree:
         """See `Backend.all_gather`."""
         return _together("gathers", x, self.size, axis=1)
 
-    def all_sum(self, x: PyTree) -> PyTree:
+    def all_sum(self, x: Arrays) -> PyTree:
         """See `Backend.all_sum`."""
         return _together("sums", x, self.size, axis=0)
 
-    def data_gather(self, x: PyTree) -> PyTree:
+    def data_gather(self, x: Arrays) -> PyTree:
         """See `Backend.data_gather`."""
         x = jax.tree.map(lambda y: y[None], x)
         return x if self.data_size == 1 else jax.tree.map(partial(_message, "gathers", leading=self.data_size), x)
 
-    def data_sum(self, x: PyTree) -> PyTree:
+    def data_sum(self, x: Arrays) -> PyTree:
         """See `Backend.data_sum`."""
         return _together("sums", x, self.data_size, axis=0)
 
@@ -90,19 +91,19 @@ class Counting:
         """Yes: arrays are those of one device."""
         return True
 
-    def total(self, x: PyTree) -> PyTree:
+    def total(self, x: Arrays) -> PyTree:
         """The value itself."""
         return x
 
-    def data_total(self, x: PyTree) -> PyTree:
+    def data_total(self, x: Arrays) -> PyTree:
         """The value itself."""
         return x
 
-    def split_batch(self, x: PyTree, axis: int = 0) -> PyTree:
+    def split_batch(self, x: Arrays, axis: int = 0) -> PyTree:
         """The arrays themselves: they are a part's."""
         return x
 
-    def join_batch(self, x: PyTree, axis: int = 0) -> PyTree:
+    def join_batch(self, x: Arrays, axis: int = 0) -> PyTree:
         """The arrays themselves."""
         return x
 
@@ -110,19 +111,19 @@ class Counting:
         """The function itself."""
         return f
 
-    def scatter(self, x: PyTree, axis: int = 0) -> PyTree:
+    def scatter(self, x: Arrays, axis: int = 0) -> PyTree:
         """A block of whole arrays."""
         return jax.tree.map(lambda y: jax.lax.slice_in_dim(y, 0, y.shape[axis] // self.size, axis=axis), x)
 
-    def scatter_states(self, x: PyTree) -> PyTree:
+    def scatter_states(self, x: Arrays) -> PyTree:
         """A block of the intervals."""
         return self.scatter(x)
 
-    def keep(self, x: PyTree, axis: int = 0) -> PyTree:
+    def keep(self, x: Arrays, axis: int = 0) -> PyTree:
         """The arrays themselves."""
         return x
 
-    def keep_states(self, x: PyTree) -> PyTree:
+    def keep_states(self, x: Arrays) -> PyTree:
         """The arrays themselves."""
         return x
 
@@ -130,16 +131,16 @@ class Counting:
         """The decision itself."""
         return decision
 
-    def replicate(self, x: PyTree) -> PyTree:
+    def replicate(self, x: Arrays) -> PyTree:
         """The arrays themselves."""
         return x
 
-    def gather(self, x: PyTree) -> PyTree:
+    def gather(self, x: Arrays) -> PyTree:
         """See `all_gather`."""
         return self.all_gather(x)
 
 
-def _together(kind: str, x: PyTree, devices: int, axis: int) -> PyTree:
+def _together(kind: str, x: Arrays, devices: int, axis: int) -> PyTree:
     """A message for every array that travels by itself."""
     if devices == 1:
         return x

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.interpreters import ad, batching
 
 from jaxmgrit._pytree import is_inexact
+from jaxmgrit._types import Arrays, Layers, State, StepSize
 
 PyTree = Any
 
@@ -29,17 +30,17 @@ split_p = core.Primitive("count_split")
 MARKS = frozenset(p.name for p in (step_p, push_p, pull_p, message_p, split_p))
 
 
-def marked_step(theta: PyTree, u: PyTree, h: Any, *constants: Any) -> PyTree:
+def marked_step(theta: Layers, u: State, h: StepSize, *constants: Any) -> PyTree:
     """A step of the finest level."""
     return _mark(theta, u, 1)
 
 
-def marked_coarse_step(step: Any, theta: PyTree, u: PyTree, h: Any, m: int, *rest: Any) -> PyTree:
+def marked_coarse_step(step: Any, theta: Layers, u: State, h: StepSize, m: int, *rest: Any) -> PyTree:
     """A step of the level whose steps replace m layers."""
     return _mark(theta, u, m)
 
 
-def _mark(theta: PyTree, u: PyTree, stride: int) -> PyTree:
+def _mark(theta: Layers, u: State, stride: int) -> PyTree:
     leaves, tree = jax.tree.flatten(u)
     parameters = [x for x in jax.tree.leaves(theta) if is_inexact(x)]
     leaves[0] = step_p.bind(leaves[0], *parameters[:1], stride=stride, times=1)
@@ -47,11 +48,11 @@ def _mark(theta: PyTree, u: PyTree, stride: int) -> PyTree:
 
 
 @step_p.def_abstract_eval
-def _(u: Any, *theta: Any, **_: Any) -> Any:
+def _(u: State, *theta: Any, **_: Any) -> Any:
     return u
 
 
-def _differentiate(primals: Any, tangents: Any, *, stride: int, times: int) -> Any:
+def _differentiate(primals: Arrays, tangents: Arrays, *, stride: int, times: int) -> Any:
     out = step_p.bind(*primals, stride=stride, times=times)
     pushed = [
         push_p.bind(t, of=of, stride=stride, times=times, shapes=((x.shape, x.dtype), (out.shape, out.dtype)))
@@ -65,7 +66,7 @@ ad.primitive_jvps[step_p] = _differentiate
 
 
 @push_p.def_abstract_eval
-def _(t: Any, *, shapes: Any, **_: Any) -> Any:
+def _(t: Arrays, *, shapes: Any, **_: Any) -> Any:
     return jax.core.ShapedArray(*shapes[1])
 
 
@@ -77,7 +78,7 @@ def _(ct: Any, *, shapes: Any, **_: Any) -> Any:
 ad.deflinear2(push_p, lambda ct, t, **params: [pull_p.bind(ad.instantiate_zeros(ct), **params)])
 
 
-def _batch(primitive: Any, args: Any, axes: Any, *, times: int, **params: Any) -> Any:
+def _batch(primitive: Any, args: Arrays, axes: Any, *, times: int, **params: Any) -> Any:
     """One mark for the whole batch, which its shapes tell once more."""
     size = next(x.shape[axis] for x, axis in zip(args, axes, strict=True) if axis is not None)
     args = [x if axis is None else jnp.moveaxis(x, axis, 0) for x, axis in zip(args, axes, strict=True)]
@@ -99,7 +100,7 @@ def message(kind: str, x: jax.Array, bytes_: int, leading: int = 1) -> jax.Array
 
 
 @message_p.def_abstract_eval
-def _(x: Any, *, leading: int, **_: Any) -> Any:
+def _(x: Arrays, *, leading: int, **_: Any) -> Any:
     return x if leading == 1 else x.update(shape=(leading * x.shape[0], *x.shape[1:]))
 
 
@@ -114,7 +115,7 @@ def _() -> Any:
     return jax.core.ShapedArray((), jnp.dtype("int32"))
 
 
-def split(x: PyTree) -> PyTree:
+def split(x: Arrays) -> PyTree:
     """Mark where the first part of a program ends."""
     return jax.tree.map(split_p.bind, x)
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import PyTree, real_dtype
+from jaxmgrit._types import Layers, State
 from jaxmgrit.adjoint import adjoint_network
 from jaxmgrit.analysis import marks
 from jaxmgrit.analysis.counting import Counting
@@ -84,7 +85,7 @@ class _OneOfMany:
 
     of: Callable[[PyTree], PyTree]
 
-    def __call__(self, theta: PyTree) -> PyTree:
+    def __call__(self, theta: Layers) -> PyTree:
         return jax.tree.map(lambda x: x[0], theta)
 
 
@@ -125,7 +126,7 @@ class Case:
             changes["norm"] = None
         return replace(solver, **changes)
 
-    def network(self, slots: int, layer: PyTree) -> Network:
+    def network(self, slots: int, layer: Layers) -> Network:
         """So many slots on this device, from the parameters of one layer."""
         theta = jax.tree.map(lambda x: jnp.broadcast_to(x, (slots, *x.shape)), layer)
         h = jnp.ones((self.layers,), real_dtype(self.shapes.state)) if self.shapes.step_sizes else None
@@ -168,7 +169,7 @@ def _by_level(tally: Tally, levels: Any, sent: bool) -> tuple[Counts, ...]:
     return tuple(of_level(stride) for stride in strides)
 
 
-def solve_alone(case: Case, setting: Setting, layer: PyTree, state: PyTree) -> Solution:
+def solve_alone(case: Case, setting: Setting, layer: Layers, state: State) -> Solution:
     """`solve`."""
     solver, _, backend = setting
     level = solver.hierarchy(case.layers, backend.size)[0]
@@ -178,7 +179,7 @@ def solve_alone(case: Case, setting: Setting, layer: PyTree, state: PyTree) -> S
 def then_adjoint(gradients: bool) -> Program:
     """`solve`; and as the second part `adjoint_solve`, with the layers' gradients or without."""
 
-    def program(case: Case, setting: Setting, layer: PyTree, state: PyTree) -> Any:
+    def program(case: Case, setting: Setting, layer: Layers, state: State) -> Any:
         sol = solve_alone(case, setting, layer, state)
         network = case.network(sol.level.share * sol.level.factor, layer)
         lam = marks.split(sol.u_final)
@@ -190,11 +191,11 @@ def then_adjoint(gradients: bool) -> Program:
 def iteration(schedule: Schedule) -> Program:
     """An iteration of a schedule, in two parts with the loss between them."""
 
-    def head(u_final: PyTree) -> Head:
+    def head(u_final: State) -> Head:
         lam = marks.split(u_final)
         return Head(jnp.zeros((), real_dtype(lam)), None, None, lam)
 
-    def program(case: Case, setting: Setting, layer: PyTree, state: PyTree) -> Any:
+    def program(case: Case, setting: Setting, layer: Layers, state: State) -> Any:
         level = schedule.level(case.layers, setting)
         warm = setting.backend.scatter_states(schedule.init(case.layers, state, setting))
         network = case.network(level.share * level.factor, layer)

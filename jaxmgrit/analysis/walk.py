@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmgrit._scopes import Scope
+from jaxmgrit._types import Arrays
 from jaxmgrit.analysis.marks import MARKS
 
 # (stride of the level, what) -> how often.
@@ -180,11 +181,11 @@ def _times(count: int, tally: Tally) -> Tally:
     return Counter({key: count * value for key, value in tally.items()})
 
 
-def _value(known: dict[Any, Known], x: Any) -> Known:
+def _value(known: dict[Any, Known], x: Arrays) -> Known:
     return _worth_knowing(x.val) if isinstance(x, core.Literal) else known.get(x)
 
 
-def _worth_knowing(x: Any) -> Known:
+def _worth_knowing(x: Arrays) -> Known:
     """Small arrays of integers or truth values, such as choose a branch."""
     dtype = jnp.result_type(x)
     whole = jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_)

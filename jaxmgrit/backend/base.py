@@ -9,6 +9,8 @@ from typing import Any, Protocol, Self
 import jax
 import jax.numpy as jnp
 
+from jaxmgrit._types import Arrays, Index, Layers
+
 PyTree = Any
 
 # What arrays handed to a lifted function are. The last three differ from the first two only where a data axis splits
@@ -49,23 +51,23 @@ class Collectives(Protocol):
     def neighbours(self, count: int) -> Self:
         """The `count` devices this one is among, counted off from the first device; `count` divides `size`."""
 
-    def shift(self, x: PyTree, by: int, fill: PyTree | None) -> PyTree:
+    def shift(self, x: Arrays, by: int, fill: Arrays | None) -> PyTree:
         """Move the entries of a sharded array by `by` places along its whole leading axis.
 
         With `fill` (one entry, no leading axis; then `by` is 1 or -1) the vacated entry becomes `fill`; without, the
         entries go round cyclically.
         """
 
-    def all_gather(self, x: PyTree) -> PyTree:
+    def all_gather(self, x: Arrays) -> PyTree:
         """The whole of a sharded array, on every device."""
 
-    def all_sum(self, x: PyTree) -> PyTree:
+    def all_sum(self, x: Arrays) -> PyTree:
         """Sum over the devices of one array each, on every device."""
 
-    def data_gather(self, x: PyTree) -> PyTree:
+    def data_gather(self, x: Arrays) -> PyTree:
         """One array of each part of the batch, stacked along a new leading axis, on every device."""
 
-    def data_sum(self, x: PyTree) -> PyTree:
+    def data_sum(self, x: Arrays) -> PyTree:
         """Sum over the parts of the batch of one array each, on every device."""
 
 
@@ -96,41 +98,41 @@ class Placement(Protocol):
     def cut(self) -> bool:
         """Whether sharded arrays are apart, even if in one block."""
 
-    def scatter(self, x: PyTree, axis: int = 0) -> PyTree:
+    def scatter(self, x: Arrays, axis: int = 0) -> PyTree:
         """Turn whole arrays, the same on every process, into arrays sharded along an axis."""
 
-    def scatter_states(self, x: PyTree) -> PyTree:
+    def scatter_states(self, x: Arrays) -> PyTree:
         """Turn states of this backend, leading axis all intervals, into sharded states."""
 
-    def keep(self, x: PyTree, axis: int = 0) -> PyTree:
+    def keep(self, x: Arrays, axis: int = 0) -> PyTree:
         """Let sharded arrays that were computed stay where `scatter` puts them."""
 
-    def keep_states(self, x: PyTree) -> PyTree:
+    def keep_states(self, x: Arrays) -> PyTree:
         """Let sharded states that were computed stay where `scatter_states` puts them."""
 
-    def replicate(self, x: PyTree) -> PyTree:
+    def replicate(self, x: Arrays) -> PyTree:
         """Give whole arrays, the same on every process, to all devices."""
 
-    def gather(self, x: PyTree) -> PyTree:
+    def gather(self, x: Arrays) -> PyTree:
         """Undo `scatter`: whole arrays, on every device."""
 
-    def split_batch(self, x: PyTree, axis: int = 0) -> PyTree:
+    def split_batch(self, x: Arrays, axis: int = 0) -> PyTree:
         """Turn whole batches or states, the samples along an axis and the same on every process, into this backend's.
 
         Raises:
             ValueError: the parts would not be equal.
         """
 
-    def join_batch(self, x: PyTree, axis: int = 0) -> PyTree:
+    def join_batch(self, x: Arrays, axis: int = 0) -> PyTree:
         """Undo `split_batch`."""
 
     def undivided(self) -> Self:
         """The same devices for the layers, with the batch whole on all of them."""
 
-    def total(self, x: PyTree) -> PyTree:
+    def total(self, x: Arrays) -> PyTree:
         """The sum over all layers of what was computed from what a process has of a sharded array."""
 
-    def data_total(self, x: PyTree) -> PyTree:
+    def data_total(self, x: Arrays) -> PyTree:
         """The sum over the whole batch of what was computed from what a process has of states."""
 
     def agree(self, decision: jax.Array) -> jax.Array:
@@ -144,7 +146,7 @@ class Backend(Collectives, Placement, Protocol):
         """Run f on every device; specs are (prefix pytrees of) SHARDED, REPLICATED and the three kinds of states."""
 
 
-def check_parts(x: PyTree, axis: int, parts: int) -> None:
+def check_parts(x: Arrays, axis: int, parts: int) -> None:
     """Raise a ValueError unless an axis of every leaf can be cut into so many equal parts."""
     for leaf in jax.tree.leaves(x) if parts > 1 else ():
         if leaf.ndim <= axis or leaf.shape[axis] % parts:
@@ -156,13 +158,14 @@ def check_parts(x: PyTree, axis: int, parts: int) -> None:
             )
 
 
-def together(operation: Callable[[Any], Any], x: PyTree, axis: int) -> PyTree:
+def together(operation: Callable[[Any], Any], x: Arrays, axis: int) -> PyTree:
     """An operation on every leaf, small leaves of one dtype in one array.
 
     The operation leaves the axes from `axis` on alone; of the leaves in one array those before are the same.
     """
     leaves, tree = jax.tree.flatten(x)
     groups: dict[Any, list[int]] = {}
+    # Leaves of one dtype and the same leading axes fit into one message; large ones gain nothing by it.
     for number, leaf in enumerate(leaves):
         alike = (leaf.dtype, leaf.shape[:axis]) if leaf.nbytes < _SMALL else number
         groups.setdefault(alike, []).append(number)
@@ -178,7 +181,7 @@ def together(operation: Callable[[Any], Any], x: PyTree, axis: int) -> PyTree:
 
 
 def shift_blocks(
-    x: PyTree, by: int, fill: PyTree | None, index: Any, size: int, permute: Callable[[Any, int], Any]
+    x: Arrays, by: int, fill: Arrays | None, index: Index, size: int, permute: Callable[[Any, int], Any]
 ) -> PyTree:
     """`Backend.shift` on blocks, given `permute(block, hop)`, which moves a block cyclically `hop` devices up.
 
@@ -191,7 +194,7 @@ def shift_blocks(
     """
     if fill is None:
 
-        def rotate(block: Any) -> Any:
+        def rotate(block: Layers) -> Any:
             n = block.shape[0]
             hop, rest = divmod(by, n)
             kept = permute(block[: n - rest], hop)
@@ -203,14 +206,14 @@ def shift_blocks(
         raise ValueError(f"shift with a fill value moves by 1 or -1, got by={by}")
     wraps = index == (size - 1 if by == 1 else 0)
 
-    def move(block: Any, vacated: Any) -> Any:
+    def move(block: Layers, vacated: Any) -> Any:
         edge = permute(jnp.where(wraps, vacated[None], block[-1:] if by == 1 else block[:1]), by)
         return jnp.concatenate([edge, block[:-1]] if by == 1 else [block[1:], edge])
 
     return jax.tree.map(move, x, fill)
 
 
-def broadcast(backend: Collectives, x: PyTree, source: int) -> PyTree:
+def broadcast(backend: Collectives, x: Arrays, source: int) -> PyTree:
     """The value that device `source` holds, on every device."""
     if backend.size == 1:
         return x

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from jaxmgrit._types import Arrays
 from jaxmgrit.backend.base import PyTree, shift_blocks
 
 
@@ -46,23 +47,23 @@ class Local:
         """Always 0."""
         return 0
 
-    def shift(self, x: PyTree, by: int, fill: PyTree | None) -> PyTree:
+    def shift(self, x: Arrays, by: int, fill: Arrays | None) -> PyTree:
         """See `Backend.shift`."""
         return shift_blocks(x, by, fill, 0, 1, lambda block, hop: block)
 
-    def all_gather(self, x: PyTree) -> PyTree:
+    def all_gather(self, x: Arrays) -> PyTree:
         """The array itself."""
         return x
 
-    def all_sum(self, x: PyTree) -> PyTree:
+    def all_sum(self, x: Arrays) -> PyTree:
         """The array itself."""
         return x
 
-    def data_gather(self, x: PyTree) -> PyTree:
+    def data_gather(self, x: Arrays) -> PyTree:
         """The array itself, as the only one."""
         return jax.tree.map(lambda y: y[None], x)
 
-    def data_sum(self, x: PyTree) -> PyTree:
+    def data_sum(self, x: Arrays) -> PyTree:
         """The array itself."""
         return x
 
@@ -86,19 +87,19 @@ class Local:
         """One: outside `lift` the batch is whole."""
         return 1
 
-    def total(self, x: PyTree) -> PyTree:
+    def total(self, x: Arrays) -> PyTree:
         """The value itself: it was computed from whole arrays."""
         return x
 
-    def data_total(self, x: PyTree) -> PyTree:
+    def data_total(self, x: Arrays) -> PyTree:
         """The value itself: it was computed from whole states."""
         return x
 
-    def split_batch(self, x: PyTree, axis: int = 0) -> PyTree:
+    def split_batch(self, x: Arrays, axis: int = 0) -> PyTree:
         """The arrays themselves."""
         return x
 
-    def join_batch(self, x: PyTree, axis: int = 0) -> PyTree:
+    def join_batch(self, x: Arrays, axis: int = 0) -> PyTree:
         """The arrays themselves."""
         return x
 
@@ -106,19 +107,19 @@ class Local:
         """`jax.jit` of the function."""
         return jax.jit(f)
 
-    def scatter(self, x: PyTree, axis: int = 0) -> PyTree:
+    def scatter(self, x: Arrays, axis: int = 0) -> PyTree:
         """The arrays themselves."""
         return x
 
-    def scatter_states(self, x: PyTree) -> PyTree:
+    def scatter_states(self, x: Arrays) -> PyTree:
         """The arrays themselves."""
         return x
 
-    def keep(self, x: PyTree, axis: int = 0) -> PyTree:
+    def keep(self, x: Arrays, axis: int = 0) -> PyTree:
         """The arrays themselves."""
         return x
 
-    def keep_states(self, x: PyTree) -> PyTree:
+    def keep_states(self, x: Arrays) -> PyTree:
         """The arrays themselves."""
         return x
 
@@ -126,11 +127,11 @@ class Local:
         """The decision itself."""
         return decision
 
-    def replicate(self, x: PyTree) -> PyTree:
+    def replicate(self, x: Arrays) -> PyTree:
         """The arrays themselves."""
         return x
 
-    def gather(self, x: PyTree) -> PyTree:
+    def gather(self, x: Arrays) -> PyTree:
         """The arrays themselves."""
         return x
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from jaxmgrit._types import Arrays
 from jaxmgrit.backend.base import (
     REPLICATED,
     SHARDED,
@@ -111,32 +112,33 @@ class Mesh:
         return position if self._part is None else position // self._stride % self.size
 
     def _permute(self, block: jax.Array, hop: int) -> jax.Array:
+        # All the way round is no message.
         if hop % self.size == 0:
             return block
         pairs = [(part[i], part[(i + hop) % self.size]) for part in self._members() for i in range(self.size)]
         return jax.lax.ppermute(block, self.axis, pairs)
 
-    def shift(self, x: PyTree, by: int, fill: PyTree | None) -> PyTree:
+    def shift(self, x: Arrays, by: int, fill: Arrays | None) -> PyTree:
         """See `Backend.shift`: one or two `ppermute`s."""
         return shift_blocks(x, by, fill, self.index(), self.size, self._permute)
 
-    def all_gather(self, x: PyTree) -> PyTree:
+    def all_gather(self, x: Arrays) -> PyTree:
         """See `Backend.all_gather`."""
         parts = None if self._part is None else self._members()
         return together(lambda y: jax.lax.all_gather(y, self.axis, axis_index_groups=parts, tiled=True), x, axis=1)
 
-    def all_sum(self, x: PyTree) -> PyTree:
+    def all_sum(self, x: Arrays) -> PyTree:
         """See `Backend.all_sum`."""
         parts = None if self._part is None else self._members()
         return together(lambda y: jax.lax.psum(y, self.axis, axis_index_groups=parts), x, axis=0)
 
-    def data_gather(self, x: PyTree) -> PyTree:
+    def data_gather(self, x: Arrays) -> PyTree:
         """See `Backend.data_gather`."""
         if self.data_axis is None:
             return jax.tree.map(lambda y: y[None], x)
         return jax.tree.map(lambda y: jax.lax.all_gather(y, self.data_axis), x)
 
-    def data_sum(self, x: PyTree) -> PyTree:
+    def data_sum(self, x: Arrays) -> PyTree:
         """See `Backend.data_sum`."""
         return x if self.data_axis is None else together(lambda y: jax.lax.psum(y, self.data_axis), x, axis=0)
 
@@ -160,15 +162,15 @@ class Mesh:
         """One: outside `lift` the batch is whole."""
         return 1
 
-    def total(self, x: PyTree) -> PyTree:
+    def total(self, x: Arrays) -> PyTree:
         """The value itself: it was computed from whole arrays."""
         return x
 
-    def data_total(self, x: PyTree) -> PyTree:
+    def data_total(self, x: Arrays) -> PyTree:
         """The value itself: it was computed from whole states."""
         return x
 
-    def split_batch(self, x: PyTree, axis: int = 0) -> PyTree:
+    def split_batch(self, x: Arrays, axis: int = 0) -> PyTree:
         """Shard the samples over the data axis."""
         if self.data_axis is None:
             return x
@@ -176,7 +178,7 @@ class Mesh:
         spec = PartitionSpec(*[None] * axis, self.data_axis)
         return jax.tree.map(lambda y: self._place(y, spec), x)
 
-    def join_batch(self, x: PyTree, axis: int = 0) -> PyTree:
+    def join_batch(self, x: Arrays, axis: int = 0) -> PyTree:
         """The arrays themselves: they are whole."""
         return x
 
@@ -194,7 +196,7 @@ class Mesh:
     def lift(self, f: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
         """`jax.shard_map` over the axes."""
 
-        def specs(tree: Any) -> Any:
+        def specs(tree: Arrays) -> Any:
             return jax.tree.map(self._spec, tree)
 
         # We own the adjoint; replication is by construction, so JAX need not (and must not) insert sums for it.
@@ -209,24 +211,24 @@ class Mesh:
             )
         )
 
-    def scatter(self, x: PyTree, axis: int = 0) -> PyTree:
+    def scatter(self, x: Arrays, axis: int = 0) -> PyTree:
         """Shard an axis; one that the devices do not divide stays whole."""
 
-        def one(y: Any) -> Any:
+        def one(y: Arrays) -> Any:
             even = y.ndim > axis and y.shape[axis] % self.size == 0
             return self._place(y, PartitionSpec(*[None] * axis, self.axis) if even else PartitionSpec())
 
         return jax.tree.map(one, x)
 
-    def scatter_states(self, x: PyTree) -> PyTree:
+    def scatter_states(self, x: Arrays) -> PyTree:
         """Shard the intervals, and the samples over the data axis."""
         return jax.tree.map(lambda y: self._place(y, self._spec(SHARDED_STATES)), x)
 
-    def keep(self, x: PyTree, axis: int = 0) -> PyTree:
+    def keep(self, x: Arrays, axis: int = 0) -> PyTree:
         """`scatter`, which tells XLA to leave them there."""
         return self.scatter(x, axis)
 
-    def keep_states(self, x: PyTree) -> PyTree:
+    def keep_states(self, x: Arrays) -> PyTree:
         """`scatter_states`, which tells XLA to leave them there."""
         return self.scatter_states(x)
 
@@ -234,16 +236,17 @@ class Mesh:
         """The decision itself: there is one program."""
         return decision
 
-    def replicate(self, x: PyTree) -> PyTree:
+    def replicate(self, x: Arrays) -> PyTree:
         """Give whole arrays to all devices."""
         return jax.tree.map(lambda y: self._place(y, PartitionSpec()), x)
 
-    def _place(self, x: Any, spec: PartitionSpec) -> jax.Array:
+    def _place(self, x: Arrays, spec: PartitionSpec) -> jax.Array:
         sharding = NamedSharding(self.mesh, spec)
+        # Inside a jitted function placement is a constraint on XLA, outside it is a copy.
         if isinstance(x, jax.core.Tracer):
             return jax.lax.with_sharding_constraint(x, sharding)
         return jax.device_put(x, sharding)
 
-    def gather(self, x: PyTree) -> PyTree:
+    def gather(self, x: Arrays) -> PyTree:
         """Whole arrays: as they are where one process sees all devices, else copied to all of them."""
         return self.replicate(x) if self.mesh.is_multi_process else x

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxmgrit._types import Arrays
 from jaxmgrit.backend.base import PyTree, check_parts, shift_blocks, together
 
 INSTALL = "pip install mpich mpi4py && pip install --no-cache-dir mpi4jax"
@@ -151,42 +152,42 @@ class MPI:
         )
         return moved
 
-    def shift(self, x: PyTree, by: int, fill: PyTree | None) -> PyTree:
+    def shift(self, x: Arrays, by: int, fill: Arrays | None) -> PyTree:
         """See `Backend.shift`: one or two send-receives, all round the ring."""
         return shift_blocks(x, by, fill, self.index(), self.size, self._permute)
 
-    def all_gather(self, x: PyTree) -> PyTree:
+    def all_gather(self, x: Arrays) -> PyTree:
         """See `Backend.all_gather`."""
         return _gather(x, self._layers)
 
-    def all_sum(self, x: PyTree) -> PyTree:
+    def all_sum(self, x: Arrays) -> PyTree:
         """See `Backend.all_sum`; summed in the order of the ranks, so that all get the same bits."""
         return _sum(x, self._layers)
 
-    def data_gather(self, x: PyTree) -> PyTree:
+    def data_gather(self, x: Arrays) -> PyTree:
         """See `Backend.data_gather`, in the order of the ranks."""
         if self.data == 1:
             return jax.tree.map(lambda y: y[None], x)
         return jax.tree.map(lambda y: _modules()[1].allgather(y, comm=self._samples), x)
 
-    def data_sum(self, x: PyTree) -> PyTree:
+    def data_sum(self, x: Arrays) -> PyTree:
         """See `Backend.data_sum`; summed in the order of the ranks."""
         return x if self.data == 1 else _sum(x, self._samples)
 
-    def total(self, x: PyTree) -> PyTree:
+    def total(self, x: Arrays) -> PyTree:
         """`all_sum`: each rank has computed from its own block."""
         return self.all_sum(x)
 
-    def data_total(self, x: PyTree) -> PyTree:
+    def data_total(self, x: Arrays) -> PyTree:
         """`data_sum`: each rank has computed from its own part of the batch."""
         return self.data_sum(x)
 
-    def split_batch(self, x: PyTree, axis: int = 0) -> PyTree:
+    def split_batch(self, x: Arrays, axis: int = 0) -> PyTree:
         """This rank's part of whole arrays."""
         check_parts(x, axis, self.data)
         return x if self.data == 1 else _block(x, axis, int(self._samples.Get_rank()), self.data)
 
-    def join_batch(self, x: PyTree, axis: int = 0) -> PyTree:
+    def join_batch(self, x: Arrays, axis: int = 0) -> PyTree:
         """Whole arrays, on every rank."""
         if self.data == 1:
             return x
@@ -196,19 +197,19 @@ class MPI:
         """`jax.jit` of the function: every rank runs it."""
         return jax.jit(f)
 
-    def scatter(self, x: PyTree, axis: int = 0) -> PyTree:
+    def scatter(self, x: Arrays, axis: int = 0) -> PyTree:
         """This rank's block of whole arrays."""
         return _block(x, axis, self.index(), self.size)
 
-    def scatter_states(self, x: PyTree) -> PyTree:
+    def scatter_states(self, x: Arrays) -> PyTree:
         """This rank's block of the intervals."""
         return self.scatter(x)
 
-    def keep(self, x: PyTree, axis: int = 0) -> PyTree:
+    def keep(self, x: Arrays, axis: int = 0) -> PyTree:
         """The arrays themselves: a rank's block stays with it."""
         return x
 
-    def keep_states(self, x: PyTree) -> PyTree:
+    def keep_states(self, x: Arrays) -> PyTree:
         """The arrays themselves."""
         return x
 
@@ -216,27 +217,27 @@ class MPI:
         """What all ranks say: those that took different decisions would wait for each other for ever."""
         return self.data_sum(self.all_sum((~decision).astype("int32"))) == 0
 
-    def replicate(self, x: PyTree) -> PyTree:
+    def replicate(self, x: Arrays) -> PyTree:
         """The arrays themselves: every rank has them."""
         return x
 
-    def gather(self, x: PyTree) -> PyTree:
+    def gather(self, x: Arrays) -> PyTree:
         """Whole arrays, on every rank."""
         return self.all_gather(x)
 
 
-def _gather(x: PyTree, comm: Any) -> PyTree:
+def _gather(x: Arrays, comm: Any) -> PyTree:
     gather = _modules()[1].allgather
     return together(lambda y: gather(y, comm=comm).reshape(-1, *y.shape[1:]), x, axis=1)
 
 
-def _sum(x: PyTree, comm: Any) -> PyTree:
+def _sum(x: Arrays, comm: Any) -> PyTree:
     gather = _modules()[1].allgather
     return together(lambda y: jnp.sum(gather(y, comm=comm), axis=0), x, axis=0)
 
 
-def _block(x: PyTree, axis: int, index: int, count: int) -> PyTree:
-    def own(y: Any) -> Any:
+def _block(x: Arrays, axis: int, index: int, count: int) -> PyTree:
+    def own(y: Arrays) -> Any:
         share = y.shape[axis] // count
         return jax.lax.slice_in_dim(jnp.asarray(y), index * share, (index + 1) * share, axis=axis)
 
@@ -248,6 +249,7 @@ def _cartesian(handle: int, data: int) -> tuple[Any, Any]:
     """The communicators of a rank's row and column; made once, since making them is collective."""
     mpi, _ = _modules()
     comm = mpi.Comm.f2py(handle)
+    # Making a communicator is collective; without a data axis none is needed.
     if data == 1:
         return comm, mpi.COMM_SELF
     grid = comm.Create_cart([data, comm.Get_size() // data])
@@ -284,6 +286,7 @@ def _modules() -> tuple[ModuleType, ModuleType]:
 
 def _loaded_libraries() -> list[str]:
     """The MPI libraries this process has loaded, where the system tells (Linux)."""
+    # Two libraries in one process is what a wheel from a cache leads to, and it fails far from its cause.
     maps = Path("/proc/self/maps")
     if sys.platform != "linux" or not maps.exists():
         return []

@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 import jax
 
 from jaxmgrit._pytree import PyTree, all_finite
+from jaxmgrit._types import State
 from jaxmgrit.backend.base import Backend, broadcast
 from jaxmgrit.system.grid import Grid
 from jaxmgrit.system.network import Network
@@ -78,7 +79,7 @@ class Solver:
         """Layers per interval of the finest level; None where that depends on the network."""
         return None
 
-    def fitted(self, layers: int, state: PyTree, backend: Backend) -> Solver:
+    def fitted(self, layers: int, state: State, backend: Backend) -> Solver:
         """This solver, with options left open chosen for a network of so many layers and states like this one.
 
         The verbs ask for it, which know the state; trainers, whose partition is older than their first batch, do not.
@@ -105,7 +106,7 @@ class Solver:
         """Whether the solve is one run through all layers, which needs no guess and is exact."""
         return False
 
-    def check(self, network: Network, slot: Slot, state: PyTree) -> None:
+    def check(self, network: Network, slot: Slot, state: State) -> None:
         """Raise a TypeError or ValueError unless this solver can take the network; nothing is computed.
 
         Args:
@@ -114,7 +115,7 @@ class Solver:
             state: shapes of the state.
         """
 
-    def run(self, grids: Sequence[Grid], guess: PyTree, initial: PyTree) -> Outcome:
+    def run(self, grids: Sequence[Grid], guess: State, initial: State) -> Outcome:
         """Solve from a guess of the values at the intervals' ends, on this device.
 
         Args:
@@ -125,7 +126,7 @@ class Solver:
         raise TypeError(f"{type(self).__name__} does not define run(grids, guess, initial).")
 
     def run_and_sweep(
-        self, grids: Sequence[Grid], guess: PyTree, initial: PyTree, sweep: Sweep
+        self, grids: Sequence[Grid], guess: State, initial: State, sweep: Sweep
     ) -> tuple[Outcome, PyTree]:
         """`run`, and what a sweep over all intervals makes of the final C-points (the gradients, say).
 
@@ -135,7 +136,7 @@ class Solver:
         return outcome, sweep(outcome.ends)[1]
 
 
-def is_finite(state: PyTree, backend: Backend) -> jax.Array:
+def is_finite(state: State, backend: Backend) -> jax.Array:
     """Whether every entry of a state is finite, in all parts of the batch."""
     return backend.data_sum((~all_finite(state)).astype("int32")) == 0
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import PyTree, hypot, norm_dtype, subtract
+from jaxmgrit._types import State
 from jaxmgrit.system.grid import Grid
 
 Norm = Callable[[PyTree], Any]
@@ -36,7 +37,7 @@ class Gauge(NamedTuple):
     unmet: jax.Array
 
 
-def gauge(arrived: PyTree, end: PyTree, norm: Norm, batch_axis: int | None, rounding: float = ROUNDING) -> Gauge:
+def gauge(arrived: State, end: State, norm: Norm, batch_axis: int | None, rounding: float = ROUNDING) -> Gauge:
     """The gauge of one interval, from what it arrives at and the value held at its end.
 
     Residuals up to `rounding` units in the last place of the values count as rounding.
@@ -69,11 +70,13 @@ def total(grid: Grid, gauges: Gauge) -> Gauge:
     The three travel in one message.
     """
     inside = grid.level.complete_mask(grid.backend.index())
+    # Padding has residuals too; they are nobody's.
     if inside is not None:
         gauges = jax.tree.map(lambda x: jnp.where(inside, x, jnp.zeros_like(x)), gauges)
     own = jnp.stack(_combine(Gauge(*gauges)))
     by_device = grid.backend.all_gather(own[None])
     whole = jnp.stack(_combine(Gauge(*by_device.T)))
+    # Parts of the batch are other samples of the same C-points, so norms add up like those of other C-points.
     if grid.backend.data_size > 1:
         whole = jnp.stack(_combine(Gauge(*grid.backend.data_gather(whole).T)))
     return Gauge(*whole)

@@ -87,6 +87,7 @@ def worse(a: ArrayLike, b: ArrayLike) -> jax.Array:
 
     From good to bad: CONVERGED, SEQUENTIAL, COUPLED, CYCLES_USED_UP, STALLED, DIVERGED, NOT_FINITE.
     """
+    # Not a maximum of codes: the numbers of earlier versions are not in order of severity.
     severity = jnp.asarray(_SEVERITY, jnp.int32)
     return jnp.where(severity[jnp.asarray(a)] >= severity[jnp.asarray(b)], a, b).astype(jnp.int32)
 

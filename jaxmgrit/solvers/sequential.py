@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxmgrit._checks import integer
 from jaxmgrit._pytree import PyTree, norm_dtype
+from jaxmgrit._types import Arrays, State
 from jaxmgrit.solvers.base import Outcome, Solver, at_last_interval, is_finite
 from jaxmgrit.solvers.result import result_code
 from jaxmgrit.system.grid import Grid, run_interval
@@ -53,12 +54,12 @@ class Sequential(Solver):
         """Always."""
         return True
 
-    def run(self, grids: Sequence[Grid], guess: PyTree, initial: PyTree) -> Outcome:
+    def run(self, grids: Sequence[Grid], guess: State, initial: State) -> Outcome:
         """One segment after another; the guess is of no use."""
         return sequential_outcome(grids[0], sequential(grids[0], initial), initial)
 
 
-def sequential_outcome(grid: Grid, ends: PyTree, initial: PyTree) -> Outcome:
+def sequential_outcome(grid: Grid, ends: State, initial: State) -> Outcome:
     """What a sequential run leaves."""
     final = at_last_interval(grid, lambda local: jax.tree.map(lambda x: x[local], ends))
     code = result_code(is_finite(final, grid.backend), True, False)
@@ -66,21 +67,21 @@ def sequential_outcome(grid: Grid, ends: PyTree, initial: PyTree) -> Outcome:
     return Outcome(ends, final, none, jnp.zeros((), jnp.int32), code, jnp.zeros((), none.dtype))
 
 
-def sequential(grid: Grid, initial: PyTree) -> PyTree:
+def sequential(grid: Grid, initial: State) -> PyTree:
     """One interval after another: exact values at the intervals' ends, leaves (share, ...)."""
 
-    def interval(value: PyTree, args: PyTree) -> tuple[PyTree, PyTree]:
+    def interval(value: State, args: Arrays) -> tuple[PyTree, PyTree]:
         block, mask = args
         value = run_interval(grid, value, block, mask, None)[0]
         return value, value
 
-    def chain(start: PyTree) -> tuple[PyTree, PyTree]:
+    def chain(start: State) -> tuple[PyTree, PyTree]:
         return jax.lax.scan(interval, start, (grid.blocks, grid.mask), reverse=grid.backward)
 
     return relay(grid, chain, initial)
 
 
-def relay(grid: Grid, chain: Callable[[PyTree], tuple[PyTree, PyTree]], initial: PyTree) -> PyTree:
+def relay(grid: Grid, chain: Callable[[PyTree], tuple[PyTree, PyTree]], initial: State) -> PyTree:
     """What one run through all devices leaves on this one: each runs its chain in its turn and hands on the end.
 
     Args:
@@ -94,7 +95,7 @@ def relay(grid: Grid, chain: Callable[[PyTree], tuple[PyTree, PyTree]], initial:
     index = grid.backend.index()
     turn = size - 1 - index if grid.backward else index
 
-    def one(carry: PyTree, number: jax.Array) -> tuple[PyTree, None]:
+    def one(carry: State, number: jax.Array) -> tuple[PyTree, None]:
         entering, done = carry
         done = jax.lax.cond(number == turn, chain, lambda _: done, entering)
         leaving = jax.tree.map(lambda x: x[None], done[0])

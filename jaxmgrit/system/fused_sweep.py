@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import add, fold, split, unfold, where
+from jaxmgrit._types import Arrays, State
 from jaxmgrit.system.grid import Grid
 from jaxmgrit.system.linearise import UNROLL, AdjointBlock, Tape, record
 from jaxmgrit.system.step import Equation, Shared, Slot
@@ -29,13 +30,13 @@ def vjp_sweep(
     grid: Grid,
     shared: Shared,
     offset: int,
-    ends: PyTree,
-    lam_final: PyTree,
+    ends: State,
+    lam_final: State,
     step_sizes: bool,
     finish: Callable[..., tuple[PyTree, PyTree]] = lambda arrived, lam, beside: (None, None),
-    beside: PyTree = None,
-    total: PyTree = None,
-    edge: PyTree = None,
+    beside: Arrays = None,
+    total: State = None,
+    edge: State = None,
     tapes: Tape | None = None,
 ) -> tuple[Gradients, PyTree, PyTree]:
     """State, adjoint and gradient of all intervals in one pass: the fused sweep.
@@ -71,7 +72,7 @@ def vjp_sweep(
             equation, grid, shared, offset, grid.starts(ends, lam_final, edge), step_sizes, chunk, finish, beside, total
         )
 
-    def one(lam: PyTree, block: AdjointBlock, tape: Tape | None, beside: PyTree) -> tuple[PyTree, PyTree]:
+    def one(lam: State, block: AdjointBlock, tape: Tape | None, beside: Arrays) -> tuple[PyTree, PyTree]:
         arrived, lam, gradients = interval_gradient(equation, shared, block, offset, lam, step_sizes, tape)
         kept, increment = finish(arrived, lam, beside)
         return (gradients, kept), increment
@@ -86,19 +87,19 @@ def _side_by_side(
     grid: Grid,
     shared: Shared,
     offset: int,
-    starts: PyTree,
+    starts: State,
     step_sizes: bool,
     chunk: int,
     finish: Callable[..., tuple[PyTree, PyTree]],
-    beside: PyTree,
-    total: PyTree,
+    beside: Arrays,
+    total: State,
 ) -> tuple[Gradients, PyTree, PyTree]:
     """The fused sweep where something shared is differentiated: its cotangent is summed over `chunk` intervals at once.
 
     For intervals without padding, since what padding would add cannot be taken out of the sum.
     """
 
-    def several(args: PyTree) -> tuple[PyTree, ...]:
+    def several(args: Arrays) -> tuple[PyTree, ...]:
         lam, block, beside = args
         slots, states = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (block.slots, block.states))
         block = block._replace(slots=slots, states=states)
@@ -122,7 +123,7 @@ def interval_gradient(
     shared: Shared,
     block: AdjointBlock,
     offset: int,
-    lam: PyTree,
+    lam: State,
     step_sizes: bool,
     tape: Tape | None = None,
     together: bool = False,
@@ -134,7 +135,7 @@ def interval_gradient(
     if tape is None:
         tape = record(lambda slot, u: equation.vjp_all(slot, u, shared, step_sizes, together), block, offset)
 
-    def one(carry: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
+    def one(carry: State, inputs: Arrays) -> tuple[PyTree, PyTree]:
         lam, total = carry
         (pullback, seed), cost, inside = inputs
         d_slot, before, d_shared = pullback((lam, seed))
@@ -156,7 +157,7 @@ def zero_shared(shared: Shared, step_sizes: bool) -> Shared:
 
 
 def sequential_gradient(
-    equation: Equation, grid: Grid, shared: Shared, offset: int, lam: PyTree, step_sizes: bool
+    equation: Equation, grid: Grid, shared: Shared, offset: int, lam: State, step_sizes: bool
 ) -> tuple[PyTree, Gradients]:
     """Adjoint and gradient in one run through the intervals of one device, one after another.
 
@@ -164,7 +165,7 @@ def sequential_gradient(
         The adjoint at the left end of every interval, and the gradients.
     """
 
-    def one(carry: PyTree, block: AdjointBlock) -> tuple[PyTree, PyTree]:
+    def one(carry: State, block: AdjointBlock) -> tuple[PyTree, PyTree]:
         lam, total = carry
         _, lam, gradients = interval_gradient(equation, shared, block, offset, lam, step_sizes)
         return (lam, add(total, gradients.shared)), (lam, gradients.slots, gradients.cost)

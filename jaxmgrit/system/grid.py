@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxmgrit._pytree import add, fold, repeat, unfold, where
 from jaxmgrit._scopes import on_level, sweep
+from jaxmgrit._types import Arrays, Index, Layers, Mask, State
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.backend.local import LOCAL
 from jaxmgrit.system.partition import Level
@@ -19,7 +20,7 @@ from jaxmgrit.system.partition import Level
 PyTree = Any
 
 
-def as_slots(block: PyTree) -> PyTree:
+def as_slots(block: Layers) -> PyTree:
     """The block itself: its slots' data are stored."""
     return block
 
@@ -54,14 +55,15 @@ class Grid:
         """(share, factor) booleans: slots that hold a step; None if all do."""
         return self.level.slot_mask(self.backend.index())
 
-    def edge(self, ends: PyTree, initial: PyTree) -> PyTree:
+    def edge(self, ends: State, initial: State) -> PyTree:
         """The value that enters this device's first interval (the last one, where the run goes backwards)."""
+        # Only the entry at the border travels; the others are on this device.
         by, last = (-1, slice(None, 1)) if self.backward else (1, slice(-1, None))
         with on_level(self.level.stride):
             arrived = self.backend.shift(jax.tree.map(lambda x: x[last], ends), by, initial)
         return jax.tree.map(lambda x: x[0], arrived)
 
-    def starts(self, ends: PyTree, initial: PyTree, edge: PyTree = None) -> PyTree:
+    def starts(self, ends: State, initial: State, edge: State = None) -> PyTree:
         """The value each interval starts from: its neighbour's end, or the initial value."""
         if self.batch == 1 and self.level.share > 1:
             # A loop, since XLA would make a shifted array anew for everybody who needs it.
@@ -73,23 +75,24 @@ class Grid:
 
     def _begins(self, interval: Any) -> Any:
         """Whether the run begins in an interval of this device, behind intervals of padding; None if there are none."""
+        # Predict-then-sweep gives the adjoint the state's partition, whose padding the backward run meets first.
         level = self.level
         if not self.backward or level.front or level.last_interval + 1 == level.intervals:
             return None
         return self.backend.index() * level.share + interval == level.last_interval
 
-    def sweep(self, f: Callable[..., PyTree], ends: PyTree, initial: PyTree, *data: PyTree) -> PyTree:
+    def sweep(self, f: Callable[..., PyTree], ends: State, initial: State, *data: PyTree) -> PyTree:
         """`f(start, *data)` of all intervals, leaves (share, ...), from what each starts from and its entry of data."""
         return self.accumulate(lambda *args: (f(*args), None), ends, initial, None, *data)[0]
 
     def accumulate(
         self,
         f: Callable[..., tuple[PyTree, PyTree]],
-        ends: PyTree,
-        initial: PyTree,
-        total: PyTree,
+        ends: State,
+        initial: State,
+        total: State,
         *data: PyTree,
-        edge: PyTree = None,
+        edge: State = None,
     ) -> tuple[PyTree, PyTree]:
         """`sweep`, where f also returns an increment to the interval's entry of `total`, leaves (share, ...).
 
@@ -105,7 +108,7 @@ class Grid:
         edge = self.edge(ends, initial) if edge is None else edge
         first, before = (share - 1, 1) if self.backward else (0, -1)
 
-        def one(total: PyTree, args: PyTree) -> tuple[PyTree, PyTree]:
+        def one(total: State, args: Arrays) -> tuple[PyTree, PyTree]:
             j, own = args
             start = where(j == first, edge, entry(ends, jnp.clip(j + before, 0, share - 1)))
             if (begins := self._begins(j)) is not None:
@@ -118,7 +121,7 @@ class Grid:
         return found, total
 
 
-def entry(tree: PyTree, index: Any) -> PyTree:
+def entry(tree: Arrays, index: Index) -> PyTree:
     """One entry of arrays."""
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), tree)
 
@@ -129,26 +132,29 @@ def by_intervals(f: Callable[[PyTree], PyTree], intervals: PyTree, share: int, b
         if batch >= share:
             return jax.vmap(f)(intervals)
         if batch == 1:
+            # `batch_size=1` would add an axis of one, which stops XLA from using plain matrix products.
             return jax.lax.map(f, intervals)
         return jax.lax.map(f, intervals, batch_size=batch)
 
 
 def run_interval(
-    grid: Grid, start: PyTree, block: PyTree, mask: Any, rhs: PyTree, *, keep: bool = False, skip_last: bool = False
+    grid: Grid, start: State, block: Layers, mask: Mask, rhs: State, *, keep: bool = False, skip_last: bool = False
 ) -> tuple[PyTree, PyTree]:
     """Through the slots of one interval: (value at its end, values after each slot if `keep`).
 
     With `skip_last` only as far as the last F-point.
     """
 
-    def one(value: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
+    def one(value: State, inputs: Arrays) -> tuple[PyTree, PyTree]:
         slot, inside, source = inputs
         after = grid.advance(slot, value)
         if source is not None:
             after = add(after, source)
+        # Padding computes like any layer and is discarded: a branch would break the batch of intervals.
         after = where(inside, after, value)
         return after, after if keep else None
 
+    # Linearised here, inside the sweep, so that only this batch's tapes exist at a time.
     inputs = (grid.expand(block), mask, rhs)
     if skip_last:
         f_points = slice(1, None) if grid.backward else slice(None, -1)
@@ -156,10 +162,10 @@ def run_interval(
     return jax.lax.scan(one, start, inputs, reverse=grid.backward)
 
 
-def points(grid: Grid, ends: PyTree, rhs: PyTree, initial: PyTree) -> PyTree:
+def points(grid: Grid, ends: State, rhs: State, initial: State) -> PyTree:
     """F-relaxation that keeps the F-points: all points of a level after each slot, leaves (share * factor, ...)."""
 
-    def fill(start: PyTree, end: PyTree, block: PyTree, mask: Any, source: PyTree) -> PyTree:
+    def fill(start: State, end: State, block: Layers, mask: Mask, source: State) -> PyTree:
         inner = run_interval(grid, start, block, mask, source, keep=True, skip_last=True)[1]
         pair = (end, inner) if grid.backward else (inner, end)
         return jax.tree.map(partial(_join, backward=grid.backward), *pair)
@@ -167,10 +173,10 @@ def points(grid: Grid, ends: PyTree, rhs: PyTree, initial: PyTree) -> PyTree:
     return unfold(grid.sweep(fill, ends, initial, ends, grid.blocks, grid.mask, rhs))
 
 
-def _join(a: Any, b: Any, backward: bool) -> Any:
+def _join(a: Arrays, b: Arrays, backward: bool) -> Any:
     return jnp.concatenate([a[None], b] if backward else [a, b[None]])
 
 
-def c_points(values: PyTree, factor: int, backward: bool) -> PyTree:
+def c_points(values: State, factor: int, backward: bool) -> PyTree:
     """The values at the intervals' ends among values at all slots: (share * factor, ...) -> (share, ...)."""
     return jax.tree.map(lambda x: x[:, 0 if backward else -1], fold(values, factor))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxmgrit._pytree import where
+from jaxmgrit._types import Arrays, Layers, Mask, State, StepSize
 
 PyTree = Any
 
@@ -25,10 +26,10 @@ class Kept(NamedTuple):
     exact: Any = None
 
 
-def one_after_another(step: Callable[..., PyTree], theta: PyTree, u: PyTree, h: Any, mask: Any) -> PyTree:
+def one_after_another(step: Callable[..., PyTree], theta: Layers, u: State, h: StepSize, mask: Mask) -> PyTree:
     """The m layers in turn: theta and h with leading axis m; layers outside the mask pass the state on."""
 
-    def one(value: PyTree, layer: PyTree) -> tuple[PyTree, None]:
+    def one(value: State, layer: Layers) -> tuple[PyTree, None]:
         own, size, inside = layer
         return where(inside, step(own, value, size), value), None
 
@@ -38,15 +39,15 @@ def one_after_another(step: Callable[..., PyTree], theta: PyTree, u: PyTree, h: 
 def over_kept_layers(
     coarse_step: Callable[..., PyTree],
     step: Callable[..., PyTree],
-    theta: PyTree,
-    u: PyTree,
-    h: Any,
+    theta: Layers,
+    u: State,
+    h: StepSize,
     m: int,
     kept: Kept,
 ) -> PyTree:
     """A coarse step that is given all m layers (and the mask, where it takes one), or the layers in turn."""
 
-    def approximate(v: PyTree) -> PyTree:
+    def approximate(v: Arrays) -> PyTree:
         mask = (kept.inside,) if takes_mask(coarse_step) else ()
         return coarse_step(step, theta, v, h, m, *mask)
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import fold, where
+from jaxmgrit._types import Arrays, State
 from jaxmgrit.system.grid import Grid, by_intervals, points, run_interval
 from jaxmgrit.system.partition import Level, relayout
 from jaxmgrit.system.step import Slot, Vjp
@@ -16,7 +17,7 @@ from jaxmgrit.system.step import Slot, Vjp
 PyTree = Any
 
 
-def linearise(state: Grid, ends: PyTree, u0: PyTree, target: Level) -> Linearisation:
+def linearise(state: Grid, ends: State, u0: State, target: Level) -> Linearisation:
     """The fine states at which the adjoint of partition `target` is linearised, from the state's C-points.
 
     The adjoint's intervals end where the state's do only if the coarsening factor divides N. Else each begins at an
@@ -30,7 +31,7 @@ def linearise(state: Grid, ends: PyTree, u0: PyTree, target: Level) -> Linearisa
     starts = state.starts(ends, u0)
     intervals, within = divmod(target.first - level.first, level.factor)
 
-    def moved(values: PyTree, by: int) -> PyTree:
+    def moved(values: State, by: int) -> PyTree:
         return values if by == 0 else backend.shift(values, by, None)
 
     if within == 0:
@@ -41,15 +42,15 @@ def linearise(state: Grid, ends: PyTree, u0: PyTree, target: Level) -> Linearisa
     return Linearisation(moved(inner, intervals + 1), moved(starts, intervals), within)
 
 
-def _before_slots(state: Grid, ends: PyTree, u0: PyTree) -> PyTree:
+def _before_slots(state: Grid, ends: State, u0: State) -> PyTree:
     after = points(state, ends, None, u0)
     return state.backend.shift(after, 1, u0)
 
 
-def _advance_by(state: Grid, starts: PyTree, count: int) -> PyTree:
+def _advance_by(state: Grid, starts: State, count: int) -> PyTree:
     """F-relaxation up to the F-point `count` of every interval."""
 
-    def sweep(args: PyTree) -> PyTree:
+    def sweep(args: Arrays) -> PyTree:
         start, block, mask = args
         return run_interval(state, start, block, mask, None)[0]
 
@@ -111,7 +112,7 @@ def record(vjp: Callable[[Slot, PyTree], Vjp], block: AdjointBlock, offset: int)
     if block.resets is not None:
         position = jnp.arange(jax.tree.leaves(block.slots)[0].shape[0]) == offset
 
-    def one(u: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
+    def one(u: State, inputs: Arrays) -> tuple[PyTree, PyTree]:
         slot, inside, at_reset, given = inputs
         if given is not None:
             u = given
@@ -130,13 +131,13 @@ def record_all(vjp: Callable[[Slot, PyTree], Vjp], blocks: AdjointBlock, offset:
     return tapes
 
 
-def pull_state(taped: PyTree, lam: PyTree) -> PyTree:
+def pull_state(taped: PyTree, lam: State) -> PyTree:
     """One step of the adjoint on the finest level, back through a linearised layer."""
     pullback, seed = taped
     return pullback((lam, seed))[0]
 
 
-def pull_linear(position: int, taped: PyTree, lam: PyTree) -> PyTree:
+def pull_linear(position: int, taped: PyTree, lam: State) -> PyTree:
     """A layer's transpose alone, without what the running cost or outputs add; the state's is at `position`."""
     pullback, seed = taped
     return pullback((lam, jax.tree.map(jnp.zeros_like, seed)))[position]

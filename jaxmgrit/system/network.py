@@ -17,6 +17,7 @@ from jaxmgrit._checks import (
     check_step_size,
     evaluated,
 )
+from jaxmgrit._types import Layers, State, StepSize
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.system.partition import Level, lay_out
 from jaxmgrit.system.step import Equation, Shared, Slot
@@ -31,7 +32,7 @@ class Choices(Protocol):
     def coarse_step(self) -> Callable[..., PyTree] | None:
         """(step, theta, u, h, m) -> u_next of a coarse level."""
 
-    def check(self, network: Network, slot: Slot, state: PyTree) -> None:
+    def check(self, network: Network, slot: Slot, state: State) -> None:
         """Raise unless the solver can take the network."""
 
 
@@ -58,9 +59,9 @@ class Network:
 
 def make_network(
     step: Callable[..., PyTree],
-    theta: PyTree,
-    u0: PyTree,
-    h: Any,
+    theta: Layers,
+    u0: State,
+    h: StepSize,
     *solvers: Choices,
     running_cost: Callable[..., Any] | None = None,
     layers: int | None = None,

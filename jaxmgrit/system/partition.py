@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from jaxmgrit._pytree import fit
 from jaxmgrit._scopes import on_level
+from jaxmgrit._types import Arrays, Index
 
 
 @dataclass(frozen=True)
@@ -76,19 +77,21 @@ class Level:
         """The interval in which the adjoint's run through the level ends: the incomplete one if there is one."""
         return self.first // self.factor
 
-    def slot_mask(self, index: Any) -> Any:
+    def slot_mask(self, index: Index) -> Any:
         """Which of this device's slots hold a step: (share, factor) booleans, None if all do."""
+        # None rather than all True: a select over every state costs as much as a cheap layer.
         if self.slots == self.steps:
             return None
         slot = index * (self.share * self.factor) + jnp.arange(self.share * self.factor, dtype=jnp.int32)
         inside = (slot >= self.first) & (slot < self.first + self.steps)
         return inside.reshape(self.share, self.factor)
 
-    def complete_mask(self, index: Any) -> Any:
+    def complete_mask(self, index: Index) -> Any:
         """Which of this device's intervals lead to a C-point: (share,), None if all do."""
         mask = self.slot_mask(index)
         if mask is None:
             return None
+        # A ragged level's incomplete interval has a coarse step, and so a C-point, of its own.
         return jnp.any(mask, axis=1) if self.ragged else jnp.all(mask, axis=1)
 
 
@@ -172,6 +175,7 @@ def _candidates(share: int, counts: Sequence[int], factors: Sequence[int], devic
         return [(1, -(-n // m)) for n, m in list(zip(counts, factors, strict=True))[depth:]]
 
     for unit in sorted({math.prod(factors[1:depth]) for depth in range(1, max(2, len(factors)))}, reverse=True):
+        # More padding than an eighth would cost more in sweeps than the messages it saves.
         rounded = -(-share // unit) * unit
         if rounded > share + share // 8:
             continue
@@ -186,12 +190,12 @@ def _candidates(share: int, counts: Sequence[int], factors: Sequence[int], devic
             yield parts + gathered(depth + 1)
 
 
-def lay_out(x: Any, level: Level) -> Any:
+def lay_out(x: Arrays, level: Level) -> Any:
     """Give arrays over the layers (leading axis N) the slots of a level, repeating the edge layer as padding."""
     return fit(x, level.slots, level.front)
 
 
-def coarse_grid_data(x: Any, fine: Level, coarse: Level, backend: Any) -> Any:
+def coarse_grid_data(x: Arrays, fine: Level, coarse: Level, backend: Any) -> Any:
     """From one entry per interval of a level to one per slot of the next, gathered where that has fewer parts."""
     if coarse.devices < fine.devices:
         with on_level(fine.stride):
@@ -199,7 +203,7 @@ def coarse_grid_data(x: Any, fine: Level, coarse: Level, backend: Any) -> Any:
     return x if coarse.devices > 1 else fit(x, coarse.slots, coarse.front)
 
 
-def fine_grid_data(x: Any, fine: Level, coarse: Level, backend: Any) -> Any:
+def fine_grid_data(x: Arrays, fine: Level, coarse: Level, backend: Any) -> Any:
     """Undo `coarse_grid_data`."""
     if coarse.devices == 1:
         x = fit(x, fine.intervals, fine.front)
@@ -208,21 +212,22 @@ def fine_grid_data(x: Any, fine: Level, coarse: Level, backend: Any) -> Any:
     return own_block(x, fine.share, backend.neighbours(fine.devices // coarse.devices))
 
 
-def own_block(x: Any, size: int, backend: Any) -> Any:
+def own_block(x: Arrays, size: int, backend: Any) -> Any:
     """This device's block of whole arrays."""
     return jax.tree.map(lambda y: jax.lax.dynamic_slice_in_dim(y, backend.index() * size, size), x)
 
 
-def relayout(x: Any, source: Level, target: Level, backend: Any) -> Any:
+def relayout(x: Arrays, source: Level, target: Level, backend: Any) -> Any:
     """Move one entry per slot from one partition of the same layers to another.
 
     Partitions of the same length differ by a cyclic shift; else the whole is gathered and cut anew.
     """
+    # State and adjoint differ by where the padding is: neighbours exchange a few slots, nobody gathers.
     if source.slots == target.slots and source.devices == target.devices:
         by = target.first - source.first
         return x if by == 0 else backend.shift(x, by, None)
 
-    def one(y: Any) -> Any:
+    def one(y: Arrays) -> Any:
         return fit(y[source.first : source.first + source.steps], target.slots, target.front)
 
     whole = jax.tree.map(one, backend.all_gather(x))

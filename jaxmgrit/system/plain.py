@@ -14,13 +14,14 @@ import jax.numpy as jnp
 
 from jaxmgrit._checks import alike
 from jaxmgrit._pytree import merge, split
+from jaxmgrit._types import Arrays, Layers, State
 
 PyTree = Any
 Layer = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
 
 
 def plain_scan(
-    f: Layer, init: PyTree, xs: PyTree, length: int, *, reverse: bool = False, unroll: int | bool = 1
+    f: Layer, init: State, xs: Layers, length: int, *, reverse: bool = False, unroll: int | bool = 1
 ) -> tuple[PyTree, PyTree]:
     """`jax.lax.scan(f, init, xs, length, reverse, unroll)`, rematerialised where that is faster on this platform.
 
@@ -42,7 +43,7 @@ def plain_scan(
     return jax.lax.scan(f, init, xs, length, reverse, unroll)
 
 
-def _traced(f: Layer, init: PyTree, x: PyTree) -> tuple[Layer, PyTree]:
+def _traced(f: Layer, init: State, x: Arrays) -> tuple[Layer, PyTree]:
     """The function as a program of JAX, traced once, and the carry with the dtypes it settles on."""
     closed, shapes = jax.make_jaxpr(f, return_shape=True)(init, x)
     settled = jax.tree.map(_settled, init, shapes[0])
@@ -50,7 +51,7 @@ def _traced(f: Layer, init: PyTree, x: PyTree) -> tuple[Layer, PyTree]:
         closed, shapes = jax.make_jaxpr(f, return_shape=True)(settled, x)
     structure = jax.tree.structure(shapes)
 
-    def layer(carry: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
+    def layer(carry: State, x: Arrays) -> tuple[PyTree, PyTree]:
         outputs = core.jaxpr_as_fun(closed)(*jax.tree.leaves((carry, x)))
         result: tuple[PyTree, PyTree] = jax.tree.unflatten(structure, outputs)
         return result
@@ -58,7 +59,7 @@ def _traced(f: Layer, init: PyTree, x: PyTree) -> tuple[Layer, PyTree]:
     return layer, settled
 
 
-def _settled(x: Any, after: Any) -> Any:
+def _settled(x: Arrays, after: State) -> Any:
     """A number whose dtype was left open gets the one it has after a step, as in `lax.scan`."""
     is_weak = isinstance(x, (bool, int, float, complex)) or getattr(x, "weak_type", False)
     return jnp.asarray(x, jnp.result_type(x, after.dtype)) if is_weak else x
@@ -69,11 +70,11 @@ def _settled(x: Any, after: Any) -> Any:
 _KEPT_BYTES = 1 << 22
 
 
-def _kept(f: Layer, init: PyTree, x: PyTree) -> int:
+def _kept(f: Layer, init: State, x: Arrays) -> int:
     """Bytes that reverse mode keeps of one layer, what it is given not counted."""
     differentiable, others = split((init, x))
 
-    def pullback(d: PyTree) -> Any:
+    def pullback(d: State) -> Any:
         return jax.vjp(lambda d: split(f(*merge(d, others)))[0], d)[1]
 
     try:

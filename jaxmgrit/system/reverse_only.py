@@ -9,6 +9,8 @@ import jax
 import jax.extend.core as core
 from jax.interpreters import ad, batching, mlir
 
+from jaxmgrit._types import Arrays
+
 PyTree = Any
 
 # The identity, whose tangent goes through `_tangent_p`: transposed in reverse mode, evaluated in forward mode alone.
@@ -16,7 +18,7 @@ _identity_p = core.Primitive("reverse_mode_only")
 _tangent_p = core.Primitive("reverse_mode_only_tangent")
 
 
-def reverse_mode_only(x: PyTree, name: str) -> PyTree:
+def reverse_mode_only(x: Arrays, name: str) -> PyTree:
     """The arrays themselves, which forward-mode differentiation refuses with a TypeError that names a function."""
     return jax.tree.map(lambda leaf: _identity_p.bind(leaf, name=name), x)
 
@@ -28,7 +30,7 @@ def _refuse(*_: Any, name: str) -> Any:
     )
 
 
-def _jvp(primals: Any, tangents: Any, *, name: str) -> Any:
+def _jvp(primals: Arrays, tangents: Arrays, *, name: str) -> Any:
     (x,), (dx,) = primals, tangents
     return _identity_p.bind(x, name=name), dx if type(dx) is ad.Zero else _tangent_p.bind(dx, name=name)
 
@@ -53,7 +55,7 @@ def differentiable_once(f: Callable[..., Any], name: str) -> Callable[..., Any]:
     def forward(*args: Any) -> Any:
         return f(*args), None
 
-    def backward(_: Any, cotangents: Any) -> Any:
+    def backward(_: Any, cotangents: Arrays) -> Any:
         raise TypeError(
             f"{name}: a solve that stops by a tolerance can be differentiated once, not twice. Name solvers with a "
             "fixed number of cycles (jm.MGRIT(cycles=k), jm.Sequential()), or leave out solver= and adjoint= on one "

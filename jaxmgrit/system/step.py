@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import merge, real_dtype, split
+from jaxmgrit._types import Arrays, Layers, State
 from jaxmgrit.system.kept_layers import Kept, over_kept_layers
 
 PyTree = Any
@@ -70,12 +71,12 @@ class Equation:
     parts: int = 1
     outputs: bool = False
 
-    def advance(self, slot: Slot, u: PyTree, shared: Shared, stride: int = 1, fine: bool = True) -> PyTree:
+    def advance(self, slot: Slot, u: State, shared: Shared, stride: int = 1, fine: bool = True) -> PyTree:
         """One step of a level whose steps replace `stride` layers."""
         if fine:
             return self.advance_with_output(slot, u, shared)[0]
 
-        def step(theta: PyTree, state: PyTree, size: Any) -> PyTree:
+        def step(theta: Layers, state: State, size: Any) -> PyTree:
             result = self.step(theta, state, size, *shared.constants)
             return result[0] if self.outputs else result
 
@@ -85,25 +86,25 @@ class Equation:
             return over_kept_layers(self.coarse_step, step, slot.theta, u, h, stride, slot.kept)
         return self.coarse_step(step, slot.theta, u, self._step_size(slot, shared, stride), stride)
 
-    def call(self, slot: Slot, u: PyTree, shared: Shared) -> PyTree:
+    def call(self, slot: Slot, u: State, shared: Shared) -> PyTree:
         """What the user's function returns for one layer."""
         return self.step(slot.theta, u, self._step_size(slot, shared, 1), *shared.constants)
 
-    def advance_with_output(self, slot: Slot, u: PyTree, shared: Shared) -> tuple[PyTree, PyTree]:
+    def advance_with_output(self, slot: Slot, u: State, shared: Shared) -> tuple[PyTree, PyTree]:
         """One layer: its next state, and its output (None without outputs)."""
         result = self.call(slot, u, shared)
         return result if self.outputs else (result, None)
 
-    def transpose(self, slot: Slot, u: PyTree, shared: Shared, lam: PyTree, stride: int) -> PyTree:
+    def transpose(self, slot: Slot, u: State, shared: Shared, lam: State, stride: int) -> PyTree:
         """(d advance / d u)^T lam at the state u, on a coarse level."""
         _, pullback = jax.vjp(lambda v: self.advance(slot, v, shared, stride, fine=False), u)
         return pullback(lam)[0]
 
-    def vjp_state(self, slot: Slot, u: PyTree, shared: Shared) -> Vjp:
+    def vjp_state(self, slot: Slot, u: State, shared: Shared) -> Vjp:
         """One layer with its pullback to the state: `pullback((lam, seed))` is (lam of the layer before,)."""
         return self._vjp(lambda v: self._layer(slot, v, shared), slot, u, u)
 
-    def vjp_all(self, slot: Slot, u: PyTree, shared: Shared, step_sizes: bool, together: bool = False) -> Vjp:
+    def vjp_all(self, slot: Slot, u: State, shared: Shared, step_sizes: bool, together: bool = False) -> Vjp:
         """One layer with its pullback to its parameters, its state and what is shared, in this order.
 
         With `step_sizes` the first is a slot, with the cotangent of h where h is per layer; else the parameters alone.
@@ -114,27 +115,27 @@ class Equation:
         differentiable, others = split(slot._replace(y_bar=None) if step_sizes else slot.theta)
         d_shared, fixed = split(shared)
 
-        def f(d: PyTree, v: PyTree, s: PyTree) -> Any:
+        def f(d: State, v: Arrays, s: PyTree) -> Any:
             own = merge(d, others)
             own = own if step_sizes else Slot(own, slot.h)
             return run(own, v, merge(s, fixed) if step_sizes else shared)
 
         return self._vjp(f, slot, u, differentiable, u, d_shared if step_sizes else Shared())
 
-    def _vjp(self, f: Callable[..., Any], slot: Slot, u: PyTree, *args: PyTree) -> Vjp:
+    def _vjp(self, f: Callable[..., Any], slot: Slot, u: State, *args: PyTree) -> Vjp:
         (after, beside), pullback = jax.vjp(keeping_little(f, u), *args)
         if self.outputs:
             return Vjp(after, jnp.zeros((), real_dtype(u)), pullback, slot.y_bar)
         return Vjp(after, beside, pullback, jnp.ones_like(beside))
 
-    def _layer(self, slot: Slot, u: PyTree, shared: Shared) -> tuple[PyTree, Any]:
+    def _layer(self, slot: Slot, u: State, shared: Shared) -> tuple[PyTree, Any]:
         """The next state, and what `Vjp.seed` is the cotangent of: differentiable outputs, or the running cost."""
         after, y = self.advance_with_output(slot, u, shared)
         if self.outputs:
             return after, split(y)[0]
         return after, jnp.zeros((), real_dtype(u)) if self.running_cost is None else self.cost(slot, u, shared)
 
-    def cost(self, slot: Slot, u: PyTree, shared: Shared) -> Any:
+    def cost(self, slot: Slot, u: State, shared: Shared) -> Any:
         """The running cost of one layer."""
         assert self.running_cost is not None
         cost = self.running_cost(slot.theta, u, self._step_size(slot, shared, 1))
@@ -158,7 +159,7 @@ _CHEAP = frozenset(
 _LARGE_STATE = 1 << 16
 
 
-def keeping_little(f: Callable[..., Any], state: PyTree) -> Callable[..., Any]:
+def keeping_little(f: Callable[..., Any], state: State) -> Callable[..., Any]:
     """The function, whose pullback keeps only its arguments and, of small states, what is costly to compute from them.
 
     A tanh layer, say, keeps its state and the tanh, from which the derivative is a subtraction, and no transposed

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxmgrit._checks import check_layers, integer
 from jaxmgrit._pytree import is_inexact
+from jaxmgrit._types import Arrays
 from jaxmgrit.training.problem import Params
 
 PyTree = Any
@@ -44,7 +45,8 @@ def refine(params: Params, factor: int, kind: Literal["constant", "linear"] = "l
         raise TypeError(f"params is a {type(params).__name__}; give jm.Params(opening, layers, closing).")
     layers = check_layers(params.layers, "params.layers")
 
-    def one(x: Any) -> jax.Array:
+    # Layer n stands for theta at the middle of its step, so the deeper network's layers lie between them.
+    def one(x: Arrays) -> jax.Array:
         if kind == "constant" or layers == 1 or not is_inexact(x):
             return jnp.repeat(x, factor, axis=0)
         place = (jnp.arange(layers * factor, dtype=float) + 0.5) / factor - 0.5

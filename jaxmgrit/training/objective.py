@@ -11,6 +11,7 @@ import optax
 
 from jaxmgrit._checks import alike, check_finite, check_layers, check_state, describe
 from jaxmgrit._pytree import merge, split, where
+from jaxmgrit._types import Arrays, Layers, State, Warm
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.solution import CPoints
 from jaxmgrit.solve import propagate_exactly, solve_network
@@ -91,7 +92,7 @@ class Training:
         params = self.place(params._replace(layers=lay_out(params.layers, level)), cut=True)
         return Start(params, warm, layers)
 
-    def cold(self, params: Params, warm: PyTree, batch: tuple[Any, Any], layers: int) -> PyTree:
+    def cold(self, params: Params, warm: Warm, batch: tuple[Any, Any], layers: int) -> PyTree:
         """Warm values for another batch, at laid-out parameters: cold but for what the schedule carries on."""
         x, _ = self.backend.split_batch(batch)
         u0 = check_state(self.problem.opening(params.opening, x), "opening(params.opening, x)")
@@ -99,10 +100,10 @@ class Training:
             return self.backend.scatter_states(carry_on(warm, layers, u0, self.setting))
         return self._cold(u0, layers)
 
-    def _cold(self, u0: PyTree, layers: int) -> PyTree:
+    def _cold(self, u0: State, layers: int) -> PyTree:
         return self.backend.scatter_states(self.schedule.init(layers, u0, self.setting))
 
-    def network(self, theta: PyTree, u0: PyTree, layers: int | None = None) -> Network:
+    def network(self, theta: Layers, u0: State, layers: int | None = None) -> Network:
         """The hidden layers; `layers` is N where theta is laid out already."""
         problem, (solver, adjoint, _) = self.problem, self.setting
         return make_network(
@@ -117,17 +118,17 @@ class Training:
             parts=self.backend.data_size,
         )
 
-    def evaluate(self, params: Params, warm: PyTree, batch: tuple[Any, Any], layers: int) -> Evaluated:
+    def evaluate(self, params: Params, warm: Warm, batch: tuple[Any, Any], layers: int) -> Evaluated:
         """The objective and its gradient at laid-out parameters, from warm values; `found.warm` are the next ones."""
         problem, backend = self.problem, self.backend
         x, y = backend.split_batch(batch)
         differentiable, others = split(params)
 
-        def opening(p: PyTree) -> PyTree:
+        def opening(p: Arrays) -> PyTree:
             return check_state(problem.opening(merge(p, others.opening), x))
 
-        def head(u_final: PyTree) -> Head:
-            def loss(p: PyTree, u: PyTree) -> Any:
+        def head(u_final: State) -> Head:
+            def loss(p: Arrays, u: State) -> Any:
                 value, aux = problem.loss(merge(p, others.closing), u, y)
                 return value / self._parts, aux
 
@@ -160,7 +161,7 @@ class Training:
         u_final = propagate_exactly(network, u0, level, self.backend.undivided())
         return self.problem.loss(params.closing, u_final, y)
 
-    def _mean_over_parts(self, aux: PyTree) -> PyTree:
+    def _mean_over_parts(self, aux: Arrays) -> PyTree:
         """The floating-point leaves of what each part of the batch has, averaged; the others as they are."""
         if self._parts == 1:
             return aux
@@ -169,7 +170,7 @@ class Training:
         return merge(jax.tree.map(lambda x: x / self._parts, total), others)
 
     def objective(
-        self, params: Params, ends: PyTree, batch: tuple[Any, Any], layers: int, otherwise: PyTree
+        self, params: Params, ends: State, batch: tuple[Any, Any], layers: int, otherwise: PyTree
     ) -> tuple[jax.Array, PyTree]:
         """The objective alone, by a state solve from C-points, and the C-points it leaves.
 
@@ -228,15 +229,15 @@ class Training:
         replicate = self.backend.replicate
         return Params(replicate(params.opening), place(params.layers), replicate(params.closing))
 
-    def place_warm(self, warm: PyTree) -> PyTree:
+    def place_warm(self, warm: Warm) -> PyTree:
         """Spread warm values, as an iteration leaves them, over the devices."""
         return self.backend.keep_states(warm)
 
-    def mask(self, tree: PyTree, layers: int) -> PyTree:
+    def mask(self, tree: Arrays, layers: int) -> PyTree:
         """Zero what belongs to padding, in arrays by slot."""
         backend = self.backend
 
-        def one(x: Any) -> Any:
+        def one(x: Arrays) -> Any:
             if backend.blocks * x.shape[0] == layers:
                 return x
             slot = backend.block * x.shape[0] + jnp.arange(x.shape[0], dtype=jnp.int32)
@@ -259,7 +260,7 @@ class Training:
         return jnp.sqrt(layers + optax.tree.norm((gradients.opening, gradients.closing), squared=True))
 
 
-def _check_warm(warm: PyTree, u0: PyTree) -> None:
+def _check_warm(warm: Warm, u0: State) -> None:
     """Raise a ValueError unless warm values (by interval) are those of states like u0."""
     for values in warm:
         own = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), values)
@@ -271,10 +272,10 @@ def _check_warm(warm: PyTree, u0: PyTree) -> None:
             )
 
 
-def copies(tree: PyTree) -> PyTree:
+def copies(tree: Arrays) -> PyTree:
     """Copies of all leaves."""
     return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
 
 
-def _cut(tree: PyTree, layers: int) -> PyTree:
+def _cut(tree: Arrays, layers: int) -> PyTree:
     return jax.tree.map(lambda x: x[:layers], tree)

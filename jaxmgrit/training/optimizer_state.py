@@ -14,6 +14,7 @@ import jax
 import jax.extend.core as core
 import optax
 
+from jaxmgrit._types import Arrays
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.training.problem import Params
 
@@ -62,7 +63,7 @@ def map_optimizer(
     layers = jax.tree.map(lambda _: slots, params.layers)
     sizes = Params(*(jax.tree.map(lambda _: None, part) for part in params))._replace(layers=layers)
 
-    def one(leaf: Any, slots: int | None = None) -> Any:
+    def one(leaf: Arrays, slots: int | None = None) -> Any:
         if leaf is None:  # in the place of a parameter the optimiser does not see
             return None
         if slots is None or slots not in leaf.shape:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxmgrit._checks import is_real
 from jaxmgrit._programs import cached
 from jaxmgrit._pytree import add, merge, split, where
+from jaxmgrit._types import Arrays, Layers, Mask, State
 from jaxmgrit.backend.base import REPLICATED, SHARDED, Backend
 
 PyTree = Any
@@ -60,13 +61,13 @@ class LayerwisePenalty:
             terms.append(self.ends(params.opening, params.closing))
         return sum(terms[1:], terms[0]) if terms else jnp.zeros(())
 
-    def of_layers(self, theta: PyTree, layers: int, backend: Backend) -> Any:
+    def of_layers(self, theta: Layers, layers: int, backend: Backend) -> Any:
         """The layers' part, of parameters laid out in slots and spread over the backend; 0 without one."""
         if self.layer is None and self.neighbours is None:
             return 0.0
         return _program(self, layers, backend, False)(theta)[0]
 
-    def of_layers_with_gradient(self, theta: PyTree, layers: int, backend: Backend) -> tuple[Any, PyTree]:
+    def of_layers_with_gradient(self, theta: Layers, layers: int, backend: Backend) -> tuple[Any, PyTree]:
         """The layers' part and its gradient by slot, for the differentiable leaves."""
         if self.layer is None and self.neighbours is None:
             return 0.0, jax.tree.map(jnp.zeros_like, split(theta)[0])
@@ -77,7 +78,7 @@ class LayerwisePenalty:
 def _program(
     penalty: LayerwisePenalty, layers: int, backend: Backend, gradient: bool
 ) -> Callable[[PyTree], tuple[Any, PyTree]]:
-    def terms(f: Callable[..., Any], at: tuple[PyTree, ...], inside: Any) -> tuple[Any, tuple[PyTree, ...]]:
+    def terms(f: Callable[..., Any], at: tuple[PyTree, ...], inside: Mask) -> tuple[Any, tuple[PyTree, ...]]:
         """The sum of f over this device's layers that are `inside`, and its derivatives."""
         parts = [split(theta) for theta in at]
         differentiable, others = [d for d, _ in parts], [o for _, o in parts]
@@ -92,7 +93,7 @@ def _program(
         total = jnp.sum(jnp.where(inside, values, jnp.zeros_like(values)))
         return total, tuple(where(inside, g, jax.tree.map(jnp.zeros_like, g)) for g in found)
 
-    def body(theta: PyTree) -> tuple[Any, PyTree]:
+    def body(theta: Layers) -> tuple[Any, PyTree]:
         first = jax.tree.map(lambda x: x[0], theta)
         size = jax.tree.leaves(theta)[0].shape[0]
         slot = backend.index() * size + jnp.arange(size, dtype=jnp.int32)
@@ -121,7 +122,7 @@ def sum_trees(trees: list[PyTree]) -> PyTree:
     return total
 
 
-def _squares(tree: PyTree) -> Any:
+def _squares(tree: Arrays) -> Any:
     return sum(jnp.sum(x * x) for x in jax.tree.leaves(split(tree)[0]))
 
 
@@ -161,10 +162,10 @@ def published_penalty(
         raise ValueError(f"published_penalty: h={h!r} is not a number > 0; give the layers' step size, T/N.")
     scale = h if mesh_independent else 1.0
 
-    def layer(theta: PyTree) -> Any:
+    def layer(theta: Layers) -> Any:
         return 0.5 * scale * gamma_tik * _squares(theta)
 
-    def neighbours(before: PyTree, after: PyTree) -> Any:
+    def neighbours(before: State, after: State) -> Any:
         slopes = jax.tree.map(lambda a, b: (b - a) / h, split(before)[0], split(after)[0])
         return 0.5 * scale * gamma_ddt * _squares(slopes)
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxmgrit._checks import check_scalar, is_scalar
+from jaxmgrit._types import Arrays, State
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.backend.local import LOCAL
 from jaxmgrit.solve import solve
@@ -72,7 +73,7 @@ class Problem:
         return loss, aux
 
 
-def check_objective(problem: Problem, params: Params, u_final: PyTree, y: Any) -> None:
+def check_objective(problem: Problem, params: Params, u_final: State, y: Arrays) -> None:
     """Raise a TypeError unless the loss returns (one real number, aux) and the penalty one real number."""
     result = jax.eval_shape(problem.loss, params.closing, u_final, y)
     if not isinstance(result, tuple) or len(result) != 2 or not is_scalar(result[0]):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxmgrit._programs import cached
 from jaxmgrit._pytree import real_dtype, where
+from jaxmgrit._types import Arrays, Layers, Mask, State
 from jaxmgrit.backend.base import REPLICATED, Backend
 from jaxmgrit.solution import Solution
 from jaxmgrit.solve import STATE_SPECS, finest_grid, state_data
@@ -29,11 +30,11 @@ def total_running_cost(network: Network, sol: Solution, backend: Backend) -> jax
 
 @cached
 def _cost_program(equation: Equation, level: Level, backend: Backend) -> Callable[..., jax.Array]:
-    def body(slots: PyTree, u0: PyTree, shared: PyTree, ends: PyTree) -> jax.Array:
+    def body(slots: Layers, u0: State, shared: PyTree, ends: State) -> jax.Array:
         grid = finest_grid(equation, slots, shared, level, u0, backend)
 
-        def interval(start: PyTree, block: PyTree, mask: Any) -> jax.Array:
-            def one(u: PyTree, inputs: PyTree) -> tuple[PyTree, jax.Array]:
+        def interval(start: State, block: Layers, mask: Mask) -> jax.Array:
+            def one(u: State, inputs: Arrays) -> tuple[PyTree, jax.Array]:
                 slot, inside = inputs
                 cost = equation.cost(slot, u, shared)
                 return where(inside, equation.advance(slot, u, shared), u), where(inside, cost, jnp.zeros_like(cost))

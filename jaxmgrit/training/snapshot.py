@@ -12,6 +12,7 @@ import optax
 
 from jaxmgrit._checks import alike, describe
 from jaxmgrit._pytree import fit, split
+from jaxmgrit._types import Arrays
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.system.partition import Level
 from jaxmgrit.training.objective import Training
@@ -66,16 +67,16 @@ def export(training: Training, optimizer: optax.GradientTransformation, state: S
     backend, count = training.backend, state.layers
     slots, gathered = _slots(optimizer, state.params, backend)
 
-    def layer(x: Any) -> np.ndarray:
+    def layer(x: Arrays) -> np.ndarray:
         return _on_host(backend.gather(x))[:count]
 
-    def by_layer(x: Any, axis: int) -> np.ndarray:
+    def by_layer(x: Arrays, axis: int) -> np.ndarray:
         if gathered:
             return _on_host(x)[(slice(None),) * axis + (slice(count),)]
         return np.moveaxis(layer(jnp.moveaxis(x, axis, 0)), 0, axis)
 
     def warm(values: PyTree, level: Level) -> PyTree:
-        def whole(x: Any) -> np.ndarray:
+        def whole(x: Arrays) -> np.ndarray:
             return fit(_on_host(backend.join_batch(backend.gather(x), axis=1)), _filled(level), level.front)
 
         return jax.tree.map(whole, values)
@@ -107,21 +108,21 @@ def restore(
     seen = split(state.params)[0]
     axes = map_optimizer(optimizer, state.optimizer, seen, slots, lambda leaf, axis: axis, lambda leaf: -1)
 
-    def replicated(x: Any, like: Any) -> Any:
+    def replicated(x: Arrays, like: Arrays) -> Any:
         return backend.replicate(_array(x, like))
 
-    def laid_out(x: Any, like: Any) -> Any:
+    def laid_out(x: Arrays, like: Arrays) -> Any:
         return backend.scatter(_array(fit(x, level.slots, level.front), like))
 
-    def kept(x: Any, like: Any, axis: int) -> Any:
+    def kept(x: Arrays, like: Arrays, axis: int) -> Any:
         if axis < 0:
             return replicated(x, like)
         padding = [(0, level.slots - x.shape[axis] if i == axis else 0) for i in range(x.ndim)]
         padded = _array(np.pad(x, padding), like)
         return padded if gathered else backend.scatter(padded, axis)
 
-    def warm(values: PyTree, like: PyTree, level: Level) -> PyTree:
-        def own(x: Any, like: Any) -> Any:
+    def warm(values: PyTree, like: Arrays, level: Level) -> PyTree:
+        def own(x: Arrays, like: Arrays) -> Any:
             whole = _array(fit(x, level.intervals, level.front), like)
             return backend.scatter_states(backend.split_batch(whole, axis=1))
 
@@ -140,7 +141,7 @@ def restore(
     )
 
 
-def _on_host(x: Any) -> np.ndarray:
+def _on_host(x: Arrays) -> np.ndarray:
     """A copy of a replicated or local array in NumPy; of keys, their data."""
     data = jax.random.key_data(x) if _is_key(x) else x
     if isinstance(data, jax.Array) and not data.is_fully_addressable:
@@ -148,7 +149,7 @@ def _on_host(x: Any) -> np.ndarray:
     return np.array(data)
 
 
-def _check(snapshot: Any, expected: PyTree) -> None:
+def _check(snapshot: Any, expected: Arrays) -> None:
     """Raise a ValueError naming the first part of a snapshot that does not have the shapes of another."""
     for name in Snapshot._fields:
         given, own = getattr(snapshot, name), getattr(expected, name)
@@ -171,11 +172,11 @@ def _filled(level: Level) -> int:
     return -(-level.steps // level.factor)
 
 
-def _is_key(x: Any) -> bool:
+def _is_key(x: Arrays) -> bool:
     return jax.dtypes.issubdtype(getattr(x, "dtype", np.float64), jax.dtypes.prng_key)
 
 
-def _array(x: Any, like: Any) -> jax.Array:
+def _array(x: Arrays, like: Arrays) -> jax.Array:
     """A stored array in JAX, of the dtype of another (keys from their data); never the stored one's own memory."""
     if _is_key(like):
         return jax.random.wrap_key_data(jnp.array(x), impl=jax.random.key_impl(like))

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxmgrit._types import Arrays
+
 PyTree = Any
 
 
@@ -39,7 +41,7 @@ def anticipate(alpha: float) -> optax.GradientTransformation:
     def init(params: PyTree) -> AnticipateState:
         return AnticipateState(jax.tree.map(jnp.zeros_like, params), jnp.zeros((), bool))
 
-    def update(gradients: PyTree, state: AnticipateState, params: PyTree = None) -> tuple[PyTree, AnticipateState]:
+    def update(gradients: Arrays, state: AnticipateState, params: PyTree = None) -> tuple[PyTree, AnticipateState]:
         del params
 
         def ahead(g: jax.Array, previous: jax.Array) -> jax.Array:
@@ -68,7 +70,7 @@ def l2_gradient(h: float) -> optax.GradientTransformation:
     if not isinstance(h, numbers.Real) or isinstance(h, bool) or not math.isfinite(h) or h <= 0:
         raise ValueError(f"l2_gradient: h={h!r} is not a finite number > 0; give the layers' step size, T/N.")
 
-    def update(gradients: Any, state: PyTree, params: PyTree = None) -> tuple[Any, PyTree]:
+    def update(gradients: Arrays, state: PyTree, params: PyTree = None) -> tuple[Any, PyTree]:
         del params
         return gradients._replace(layers=jax.tree.map(lambda g: g / h, gradients.layers)), state
 

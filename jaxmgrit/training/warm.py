@@ -7,10 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxmgrit._types import State, Warm
+
 PyTree = Any
 
 
-def take(warm: PyTree, samples: jax.Array) -> PyTree:
+def take(warm: Warm, samples: jax.Array) -> PyTree:
     """The values of some samples, leaves (intervals, batch, ...); NaN for a sample that does not exist."""
 
     def one(x: jax.Array) -> jax.Array:
@@ -19,7 +21,7 @@ def take(warm: PyTree, samples: jax.Array) -> PyTree:
     return jax.tree.map(one, warm)
 
 
-def put(warm: PyTree, samples: jax.Array, values: PyTree) -> PyTree:
+def put(warm: Warm, samples: jax.Array, values: State) -> PyTree:
     """All values, with those of some samples replaced."""
 
     def one(x: jax.Array, new: jax.Array) -> jax.Array:

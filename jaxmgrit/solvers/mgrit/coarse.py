@@ -12,13 +12,14 @@ import jax.numpy as jnp
 
 from jaxmgrit._checks import integer
 from jaxmgrit._pytree import is_inexact, where
+from jaxmgrit._types import Layers, Mask, State, StepSize
 from jaxmgrit.system.kept_layers import one_after_another
 
 PyTree = Any
 Step = Callable[[PyTree, PyTree, Any], PyTree]
 
 
-def injection(theta: PyTree) -> PyTree:
+def injection(theta: Layers) -> PyTree:
     """Coarse parameters: those of the interval's first layer (the published choice).
 
     Args:
@@ -30,7 +31,7 @@ def injection(theta: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x[0], theta)
 
 
-def average(theta: PyTree) -> PyTree:
+def average(theta: Layers) -> PyTree:
     """Coarse parameters: the mean over the interval's layers; right for parameters that are smooth in depth.
 
     Leaves that have no mean (integers, keys) are taken from the first layer.
@@ -44,7 +45,7 @@ def average(theta: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jnp.mean(x, axis=0) if is_inexact(x) else x[0], theta)
 
 
-def all_layers(theta: PyTree) -> PyTree:
+def all_layers(theta: Layers) -> PyTree:
     """Coarse parameters: those of all the m layers, unchanged; for layers that are not smooth in depth.
 
     The coarse step is then given all of them, leading axis m, with their step sizes, shape (m,): `picard(p)`, or a
@@ -65,12 +66,12 @@ def all_layers(theta: PyTree) -> PyTree:
     return theta
 
 
-def same_step(step: Step, theta: PyTree, u: PyTree, h: Any, m: int) -> PyTree:
+def same_step(step: Step, theta: Layers, u: State, h: StepSize, m: int) -> PyTree:
     """Coarse step: Phi itself with the summed step size (the published choice)."""
     return step(theta, u, h)
 
 
-def midpoint(step: Step, theta: PyTree, u: PyTree, h: Any, m: int) -> PyTree:
+def midpoint(step: Step, theta: Layers, u: State, h: StepSize, m: int) -> PyTree:
     """Coarse step of second order, for residual layers Phi = u + h F: two evaluations of Phi.
 
     `w = Phi(theta, u, h/2 (1 - 1/m)); G(u) = u + Phi(theta, w, h) - w` equals m Euler steps of size h/m up to O(h^3)
@@ -90,7 +91,7 @@ def midpoint(step: Step, theta: PyTree, u: PyTree, h: Any, m: int) -> PyTree:
     return jax.tree.map(lambda a, b, c: a + b - c, u, step(theta, w, h), w)
 
 
-def zero_step(step: Step, theta: PyTree, u: PyTree, h: Any, m: int) -> PyTree:
+def zero_step(step: Step, theta: Layers, u: State, h: StepSize, m: int) -> PyTree:
     """Coarse step u -> 0: no coarse correction, relaxation only.
 
     Every interval then starts from what its neighbour arrived at in the last cycle (block Jacobi). Right where the
@@ -126,7 +127,7 @@ class Picard:
         if not isinstance(self.inner_values, bool):
             raise TypeError(f"picard: inner_values={self.inner_values!r} is not True or False.")
 
-    def __call__(self, step: Step, theta: PyTree, u: PyTree, h: Any, m: int, mask: Any = None) -> PyTree:
+    def __call__(self, step: Step, theta: Layers, u: State, h: StepSize, m: int, mask: Mask = None) -> PyTree:
         """The next coarse state, like u; theta has leading axis m, h and the mask (or None) shape (m,)."""
         if self.sweeps >= m:
             return one_after_another(step, theta, u, h, mask)
@@ -138,7 +139,7 @@ class Picard:
             d = jax.tree.map(lambda x, y: x - (y if axis == 0 else y[None]), after, w)
             return where(mask, d, jax.tree.map(jnp.zeros_like, d))
 
-        def sweep(d: PyTree, _: None) -> tuple[PyTree, None]:
+        def sweep(d: State, _: None) -> tuple[PyTree, None]:
             return increments(jax.tree.map(lambda x, y: x[None] + _sum_before(y), u, d), 0), None
 
         # The first sweep starts from u at all layers: one product with their matrices next to each other.

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import fold, subtract, unfold, where
+from jaxmgrit._types import Layers, Mask, State
 from jaxmgrit.system.grid import Grid, run_interval
 from jaxmgrit.system.partition import coarse_grid_data, fine_grid_data
 
@@ -29,7 +30,7 @@ def own_sum(grid: Grid, squares: jax.Array) -> jax.Array:
 
 
 def coarse_rhs(
-    fine: Grid, coarse: Grid, ends: PyTree, rhs: PyTree, initial: PyTree, measure: Measure | None = None
+    fine: Grid, coarse: Grid, ends: State, rhs: State, initial: State, measure: Measure | None = None
 ) -> tuple[PyTree, PyTree]:
     """F-relaxation, and while its results are in the cache the FAS right-hand side E^j - Phi_{l+1}(v^{j-1}).
 
@@ -41,10 +42,11 @@ def coarse_rhs(
     slots = fine_grid_data((blocks, mask), fine.level, coarse.level, fine.backend)
 
     def one(
-        start: PyTree, end: PyTree, block: PyTree, mask: Any, source: PyTree, coarse_slot: PyTree
+        start: State, end: State, block: Layers, mask: Mask, source: State, coarse_slot: PyTree
     ) -> tuple[PyTree, PyTree]:
         slot, inside = coarse_slot
         arrived = run_interval(fine, start, block, mask, source)[0]
+        # Where there is no coarse step the coarse level passes values on, and its right-hand side must be neutral.
         made = subtract(arrived, where(inside, coarse.advance(slot, start), start))
         return made, None if measure is None else measure(arrived, end)
 
@@ -52,11 +54,11 @@ def coarse_rhs(
     return result
 
 
-def restrict(fine: Grid, coarse: Grid, values: PyTree) -> PyTree:
+def restrict(fine: Grid, coarse: Grid, values: State) -> PyTree:
     """One entry per fine interval -> one per coarse slot, leaves (share, factor, ...)."""
     return fold(coarse_grid_data(values, fine.level, coarse.level, fine.backend), coarse.level.factor)
 
 
-def correct(fine: Grid, coarse: Grid, values: PyTree) -> PyTree:
+def correct(fine: Grid, coarse: Grid, values: State) -> PyTree:
     """The coarse solution at all coarse slots, leaves (share * factor, ...), becomes the fine level's C-points."""
     return fine_grid_data(values, fine.level, coarse.level, fine.backend)

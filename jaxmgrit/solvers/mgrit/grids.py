@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import fold, real_dtype, where
+from jaxmgrit._types import Arrays, Layers, Mask, State, StepSize
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.backend.local import Local
 from jaxmgrit.solvers.base import Solver
@@ -36,7 +37,7 @@ PyTree = Any
 _STATES_BYTES = 1 << 13
 
 
-def sweep_batch(solver: Solver, state: PyTree, platform: str, share: int) -> int:
+def sweep_batch(solver: Solver, state: State, platform: str, share: int) -> int:
     """How many intervals go through one batched sweep: the user's choice, or a good one for the platform.
 
     An accelerator takes all. On a CPU small states go through together, as many as leave room in the first-level cache
@@ -58,7 +59,7 @@ def _divisor_near(share: int, batch: int) -> int:
     return min(divisors, key=lambda b: max(b / batch, batch / b)) if divisors else batch
 
 
-def coarsen(block: Slot, mask: Any, solver: Solver) -> Slot:
+def coarsen(block: Slot, mask: Mask, solver: Solver) -> Slot:
     """Slots of a level, leaves (share, factor, ...), to one coarse slot per interval, leaves (share, ...)."""
     assert solver.coarse_params is not None
     theta = jax.vmap(solver.coarse_params)(block.theta)
@@ -68,7 +69,7 @@ def coarsen(block: Slot, mask: Any, solver: Solver) -> Slot:
     return Slot(theta, h)
 
 
-def _keep_layers(block: Slot, mask: Any) -> Slot:
+def _keep_layers(block: Slot, mask: Mask) -> Slot:
     """`coarsen` by `all_layers`: the slots of an interval side by side, each with all the layers it stands for.
 
     The mask is None where no incomplete interval has a coarse step.
@@ -82,7 +83,7 @@ def _keep_layers(block: Slot, mask: Any) -> Slot:
     elif mask is not None:
         inside = inside & mask[..., None]
 
-    def beside(x: Any) -> Any:
+    def beside(x: Arrays) -> Any:
         return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])
 
     theta, h, inside = jax.tree.map(beside, (block.theta, block.h, inside))
@@ -98,7 +99,7 @@ def _exact(count: int, level: Level, interval: int, backend: Backend) -> Any:
     return ((slot >= 0) & (slot * (level.stride // interval) < count)).reshape(level.share, level.factor)
 
 
-def _padded_by_interval(theta: PyTree, mask: Any) -> PyTree:
+def _padded_by_interval(theta: Layers, mask: Mask) -> PyTree:
     """Let the padding of an incomplete interval repeat its last layer, so that its coarse layer is made of it alone."""
     if mask is None:
         return theta
@@ -112,7 +113,7 @@ def _backend_of(level: Level, backend: Backend) -> Backend:
 
 
 def coarse_blocks(
-    block: Slot, levels: tuple[Level, ...], solver: Solver, backend: Backend, beside: PyTree = None
+    block: Slot, levels: tuple[Level, ...], solver: Solver, backend: Backend, beside: Arrays = None
 ) -> tuple[tuple[Slot, ...], PyTree]:
     """The slots of the levels below the finest, leaves (share, factor, ...), made from those of the finest.
 
@@ -167,7 +168,7 @@ def grids_of(
     """The state's grids on this device, from the slots of all levels, leaves (share, factor, ...)."""
 
     def grid(depth: int, level: Level) -> Grid:
-        def advance(slot: Slot, u: PyTree) -> PyTree:
+        def advance(slot: Slot, u: State) -> PyTree:
             return equation.advance(slot, u, shared, level.stride, depth == 0)
 
         return Grid(level, _backend_of(level, backend), blocks[depth], advance, batch=batch)
@@ -243,20 +244,20 @@ def _of_layers(
 
 
 def _pull_layers(
-    coarse_step: Callable[..., PyTree], pull: Callable[..., PyTree], stride: int, slot: Slot, lam: PyTree
+    coarse_step: Callable[..., PyTree], pull: Callable[..., PyTree], stride: int, slot: Slot, lam: State
 ) -> PyTree:
-    def step(taped: PyTree, value: PyTree, h: Any) -> PyTree:
+    def step(taped: PyTree, value: State, h: StepSize) -> PyTree:
         return pull(taped, value)
 
     h = jnp.zeros((stride,), real_dtype(lam))  # the pullbacks have theirs
     return over_kept_layers(coarse_step, step, slot.theta, lam, h, stride, slot.kept or Kept())
 
 
-def _vjp_state(equation: Equation, shared: Shared, slot: Slot, u: PyTree) -> Vjp:
+def _vjp_state(equation: Equation, shared: Shared, slot: Slot, u: State) -> Vjp:
     return equation.vjp_state(slot, u, shared)
 
 
-def _transpose(equation: Equation, shared: Shared, stride: int, slot_and_state: PyTree, lam: PyTree) -> PyTree:
+def _transpose(equation: Equation, shared: Shared, stride: int, slot_and_state: PyTree, lam: State) -> PyTree:
     slot, u = slot_and_state
     return equation.transpose(slot, u, shared, lam, stride)
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxmgrit._pytree import euclidean_norm, norm_dtype, real_dtype, repeat, subtract, where
 from jaxmgrit._scopes import at_most
+from jaxmgrit._types import State
 from jaxmgrit.solvers.base import Outcome, at_last_interval, is_finite
 from jaxmgrit.solvers.convergence import Gauge, Norm, gauge, total, total_norm
 from jaxmgrit.solvers.mgrit.cycle import Grids, cycle, skip_first_down
@@ -31,11 +32,11 @@ PATIENCE = 4
 HOPELESS = 1e6
 
 
-def iterate(grids: Grids, solver: Options, guess: PyTree, initial: PyTree) -> Outcome:
+def iterate(grids: Grids, solver: Options, guess: State, initial: State) -> Outcome:
     """Solve by cycles from a guess of C-points."""
     dtype = norm_dtype(initial)
 
-    def norm(state: PyTree) -> jax.Array:
+    def norm(state: State) -> jax.Array:
         return (solver.norm or euclidean_norm)(state).astype(dtype)
 
     # Intervals of padding must hold values the layers can bear: they are computed, though not used.
@@ -43,6 +44,7 @@ def iterate(grids: Grids, solver: Options, guess: PyTree, initial: PyTree) -> Ou
     ends = where(valid, guess, repeat(initial, grids[0].level.share))
     loop = _until_tolerance if solver.has_tolerance else _all_cycles
     ends, norms, cycles, converged = loop(grids, solver, ends, initial, norm)
+    # Exact values, but the cycles were wasted: another code than CONVERGED says so.
     rescued = jnp.zeros((), bool)
     if solver.sequential_fallback:
         rescued = ~converged
@@ -50,6 +52,7 @@ def iterate(grids: Grids, solver: Options, guess: PyTree, initial: PyTree) -> Ou
     final = end_value(grids[0], ends, initial)
     first = norms[min(int(solver.skip_first_down), solver.cycles - 1)]
     last = norms[jnp.maximum(cycles - 1, 0)]
+    # Measured at the end also for fixed cycles: a residual means nothing without the values it belongs to.
     scale = total_norm(grids[0], jax.vmap(norm)(ends))
     skipped_all = solver.skip_first_down & (cycles == 1)
     finite = is_finite(final, grids[0].backend) & (jnp.isfinite(last) | skipped_all | converged | rescued)
@@ -59,9 +62,9 @@ def iterate(grids: Grids, solver: Options, guess: PyTree, initial: PyTree) -> Ou
     return Outcome(ends, final, norms, cycles, code, scale)
 
 
-def _unless(converged: jax.Array, ends: PyTree, rescue: Callable[[], PyTree]) -> PyTree:
+def _unless(converged: jax.Array, ends: State, rescue: Callable[[], PyTree]) -> PyTree:
     # A loop of at most one pass rather than a `cond`, which under `vmap` would always run both branches.
-    def once(carry: PyTree) -> tuple[PyTree, jax.Array]:
+    def once(carry: State) -> tuple[PyTree, jax.Array]:
         return rescue(), jnp.ones_like(carry[1])
 
     with at_most(0):  # so the cost model does not count what is the exception
@@ -73,19 +76,19 @@ def _has_steps(grid: Grid) -> Any:
     return None if mask is None else jnp.any(mask, axis=1)
 
 
-def _first(grids: Grids, solver: Options, ends: PyTree, initial: PyTree) -> tuple[PyTree, int]:
+def _first(grids: Grids, solver: Options, ends: State, initial: State) -> tuple[PyTree, int]:
     if not solver.skip_first_down:
         return ends, 0
     return skip_first_down(grids, 1, solver, initial), 1
 
 
-def _all_cycles(grids: Grids, solver: Options, ends: PyTree, initial: PyTree, norm: Norm) -> tuple[Any, ...]:
+def _all_cycles(grids: Grids, solver: Options, ends: State, initial: State, norm: Norm) -> tuple[Any, ...]:
     ends, done = _first(grids, solver, ends, initial)
 
-    def residual(arrived: PyTree, end: PyTree) -> jax.Array:
+    def residual(arrived: State, end: State) -> jax.Array:
         return norm(subtract(arrived, end))
 
-    def one(ends: PyTree, _: None) -> tuple[PyTree, jax.Array]:
+    def one(ends: State, _: None) -> tuple[PyTree, jax.Array]:
         ends, norms = cycle(grids, solver, ends, initial, residual)
         return ends, total_norm(grids[0], norms)
 
@@ -108,11 +111,11 @@ class _Progress(NamedTuple):
     met: jax.Array
 
 
-def _until_tolerance(grids: Grids, solver: Options, ends: PyTree, initial: PyTree, norm: Norm) -> tuple[Any, ...]:
+def _until_tolerance(grids: Grids, solver: Options, ends: State, initial: State, norm: Norm) -> tuple[Any, ...]:
     ends, done = _first(grids, solver, ends, initial)
     dtype = norm_dtype(initial)
 
-    def measure(arrived: PyTree, end: PyTree) -> Gauge:
+    def measure(arrived: State, end: State) -> Gauge:
         return gauge(arrived, end, norm, solver.batch_axis)
 
     def one(now: _Progress) -> _Progress:
@@ -124,6 +127,7 @@ def _until_tolerance(grids: Grids, solver: Options, ends: PyTree, initial: PyTre
         met = unmet == 0
         if solver.atol is not None:
             met |= r <= solver.atol
+        # rtol = 0 asks for rounding alone, which `unmet` has answered.
         if solver.rtol:
             met |= (r <= solver.rtol * first) & jnp.isfinite(first)
         lower = r < now.lowest
@@ -142,7 +146,7 @@ def _until_tolerance(grids: Grids, solver: Options, ends: PyTree, initial: PyTre
     return end.ends, end.norms, end.cycles, end.met
 
 
-def end_value(grid: Grid, ends: PyTree, initial: PyTree) -> PyTree:
+def end_value(grid: Grid, ends: State, initial: State) -> PyTree:
     """The value at the end of the run, on every device: the last C-point, or F-relaxation of the trailing F-points."""
 
     def value(local: int) -> PyTree:

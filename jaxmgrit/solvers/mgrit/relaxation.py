@@ -6,12 +6,13 @@ from typing import Any
 
 import jax
 
+from jaxmgrit._types import Layers, Mask, State
 from jaxmgrit.system.grid import Grid, run_interval
 
 PyTree = Any
 
 
-def f_relax(grid: Grid, ends: PyTree, rhs: PyTree, initial: PyTree) -> PyTree:
+def f_relax(grid: Grid, ends: State, rhs: State, initial: State) -> PyTree:
     """F-relaxation and the step to the next C-point: from each C-point, the value its interval arrives at.
 
     F-points are not kept. The result at interval j is Phi(u^{c-1}) + g^c for the C-point c at its end.
@@ -23,13 +24,13 @@ def f_relax(grid: Grid, ends: PyTree, rhs: PyTree, initial: PyTree) -> PyTree:
         initial: C-point 0, without a leading axis.
     """
 
-    def arrive(start: PyTree, block: PyTree, mask: Any, source: PyTree) -> PyTree:
+    def arrive(start: State, block: Layers, mask: Mask, source: State) -> PyTree:
         return run_interval(grid, start, block, mask, source)[0]
 
     return grid.sweep(arrive, ends, initial, grid.blocks, grid.mask, rhs)
 
 
-def c_relax(ends: PyTree, arrived: PyTree, weight: float) -> PyTree:
+def c_relax(ends: State, arrived: State, weight: float) -> PyTree:
     """Weighted C-relaxation: u <- w (Phi(u^{c-1}) + g^c) + (1 - w) u at every C-point.
 
     Args:
@@ -37,12 +38,13 @@ def c_relax(ends: PyTree, arrived: PyTree, weight: float) -> PyTree:
         arrived: what their intervals arrived at.
         weight: w; 1 is plain C-relaxation.
     """
+    # The plain one must not cost a pass over all C-points.
     if weight == 1:
         return arrived
     return jax.tree.map(lambda new, old: weight * new + (1 - weight) * old, arrived, ends)
 
 
-def fc_relax(grid: Grid, nu: int, ends: PyTree, rhs: PyTree, initial: PyTree, weight: float = 1.0) -> PyTree:
+def fc_relax(grid: Grid, nu: int, ends: State, rhs: State, initial: State, weight: float = 1.0) -> PyTree:
     """The C-points after nu FC-relaxations."""
     for _ in range(nu):
         ends = c_relax(ends, f_relax(grid, ends, rhs, initial), weight)

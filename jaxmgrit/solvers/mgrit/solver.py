@@ -9,7 +9,7 @@ from functools import partial
 import jax
 
 from jaxmgrit._checks import alike, check_batch_axis, check_scalar, check_step, describe, evaluated
-from jaxmgrit._pytree import PyTree
+from jaxmgrit._types import State
 from jaxmgrit.solvers.base import Outcome, Solver
 from jaxmgrit.solvers.mgrit.coarse import Picard, all_layers
 from jaxmgrit.solvers.mgrit.iteration import iterate
@@ -84,13 +84,13 @@ class MGRIT(Options, Solver):
         """With one level alone."""
         return len(levels) == 1
 
-    def run(self, grids: Sequence[Grid], guess: PyTree, initial: PyTree) -> Outcome:
+    def run(self, grids: Sequence[Grid], guess: State, initial: State) -> Outcome:
         """Cycles, or one interval after another where there is only one level."""
         if len(grids) == 1:
             return sequential_outcome(grids[0], sequential(grids[0], initial), initial)
         return iterate(grids, self, guess, initial)
 
-    def check(self, network: Network, slot: Slot, state: PyTree) -> None:
+    def check(self, network: Network, slot: Slot, state: State) -> None:
         """Refuse coarse parameters, coarse steps and norms that do not fit one layer of the network."""
         check_batch_axis("MGRIT", self.batch_axis, state)
         m = self.factor(0)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import PyTree, euclidean_norm, repeat, where
+from jaxmgrit._types import Arrays, Layers, State
 from jaxmgrit.solvers.base import Outcome, Sweep, at_last_interval, is_finite
 from jaxmgrit.solvers.convergence import ROUNDING, Gauge, gauge, total
 from jaxmgrit.solvers.newton.options import Options
@@ -63,7 +64,7 @@ class Linearised(NamedTuple):
 
 
 def linearise_interval(
-    grid: Grid, samples: Samples, probe: bool, start: PyTree, block: PyTree, mask: jax.Array | None
+    grid: Grid, samples: Samples, probe: bool, start: State, block: Layers, mask: jax.Array | None
 ) -> Linearised:
     """Psi and A of one interval: its slots' linearisation pushes all tangents on at once."""
     signs = samples.signs()
@@ -71,7 +72,7 @@ def linearise_interval(
     if probe:
         tangents = jax.tree.map(lambda v, w: jnp.concatenate([v, w[None]]), tangents, samples.unravel(signs))
 
-    def one(carry: PyTree, inputs: PyTree) -> tuple[PyTree, None]:
+    def one(carry: State, inputs: Arrays) -> tuple[PyTree, None]:
         value, tangents = carry
         slot, inside = inputs
         after, push = jax.linearize(partial(grid.advance, slot), value)
@@ -87,16 +88,16 @@ def linearise_interval(
     return Linearised(arrived, jacobian, missed / jnp.maximum(size, jnp.finfo(size.dtype).tiny))
 
 
-def arrive(grid: Grid, ends: PyTree, initial: PyTree) -> PyTree:
+def arrive(grid: Grid, ends: State, initial: State) -> PyTree:
     """What the intervals arrive at from the C-points, leaves (share, ...)."""
 
-    def through(start: PyTree, block: PyTree, mask: jax.Array | None) -> PyTree:
+    def through(start: State, block: Layers, mask: jax.Array | None) -> PyTree:
         return run_interval(grid, start, block, mask, None)[0]
 
     return grid.sweep(through, ends, initial, grid.blocks, grid.mask)
 
 
-def solve_newton(grid: Grid, options: Options, guess: PyTree, initial: PyTree, sweep: Sweep) -> tuple[Outcome, PyTree]:
+def solve_newton(grid: Grid, options: Options, guess: State, initial: State, sweep: Sweep) -> tuple[Outcome, PyTree]:
     """Solve from a guess of C-points; also what `sweep` makes of them, which tells how well they fit."""
     samples = samples_of(initial, options.jacobian, options.batch_axis)
     mask = grid.mask
@@ -131,7 +132,7 @@ def solve_newton(grid: Grid, options: Options, guess: PyTree, initial: PyTree, s
     return Outcome(progress.ends, final, progress.norms, progress.done, code, last.scale), made
 
 
-def _improve(grid: Grid, options: Options, samples: Samples, initial: PyTree, now: Progress) -> tuple[Progress, Gauge]:
+def _improve(grid: Grid, options: Options, samples: Samples, initial: State, now: Progress) -> tuple[Progress, Gauge]:
     """One iteration, and the residual before it."""
     # The adjoint's first residual tells as much.
     probe = not grid.backward
@@ -150,7 +151,7 @@ def _improve(grid: Grid, options: Options, samples: Samples, initial: PyTree, no
     return Progress(ends, now.norms.at[now.done].set(before.residual), now.done + 1, coupled), before
 
 
-def _gauges(options: Options, arrived: PyTree, ends: PyTree, rounding: float) -> Gauge:
+def _gauges(options: Options, arrived: State, ends: State, rounding: float) -> Gauge:
     """The gauges of this device's intervals, leaves (share,)."""
     return jax.vmap(partial(gauge, norm=euclidean_norm, batch_axis=options.batch_axis, rounding=rounding))(
         arrived, ends
@@ -158,7 +159,7 @@ def _gauges(options: Options, arrived: PyTree, ends: PyTree, rounding: float) ->
 
 
 def _all_iterations(
-    grid: Grid, options: Options, improve: Callable[..., Any], start: Progress, initial: PyTree, sweep: Sweep
+    grid: Grid, options: Options, improve: Callable[..., Any], start: Progress, initial: State, sweep: Sweep
 ) -> tuple[Progress, Gauge, jax.Array, jax.Array, PyTree]:
     """Exactly so many iterations, differentiable like any loop of fixed length."""
     progress, gauges = jax.lax.scan(lambda now, _: improve(now), start, None, length=options.iterations)
@@ -168,7 +169,7 @@ def _all_iterations(
 
 
 def _until_tolerance(
-    grid: Grid, options: Options, improve: Callable[..., Any], start: Progress, initial: PyTree, sweep: Sweep
+    grid: Grid, options: Options, improve: Callable[..., Any], start: Progress, initial: State, sweep: Sweep
 ) -> tuple[Progress, Gauge, jax.Array, jax.Array, PyTree]:
     """Iterations until `sweep`, which follows each, finds the tolerance met; else the sequential fallback.
 
@@ -212,7 +213,7 @@ def _until_tolerance(
     return now, whole, met, rescued, made
 
 
-def _once(wanted: jax.Array, f: Callable[[PyTree], PyTree], value: PyTree) -> PyTree:
+def _once(wanted: jax.Array, f: Callable[[PyTree], PyTree], value: State) -> PyTree:
     """f(value) where that is wanted, else the value itself."""
     return jax.lax.while_loop(
         lambda carry: carry[0], lambda carry: (jnp.zeros_like(carry[0]), f(carry[1])), (wanted, value)

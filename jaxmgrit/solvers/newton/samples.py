@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmgrit._pytree import PyTree, real_dtype
+from jaxmgrit._types import Arrays, State
 
 Jacobian = Literal["full", "channels"]
 
@@ -57,7 +58,7 @@ class Samples:
         rows = max(1, self.count)
         return [math.prod(x.shape) // rows * (1 + jnp.issubdtype(x.dtype, jnp.complexfloating)) for x in self.leaves]
 
-    def ravel(self, state: PyTree) -> jax.Array:
+    def ravel(self, state: State) -> jax.Array:
         """The rows of a state: (samples, components)."""
 
         def rows(x: jax.Array) -> jax.Array:
@@ -74,7 +75,7 @@ class Samples:
         parts = jnp.split(rows, ends, axis=1)
         return jax.tree.unflatten(self.tree, [self._leaf(x, part) for x, part in zip(self.leaves, parts, strict=True)])
 
-    def _leaf(self, like: Any, part: jax.Array) -> jax.Array:
+    def _leaf(self, like: Arrays, part: jax.Array) -> jax.Array:
         if jnp.issubdtype(like.dtype, jnp.complexfloating):
             part = jax.lax.complex(*jnp.split(part, 2, axis=1))
         part = part.astype(like.dtype)
@@ -95,7 +96,7 @@ class Samples:
         return jnp.asarray(signs).astype(self.dtype)
 
 
-def samples_of(state: PyTree, jacobian: Jacobian, batch_axis: int | None) -> Samples:
+def samples_of(state: State, jacobian: Jacobian, batch_axis: int | None) -> Samples:
     """How to read states like this one (shapes will do).
 
     Raises:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from jaxmgrit._pytree import PyTree
+from jaxmgrit._types import State
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.solvers.base import Outcome, Solver, Sweep
 from jaxmgrit.solvers.newton.iteration import arrive, solve_newton
@@ -88,7 +89,7 @@ class Newton(Options, Solver):
         """Layers per interval."""
         return INTERVAL if self.coarsening_factor is None else self.coarsening_factor
 
-    def fitted(self, layers: int, state: PyTree, backend: Backend) -> Newton:
+    def fitted(self, layers: int, state: State, backend: Backend) -> Newton:
         """With layers per interval that suit the state and the platform, where none were given."""
         if self.coarsening_factor is not None:
             return self
@@ -110,7 +111,7 @@ class Newton(Options, Solver):
         """With one interval alone."""
         return levels[0].intervals == 1
 
-    def check(self, network: Network, slot: Slot, state: PyTree) -> None:
+    def check(self, network: Network, slot: Slot, state: State) -> None:
         """Refuse states whose Jacobians would cost too much, or that are not made of samples."""
         samples = samples_of(state, self.jacobian, self.batch_axis)
         if samples.size > WIDEST:
@@ -121,12 +122,12 @@ class Newton(Options, Solver):
                 "positions only, else solver=jm.MGRIT(...) or jm.Sequential()."
             )
 
-    def run(self, grids: Sequence[Grid], guess: PyTree, initial: PyTree) -> Outcome:
+    def run(self, grids: Sequence[Grid], guess: State, initial: State) -> Outcome:
         """Iterations, or one run through the interval where there is only one."""
         return self.run_and_sweep(grids, guess, initial, lambda ends: (arrive(grids[0], ends, initial), None))[0]
 
     def run_and_sweep(
-        self, grids: Sequence[Grid], guess: PyTree, initial: PyTree, sweep: Sweep
+        self, grids: Sequence[Grid], guess: State, initial: State, sweep: Sweep
     ) -> tuple[Outcome, PyTree]:
         """Iterations, each followed by the sweep, which tells when to stop."""
         if grids[0].level.intervals == 1:

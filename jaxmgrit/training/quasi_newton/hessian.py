@@ -20,6 +20,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxmgrit._checks import integer
 from jaxmgrit._pytree import real_dtype, where
+from jaxmgrit._types import Arrays
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.training.problem import Params
 
@@ -39,7 +40,7 @@ def dot(a: Params, b: Params, space: Space) -> jax.Array:
     """Inner product over all parameters, those of all devices; padding must be zero."""
     dtype = real_dtype(a)
 
-    def products(part: PyTree, other: PyTree) -> jax.Array:
+    def products(part: Arrays, other: PyTree) -> jax.Array:
         sums = jax.tree.map(lambda x, y: jnp.sum(jnp.real(x * jnp.conj(y))).astype(dtype), part, other)
         return sum(jax.tree.leaves(sums), jnp.zeros((), dtype))
 
@@ -62,7 +63,7 @@ def curvature(s: Params, y: Params, space: Space) -> Curvature:
     return Curvature(sy, yy, sy > least * jnp.sqrt(ss) * jnp.sqrt(yy))
 
 
-def _axpy(a: Any, x: PyTree, y: PyTree) -> PyTree:
+def _axpy(a: Arrays, x: Arrays, y: Arrays) -> PyTree:
     return jax.tree.map(lambda u, v: v + a.astype(v.dtype) * u, x, y)
 
 
@@ -173,14 +174,14 @@ class LBFGS:
         def pair(i: Any) -> tuple[Params, Params]:
             return jax.tree.map(lambda x: x[..., i], (memory.s, memory.y))
 
-        def newest_first(k: Any, carry: tuple[Params, jax.Array]) -> tuple[Params, jax.Array]:
+        def newest_first(k: Arrays, carry: tuple[Params, jax.Array]) -> tuple[Params, jax.Array]:
             d, alphas = carry
             i = (memory.stored - 1 - k) % self.memory
             s, y = pair(i)
             alpha = jnp.where(k < used, memory.rho[i] * dot(s, d, space), 0.0)
             return _axpy(-alpha, y, d), alphas.at[i].set(alpha)
 
-        def oldest_first(k: Any, d: Params) -> Params:
+        def oldest_first(k: Arrays, d: Params) -> Params:
             i = (memory.stored - used + k) % self.memory
             s, y = pair(i)
             change = jnp.where(k < used, alphas[i] - memory.rho[i] * dot(y, d, space), 0.0)

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmgrit._types import State
+
 PyTree = Any
 
 
@@ -29,7 +31,7 @@ class Search(NamedTuple):
 
 def backtrack(
     trial: Callable[[jax.Array, PyTree], tuple[jax.Array, PyTree]],
-    start: PyTree,
+    start: State,
     objective: jax.Array,
     slope: jax.Array,
     *,
@@ -68,6 +70,7 @@ def backtrack(
         step_size = jnp.where(last.trials == 0, one, 0.5 * last.step_size)
         value, left = trial(step_size, last.left)
         enough = value <= objective - c1 * step_size * slope.astype(objective.dtype)
+        # Ranks that differ in the last digit of the objective would take different branches and wait for ever.
         accepted = agree(jnp.isfinite(value) & enough)
         trials = last.trials + 1
         return ~accepted & (trials < most), Search(step_size, trials, accepted, left)

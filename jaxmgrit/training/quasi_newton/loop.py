@@ -14,6 +14,7 @@ import optax
 
 from jaxmgrit._checks import check_backend, check_solver, integer, is_real
 from jaxmgrit._pytree import merge, split, subtract, where
+from jaxmgrit._types import Arrays, State
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.backend.local import Local
 from jaxmgrit.solvers.base import Solver
@@ -285,7 +286,7 @@ class PublishedLoop:
     ) -> Search:
         training, backend = self._training, self.backend
 
-        def trial(step_size: jax.Array, ends: PyTree) -> tuple[jax.Array, PyTree]:
+        def trial(step_size: jax.Array, ends: State) -> tuple[jax.Array, PyTree]:
             moved = training.place(_moved(params, descent, step_size, jnp.ones((), bool)))
             return training.objective(moved, ends, batch, layers, otherwise=here.found.warm[0])
 
@@ -310,7 +311,7 @@ class PublishedLoop:
             level = training.schedule.level(layers, training.setting)
             root = self.backend.scatter(lay_out(root, level))
 
-        def one(x: Any) -> Any:
+        def one(x: Arrays) -> Any:
             return x * jnp.reshape(root, root.shape + (1,) * (x.ndim - root.ndim if root.ndim else 0)).astype(x.dtype)
 
         return tree._replace(layers=jax.tree.map(one, tree.layers))

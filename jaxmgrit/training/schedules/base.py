@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
+from jaxmgrit._types import State
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.solvers.base import Solver
 from jaxmgrit.system.network import Network
@@ -64,11 +65,11 @@ class Schedule(Protocol):
     def warm_levels(self, layers: int, setting: Setting) -> tuple[Level, ...]:
         """The partitions the warm values belong to, one for each entry of the tuple."""
 
-    def init(self, layers: int, u0: PyTree, setting: Setting) -> tuple[PyTree, ...]:
+    def init(self, layers: int, u0: State, setting: Setting) -> tuple[PyTree, ...]:
         """Warm values before the first iteration, leaves (intervals, ...)."""
 
     def gradient(
-        self, network: Network, u0: PyTree, head: LossHead, warm: tuple[PyTree, ...], setting: Setting
+        self, network: Network, u0: State, head: LossHead, warm: tuple[PyTree, ...], setting: Setting
     ) -> Found:
         """Loss and inexact gradient at the network's parameters, and warm values for the next iteration."""
 

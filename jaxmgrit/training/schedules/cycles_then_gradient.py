@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import repeat
+from jaxmgrit._types import State, Warm
 from jaxmgrit.adjoint import adjoint_network
 from jaxmgrit.solution import CPoints
 from jaxmgrit.solve import solve_network
@@ -33,7 +34,7 @@ class CyclesThenGradient:
         """The partition the layers are kept in."""
         return setting.solver.hierarchy(layers, setting.backend.size)[0]
 
-    def init(self, layers: int, u0: PyTree, setting: Setting) -> PyTree:
+    def init(self, layers: int, u0: State, setting: Setting) -> PyTree:
         """Warm values: u^0 at all C-points of the state, zero at those of the adjoint. None for a sequential solver."""
         solver, adjoint, backend = setting
         state = solver.hierarchy(layers, backend.size)
@@ -52,7 +53,7 @@ class CyclesThenGradient:
         state = solver.hierarchy(layers, backend.size)[0]
         return state, adjoint.hierarchy(layers, backend.size, front=True)[0]
 
-    def gradient(self, network: Network, u0: PyTree, head: LossHead, warm: PyTree, setting: Setting) -> Found:
+    def gradient(self, network: Network, u0: State, head: LossHead, warm: Warm, setting: Setting) -> Found:
         """One iteration's state solve, loss, adjoint solve and gradient."""
         solver, adjoint, backend = setting
         ends, lam_ends = warm
@@ -69,7 +70,7 @@ class CyclesThenGradient:
         return Found(top, found.slots.theta, adj.lam_initial, found.cost, *norms, result, (keep_state, keep_lam))
 
 
-def _guess(initial: PyTree, ends: PyTree) -> CPoints | None:
+def _guess(initial: State, ends: State) -> CPoints | None:
     return None if ends is None else CPoints(initial, ends)
 
 

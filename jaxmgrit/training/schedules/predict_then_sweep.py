@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxmgrit._checks import is_real
 from jaxmgrit._pytree import all_finite, euclidean_norm, real_dtype, repeat
+from jaxmgrit._types import State, Warm
 from jaxmgrit.solvers.mgrit.solver import MGRIT
 from jaxmgrit.solvers.result import Result
 from jaxmgrit.system.network import Network
@@ -81,7 +82,7 @@ class PredictThenSweep:
             )
         return state, adjoint
 
-    def init(self, layers: int, u0: PyTree, setting: Setting) -> tuple[PyTree, ...]:
+    def init(self, layers: int, u0: State, setting: Setting) -> tuple[PyTree, ...]:
         """Warm values: no right-hand sides yet; with more than two levels also guesses for the coarse problems."""
         levels = self._levels(layers, setting)
         count = levels[0][0].intervals
@@ -92,7 +93,7 @@ class PredictThenSweep:
         guess = repeat(u0, count) if len(levels[0]) > 2 else None
         return zeros(), zeros(), guess, zeros() if len(levels[1]) > 2 else None
 
-    def cold(self, warm: tuple[PyTree, ...], layers: int, u0: PyTree, setting: Setting) -> tuple[PyTree, ...]:
+    def cold(self, warm: tuple[PyTree, ...], layers: int, u0: State, setting: Setting) -> tuple[PyTree, ...]:
         """Warm values for another batch: as from `init`, but a moving average goes on."""
         tau, *rest = self.init(layers, u0, setting)
         if self.moving_average is not None:
@@ -105,7 +106,7 @@ class PredictThenSweep:
         """The partitions the warm values belong to, one for each entry of `warm`."""
         return (self.level(layers, setting),) * 4
 
-    def gradient(self, network: Network, u0: PyTree, head: LossHead, warm: PyTree, setting: Setting) -> Found:
+    def gradient(self, network: Network, u0: State, head: LossHead, warm: Warm, setting: Setting) -> Found:
         """Predict the state, loss, predict the adjoint, one fused sweep."""
         solver, adjoint, backend = setting
         state_levels, adjoint_levels = self._levels(network.layers, setting)
@@ -151,7 +152,7 @@ def _refuse_idle_options(name: str, solver: MGRIT, two_levels: bool) -> None:
             )
 
 
-def _step_size_per_layer(network: Network, levels: tuple[Level, ...], u0: PyTree) -> Network:
+def _step_size_per_layer(network: Network, levels: tuple[Level, ...], u0: State) -> Network:
     """Incomplete intervals have a shorter coarse step; where there are any, one scalar h will not do."""
     if all(level.steps % level.factor == 0 for level in levels[:-1]):
         return network

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxmgrit._programs import cached
 from jaxmgrit._pytree import add, fit, fold, real_dtype, subtract, where
+from jaxmgrit._types import Layers, State, Warm
 from jaxmgrit.adjoint import GRADIENT_SPECS
 from jaxmgrit.backend.base import REPLICATED, SHARDED, SHARDED_STATES, STATE, WHOLE_STATES, Backend, broadcast
 from jaxmgrit.backend.local import LOCAL
@@ -58,19 +59,19 @@ class Swept(NamedTuple):
     adjoint_residual_norm: jax.Array
 
 
-def _coarse_problem(grids: Grids, solver: MGRIT, guess: PyTree, rhs: PyTree, initial: PyTree) -> PyTree:
+def _coarse_problem(grids: Grids, solver: MGRIT, guess: State, rhs: State, initial: State) -> PyTree:
     """The values at all coarse slots: exact with two levels, else by cycles."""
     rhs = fold(rhs, grids[1].level.factor)
     if len(grids) == 2:
         return solve_level(grids, 1, solver, None, rhs, initial)
 
-    def one(values: PyTree, _: None) -> tuple[PyTree, None]:
+    def one(values: State, _: None) -> tuple[PyTree, None]:
         return solve_level(grids, 1, solver, values, rhs, initial), None
 
     return jax.lax.scan(one, guess, None, length=solver.cycles)[0]
 
 
-def _edge(fine: Grid, coarse: Level, values: PyTree, initial: PyTree) -> PyTree:
+def _edge(fine: Grid, coarse: Level, values: State, initial: State) -> PyTree:
     """The value that enters this device's intervals, where the values after all coarse slots are known on it."""
     if coarse.devices > 1 or fine.backend.size == 1:
         return None
@@ -99,7 +100,7 @@ def predict_program(
     choices = (solver.coarse_params, solver.exact_first), (adjoint.coarse_params, adjoint.exact_first)
     same = levels == adjoint_levels and choices[0] == choices[1]
 
-    def body(slots: PyTree, u0: PyTree, shared: PyTree, warm: PyTree) -> tuple[Predicted, PyTree]:
+    def body(slots: Layers, u0: State, shared: PyTree, warm: Warm) -> tuple[Predicted, PyTree]:
         tau, sigma, guess, lam_guess = warm
         block = fold(slots, level.factor)
         beside = (tau, guess), (sigma, lam_guess)
@@ -151,18 +152,18 @@ def sweep_program(
     """
     level = levels[0]
 
-    def finish(arrived: PyTree, lam: PyTree, ends: PyTree) -> tuple[PyTree, PyTree]:
+    def finish(arrived: State, lam: State, ends: State) -> tuple[PyTree, PyTree]:
         mismatch = subtract((arrived, lam), ends)
         return tuple(norm(r) ** 2 for norm, r in zip(norms, mismatch, strict=True)), mismatch
 
-    def known(values: PyTree, u0: PyTree) -> PyTree:
+    def known(values: State, u0: State) -> PyTree:
         """The states before the adjoint's coarse slots, where those after the state's are known on every device."""
         if backend.size == 1 or state_levels[1].devices > 1 or levels[1].devices > 1:
             return None
         before = LOCAL.shift(values, 1, u0)
         return fold(fit(before, levels[1].slots, levels[1].front), levels[1].factor)
 
-    def moved(tau: PyTree, mismatch: PyTree) -> PyTree:
+    def moved(tau: State, mismatch: State) -> PyTree:
         """A step of the moving average over iterations of the batch's mean, the same for all samples."""
         assert moving is not None
         mean = jax.tree.map(lambda x: jnp.mean(x, axis=1, keepdims=True) if x.ndim > 1 else x, mismatch)
@@ -170,13 +171,13 @@ def sweep_program(
         return jax.tree.map(lambda x, y: x + (1 - moving) / backend.data_size * y, tau, mean)
 
     def body(
-        slots: PyTree,
-        u0: PyTree,
+        slots: Layers,
+        u0: State,
         shared: PyTree,
         predicted: Predicted,
-        tau: PyTree,
-        sigma: PyTree,
-        lam_final: PyTree,
+        tau: State,
+        sigma: State,
+        lam_final: State,
     ) -> Swept:
         batch = sweep_batch(solver, u0, backend.platform, level.share)
         blocks = (fold(slots, level.factor), *predicted.blocks)
@@ -214,5 +215,5 @@ def sweep_program(
     return backend.lift(body, in_specs, out_specs)
 
 
-def _vjp_all(equation: Equation, shared: Shared, slot: Slot, u: PyTree) -> Vjp:
+def _vjp_all(equation: Equation, shared: Shared, slot: Slot, u: State) -> Vjp:
     return equation.vjp_all(slot, u, shared, False)

@@ -5,7 +5,7 @@ import argparse
 import pytest
 
 from experiments import benchmark, convergence, plan, scaling, time_to_accuracy
-from experiments.arguments import above, at_least
+from experiments.config.arguments import above, at_least
 
 
 @pytest.mark.parametrize(
