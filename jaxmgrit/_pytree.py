@@ -137,3 +137,25 @@ def real_dtype(state: State) -> Any:
             *[jnp.result_type(x) for x in jax.tree.leaves(state) if is_inexact(x)] or [jnp.result_type(float)]
         )
     return jnp.finfo(dtype).dtype
+
+
+def varying_axes(tree: PyTree) -> frozenset[Any]:
+    """The mesh axes of a surrounding `jax.shard_map` over which any leaf differs; none outside."""
+    found: frozenset[Any] = frozenset()
+    for leaf in jax.tree.leaves(tree):
+        if not isinstance(leaf, jax.Array):
+            continue
+        aval = jax.typeof(leaf)
+        kind = getattr(aval, "manual_axis_type", None)
+        found |= getattr(aval, "vma", frozenset()) if kind is None else kind.varying
+    return found
+
+
+def vary(tree: PyTree, axes: frozenset[Any]) -> PyTree:
+    """The same values, of the type of those that differ over mesh axes: as loops want what they carry."""
+
+    def one(x: Any) -> Any:
+        missing = tuple(sorted(axes - varying_axes(x), key=str))
+        return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(one, tree)

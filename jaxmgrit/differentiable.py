@@ -9,15 +9,13 @@ from types import FunctionType
 from typing import Any
 
 import jax
-import jax.extend.core as core
-import jax.numpy as jnp
 
 from jaxmgrit._checks import check_pair, check_solver, check_state, check_step, check_step_size, named
 from jaxmgrit._programs import cached
-from jaxmgrit._pytree import merge, split
+from jaxmgrit._pytree import merge, split, vary, varying_axes
 from jaxmgrit._types import Arrays, Layers, State, StepSize
 from jaxmgrit.adjoint import adjoint_network
-from jaxmgrit.backend.base import Backend
+from jaxmgrit.backend.base import Backend, check_parts
 from jaxmgrit.solve import outputs_network, solve_network
 from jaxmgrit.solvers.base import Solver
 from jaxmgrit.solvers.mgrit.solver import MGRIT
@@ -116,12 +114,26 @@ def solved(
     `name` is that of the public function, for messages; the other arguments are as in `make_network`.
     """
     u0 = check_state(u0, "init" if outputs else "u0")
-    network = _hoist(make_network(step, theta, u0, h, solver, adjoint, outputs=outputs), u0)
+    check_parts(u0, 0, backend.data_size)
+    # Inside the user's `shard_map` all that is solved with varies alike; what the step closes over is as it was traced.
+    axes = varying_axes((theta, u0, h))
+    while True:
+        theta, u0, h = vary((theta, u0, h), axes)
+        part = jax.eval_shape(partial(_first_part, parts=backend.data_size), u0)
+        network = make_network(step, theta, part, h, solver, adjoint, outputs=outputs)
+        if varying_axes(network.shared) <= axes:
+            break
+        axes |= varying_axes(network.shared)
     solver, adjoint = match_segments(*(s.fitted(network.layers, u0, backend) for s in (solver, adjoint)))
     differentiable, others = split((network.slots, network.shared))
     problem = _Static(network.equation, network.layers, solver, adjoint, backend, name)
     d_slots_and_shared, u0 = reverse_mode_only((differentiable, u0), name)
     return _solved(problem, d_slots_and_shared, others, u0)
+
+
+def _first_part(state: PyTree, parts: int) -> PyTree:
+    """The state of one part of the batch: what a step is evaluated with."""
+    return state if parts == 1 else jax.tree.map(lambda x: x[: x.shape[0] // parts], state)
 
 
 @dataclass(frozen=True, eq=False)  # compared by identity: a step may be an object that cannot be hashed
@@ -141,33 +153,6 @@ class _Static:
     def once(self, f: Callable[..., Any], solver: Solver) -> Callable[..., Any]:
         """The solve as it is, or where it stops by a tolerance with an error for its own derivative."""
         return differentiable_once(f, self.name) if solver.has_tolerance else f
-
-
-def _hoist(network: Network, u0: State) -> Network:
-    """Make traced values that the step closes over an argument, so that they can be differentiated and batched."""
-    step, h = network.equation.step, network.equation.h
-    slot = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), network.slots)
-    size = h if h is not None else network.shared.h if slot.h is None else slot.h
-    if h is not None:
-        closed = jax.make_jaxpr(lambda t, u: step(t, u, h))(slot.theta, u0)
-    else:
-        closed = jax.make_jaxpr(step)(slot.theta, u0, size)
-    if not any(isinstance(constant, jax.core.Tracer) for constant in closed.consts):
-        return network
-    # Like `jax.closure_convert`, which however leaves integers and keys behind.
-    closed, shapes = jax.make_jaxpr(step, return_shape=True)(slot.theta, u0, size)
-    structure = jax.tree.structure(shapes)
-
-    def converted(theta: Layers, u: State, h: StepSize, *constants: Any) -> PyTree:
-        program = core.jaxpr_as_fun(core.ClosedJaxpr(closed.jaxpr, constants))
-        size_ = jnp.asarray(h, closed.in_avals[-1].dtype)
-        return jax.tree.unflatten(structure, program(*jax.tree.leaves((theta, u)), size_))
-
-    return replace(
-        network,
-        equation=replace(network.equation, step=converted),
-        shared=network.shared._replace(constants=tuple(closed.consts)),
-    )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -52,6 +52,7 @@ WAYS = {
     "multigrid state": dict(solver=CONVERGED, h=H),
     "multigrid adjoint": dict(adjoint=CONVERGED, h=H),
     "relaxation": dict(solver=RELAXED, adjoint=RELAXED),
+    "newton": dict(solver=jm.Newton(8)),
 }
 
 
@@ -225,3 +226,78 @@ def test_misuse_is_named_before_anything_is_compiled(misuse):
         scan(**changed)
     assert all(part in str(caught.value) for part in parts), str(caught.value)
     assert not set(programs) - {"convert_element_type", "iota"}
+
+
+# --- transformations with solvers named ------------------------------------------------------------------------------
+
+NAMED = dict(solver=CONVERGED, adjoint=CONVERGED)
+
+
+@pytest.mark.parametrize("options", nets.slow_but([NAMED], [{}, NAMED]), ids=["named", "default"][::-1])
+def test_propagate_inside_the_users_shard_map_has_value_and_gradients_of_a_scan(options):
+    theta, u0, strength = nets.rough(16), nets.state(batch=4), jnp.asarray(0.7)
+    mesh, spec = nets.mesh(2).mesh, jax.sharding.PartitionSpec
+
+    def total(way, theta, u0, strength):
+        def part(theta, u0, strength):
+            return way(lambda t, u, h: nets.tanh_step(t, strength * u, h), theta, u0)
+
+        run = jax.shard_map(part, mesh=mesh, in_specs=(spec(), spec("layers"), spec()), out_specs=spec("layers"))
+        return jnp.sum(jnp.sin(run(theta, u0, strength)))
+
+    def of(way):
+        return jax.jit(jax.value_and_grad(partial(total, way), argnums=(0, 1, 2)))(theta, u0, strength)
+
+    found = of(lambda step, theta, u0: jm.propagate(step, theta, u0, h=0.1, **options))
+    assert nets.distance(found, of(lambda step, theta, u0: nets.scan(step, theta, u0, 0.1))) < 1e-12
+
+
+def test_a_step_that_branches_on_h_may_close_over_a_traced_value():
+    theta, u0 = nets.rough(16), nets.state()
+
+    def of(way):
+        def total(strength):
+            def step(t, u, h):
+                return u + h * (1.0 if h < 0.3 else 0.5) * jnp.tanh(strength * (u @ t["w"]))
+
+            return jnp.sum(way(step))
+
+        return jax.value_and_grad(total)(0.7)
+
+    found = of(lambda step: jm.propagate(step, theta, u0, h=0.1, **NAMED))
+    plain = of(lambda step: jax.lax.scan(lambda u, t: (step(t, u, 0.1), None), u0, theta)[0])
+    assert nets.distance(found, plain) < 1e-12
+
+
+def test_a_coarse_step_may_close_over_a_differentiated_value():
+    theta, u0 = nets.rough(16), nets.state()
+
+    def value(strength):
+        def coarse(step, theta, u, h, m):
+            return jax.tree.map(lambda a, b: a + strength * (b - a), u, step(theta, u, h))
+
+        solver = jm.MGRIT(4, levels=2, cycles=8, coarse_step=coarse)
+        return jnp.sum(jm.propagate(nets.tanh_step, theta, strength * u0, h=0.1, solver=solver, adjoint=solver))
+
+    def plain(strength):
+        return jnp.sum(nets.scan(nets.tanh_step, theta, strength * u0, 0.1))
+
+    found, expected = (jax.value_and_grad(f)(0.9) for f in (value, plain))
+    assert nets.distance(found, expected) < 1e-12
+
+
+def test_a_step_that_closes_over_a_traced_value_sees_its_part_of_the_batch():
+    axes = (jax.sharding.AxisType.Auto,) * 2
+    grid = jax.make_mesh((2, 2), ("data", "layers"), axis_types=axes, devices=jax.devices()[:4])
+    theta, u0 = nets.rough(16), nets.state(batch=4)
+
+    def of(**options):
+        def total(strength):
+            def step(t, u, h):
+                return nets.tanh_step(t, strength * (u - jnp.mean(u, axis=1, keepdims=True)), h)
+
+            return jnp.sum(jnp.sin(jm.propagate(step, theta, u0, h=0.1, **options)))
+
+        return jax.jit(jax.value_and_grad(total))(0.7)
+
+    assert nets.distance(of(backend=jm.Mesh(grid, data_axis="data")), of()) < 1e-12

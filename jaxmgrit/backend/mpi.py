@@ -147,10 +147,14 @@ class MPI:
         if hop % self.size == 0 or block.size == 0:
             return block
         rank, size = self.index(), self.size
-        moved: jax.Array = _modules()[1].sendrecv(
-            block, block, source=(rank - hop) % size, dest=(rank + hop) % size, comm=self._layers
-        )
-        return moved
+
+        def send(x: jax.Array) -> jax.Array:
+            moved: jax.Array = _modules()[1].sendrecv(
+                x, x, source=(rank - hop) % size, dest=(rank + hop) % size, comm=self._layers
+            )
+            return moved
+
+        return _as_numbers(send, block)
 
     def shift(self, x: Arrays, by: int, fill: Arrays | None) -> PyTree:
         """See `Backend.shift`: one or two send-receives, all round the ring."""
@@ -226,9 +230,19 @@ class MPI:
         return self.all_gather(x)
 
 
+def _as_numbers(send: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """What an operation makes of an array; of random keys, which MPI knows nothing of, by the numbers they are."""
+    if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return send(x)
+    return jax.random.wrap_key_data(send(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+
+
 def _gather(x: Arrays, comm: Any) -> PyTree:
-    gather = _modules()[1].allgather
-    return together(lambda y: gather(y, comm=comm).reshape(-1, *y.shape[1:]), x, axis=1)
+    def gather(y: jax.Array) -> jax.Array:
+        whole: jax.Array = _modules()[1].allgather(y, comm=comm)
+        return whole.reshape(-1, *y.shape[1:])
+
+    return together(lambda y: _as_numbers(gather, y), x, axis=1)
 
 
 def _sum(x: Arrays, comm: Any) -> PyTree:

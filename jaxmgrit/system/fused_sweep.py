@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxmgrit._pytree import add, fold, split, unfold, where
 from jaxmgrit._types import Arrays, State
 from jaxmgrit.system.grid import Grid
-from jaxmgrit.system.linearise import UNROLL, AdjointBlock, Tape, record
+from jaxmgrit.system.linearise import AdjointBlock, Tape, record, unroll
 from jaxmgrit.system.step import Equation, Shared, Slot
 
 PyTree = Any
@@ -145,7 +145,7 @@ def interval_gradient(
 
     start = (lam, zero_shared(shared, step_sizes))
     (lam, total), (d_slots, costs) = jax.lax.scan(
-        one, start, (tape.taped, tape.costs, block.mask), reverse=True, unroll=UNROLL
+        one, start, (tape.taped, tape.costs, block.mask), reverse=True, unroll=unroll(block.slots, lam)
     )
     d_slots = d_slots if step_sizes else Slot(d_slots)
     return tape.end, lam, Gradients(d_slots, total, jnp.sum(costs))

@@ -58,8 +58,16 @@ def _advance_by(state: Grid, starts: State, count: int) -> PyTree:
     return by_intervals(sweep, (starts, *data), state.level.share, state.batch)
 
 
-# Layers in one pass of the loops that linearise and pull back, a twelfth faster on a CPU than one; four are slower.
-UNROLL = 2
+# Two small layers in one pass of the loops that pull back are a twelfth faster on a CPU than one; four are slower.
+# Large ones gain nothing, and take half as long again to compile.
+_SMALL_LAYER = 1 << 15
+
+
+def unroll(slots: Slot, state: PyTree) -> int:
+    """Layers in one pass of a loop through an interval, by the bytes of a layer and a state."""
+    layers = jax.tree.leaves(slots)[0].shape[0]
+    size = sum(x.nbytes for x in jax.tree.leaves(slots)) // layers + sum(x.nbytes for x in jax.tree.leaves(state))
+    return 2 if size <= _SMALL_LAYER else 1
 
 
 class Linearisation(NamedTuple):

@@ -20,6 +20,7 @@ from jaxmgrit._checks import (
 from jaxmgrit._types import Layers, State, StepSize
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.system.partition import Level, lay_out
+from jaxmgrit.system.programs import Programs
 from jaxmgrit.system.step import Equation, Shared, Slot
 
 PyTree = Any
@@ -85,15 +86,16 @@ def make_network(
     spread = layers is not None
     layers = check_layers(theta) if layers is None else layers
     number, scalar, per_layer = check_step_size(h, layers, u0)
+    programs = Programs()
     network = Network(
-        Equation(step, running_cost, h=number, parts=parts, outputs=outputs),
+        Equation(step, running_cost, h=number, parts=parts, outputs=outputs, programs=programs),
         layers,
         Slot(theta, per_layer),
         Shared(scalar),
         spread,
     )
-    slot = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), network.slots)
-    state = jax.eval_shape(lambda: u0)
+    slot = jax.eval_shape(lambda slots: jax.tree.map(lambda x: x[0], slots), network.slots)
+    state = jax.eval_shape(lambda u: u, u0)
     if outputs:
         check_pair(evaluated(network.equation.call, "f", slot, state, network.shared), state, "f")
     else:
@@ -103,4 +105,4 @@ def make_network(
     for solver in solvers:
         check_solver("solver", solver)
         solver.check(network, slot, state)
-    return network
+    return replace(network, shared=Shared(scalar, programs.close()))

@@ -7,15 +7,16 @@ all layers share (a traced scalar step size, arrays that the user's step closes 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import merge, real_dtype, split
-from jaxmgrit._types import Arrays, Layers, State
+from jaxmgrit._types import Arrays, State
 from jaxmgrit.system.kept_layers import Kept, over_kept_layers
+from jaxmgrit.system.programs import Programs
 
 PyTree = Any
 
@@ -55,13 +56,14 @@ class Equation:
     """The state equation u^{n+1} = Phi(theta^n, u^n, h) and its transpose.
 
     Attributes:
-        step: (theta, u, h, *constants) -> u_next; with `outputs` (u_next, y).
+        step: (theta, u, h) -> u_next; with `outputs` (u_next, y).
         running_cost: (theta, u, h) -> scalar, or None.
         coarse_step: (step, theta, u, h, m) -> u_next, used on all levels but the finest.
         parts: of the batch; the running cost of one is a mean over its samples and counts 1/parts.
         h: a step size that is a Python number, the same for all layers; None if it is in the slots or shared.
         outputs: whether every layer has an output y beside its next state. Then there is no running cost: what
             <y_bar, y> would be as a running cost is pulled back instead.
+        programs: the traces of step and coarse steps; None: they are called as they are.
     """
 
     step: Callable[..., PyTree]
@@ -70,25 +72,40 @@ class Equation:
     h: float | None = None
     parts: int = 1
     outputs: bool = False
+    programs: Programs | None = field(default=None, compare=False)
 
     def advance(self, slot: Slot, u: State, shared: Shared, stride: int = 1, fine: bool = True) -> PyTree:
         """One step of a level whose steps replace `stride` layers."""
         if fine:
             return self.advance_with_output(slot, u, shared)[0]
-
-        def step(theta: Layers, state: State, size: Any) -> PyTree:
-            result = self.step(theta, state, size, *shared.constants)
-            return result[0] if self.outputs else result
-
-        assert self.coarse_step is not None
+        h = self._step_size(slot, shared, stride)
         if slot.kept is not None:
             h = jnp.broadcast_to(jnp.asarray(self._step_size(slot, shared, 1), real_dtype(u)), (stride,))
-            return over_kept_layers(self.coarse_step, step, slot.theta, u, h, stride, slot.kept)
-        return self.coarse_step(step, slot.theta, u, self._step_size(slot, shared, stride), stride)
+
+        def coarse(theta: PyTree, u: PyTree, h: Any, kept: Kept | None, constants: tuple[Any, ...]) -> PyTree:
+            def step(theta: PyTree, u: PyTree, h: Any) -> PyTree:
+                result = self._step(theta, u, h, constants)
+                return result[0] if self.outputs else result
+
+            assert self.coarse_step is not None
+            if kept is not None:
+                return over_kept_layers(self.coarse_step, step, theta, u, h, stride, kept)
+            return self.coarse_step(step, theta, u, h, stride)
+
+        # The library's own coarse steps close over nothing: it is enough that the step is traced.
+        if self.programs is None or getattr(self.coarse_step, "__module__", "").startswith("jaxmgrit."):
+            return coarse(slot.theta, u, h, slot.kept, shared.constants)
+        name = "coarse", id(self.coarse_step), stride
+        return self.programs.run(name, coarse, (slot.theta, u, h, slot.kept), shared.constants)
+
+    def _step(self, theta: PyTree, u: PyTree, h: Any, constants: tuple[Any, ...]) -> PyTree:
+        if self.programs is None:
+            return self.step(theta, u, h)
+        return self.programs.run("step", lambda *args: self.step(*args[:-1]), (theta, u, h), constants)
 
     def call(self, slot: Slot, u: State, shared: Shared) -> PyTree:
         """What the user's function returns for one layer."""
-        return self.step(slot.theta, u, self._step_size(slot, shared, 1), *shared.constants)
+        return self._step(slot.theta, u, self._step_size(slot, shared, 1), shared.constants)
 
     def advance_with_output(self, slot: Slot, u: State, shared: Shared) -> tuple[PyTree, PyTree]:
         """One layer: its next state, and its output (None without outputs)."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmgrit._pytree import euclidean_norm, norm_dtype, real_dtype, repeat, subtract, where
+from jaxmgrit._pytree import euclidean_norm, norm_dtype, real_dtype, repeat, subtract, vary, varying_axes, where
 from jaxmgrit._scopes import at_most
 from jaxmgrit._types import State
 from jaxmgrit.solvers.base import Outcome, at_last_interval, is_finite
@@ -141,6 +141,7 @@ def _until_tolerance(grids: Grids, solver: Options, ends: State, initial: State,
     history = jnp.full((solver.cycles,), NONE, dtype)
     counts = jnp.asarray(done, jnp.int32), jnp.zeros((), jnp.int32)
     start = _Progress(ends, history, counts[0], zero, zero, jnp.full((), jnp.inf, dtype), counts[1], no, no)
+    start = vary(start, varying_axes(initial))
     with at_most(solver.cycles - done):
         end = jax.lax.while_loop(lambda now: (now.cycles < solver.cycles) & ~now.stop, one, start)
     return end.ends, end.norms, end.cycles, end.met

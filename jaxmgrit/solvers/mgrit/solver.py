@@ -9,6 +9,7 @@ from functools import partial
 import jax
 
 from jaxmgrit._checks import alike, check_batch_axis, check_scalar, check_step, describe, evaluated
+from jaxmgrit._pytree import PyTree, repeat
 from jaxmgrit._types import State
 from jaxmgrit.solvers.base import Outcome, Solver
 from jaxmgrit.solvers.mgrit.coarse import Picard, all_layers
@@ -96,21 +97,33 @@ class MGRIT(Options, Solver):
         m = self.factor(0)
         if m is None:
             return
-        several = jax.tree.map(lambda x: jax.ShapeDtypeStruct((m, *x.shape), x.dtype), slot.theta)
-        coarse = Slot(jax.eval_shape(self.coarse_params, several), slot.h)
-        if self.coarse_params is all_layers:
-            h = None if slot.h is None else jax.ShapeDtypeStruct((m,), slot.h.dtype)
-            coarse = Slot(coarse.theta, h, kept=Kept(jax.ShapeDtypeStruct((m,), bool)))
-        elif not alike(coarse.theta, slot.theta):
+        coarse = jax.eval_shape(self.coarse_params, _several(slot.theta, m))
+        if self.coarse_params is not all_layers and not alike(coarse, slot.theta):
             raise TypeError(
-                f"coarse_params makes {describe(coarse.theta)} from {m} layers, but one layer is "
+                f"coarse_params makes {describe(coarse)} from {m} layers, but one layer is "
                 f"{describe(slot.theta)}; it must return the parameters of one layer, without the leading axis "
                 "(coarse_params=jm.all_layers keeps all m)."
             )
-        advance = partial(network.with_coarse_step(self).advance, stride=m, fine=False)
-        check_step(evaluated(advance, "coarse_step", coarse, state, network.shared), state, "coarse_step")
+        for stride in sorted({m, *(level.stride for level in self.hierarchy(network.layers)[1:])}):
+            advance = partial(network.with_coarse_step(self).advance, stride=stride, fine=False)
+            for one in self._coarse_slots(slot, stride):
+                check_step(evaluated(advance, "coarse_step", one, state, network.shared), state, "coarse_step")
         if self.norm is not None:
             check_scalar(jax.eval_shape(self.norm, state), "norm")
+
+    def _coarse_slots(self, slot: Slot, stride: int) -> list[Slot]:
+        """The shapes that a coarse layer of so many layers can have."""
+        if self.coarse_params is not all_layers:
+            return [slot]
+        exact = jax.ShapeDtypeStruct((), bool) if self.exact_first else None
+        kept = [Kept(None, exact), Kept(jax.ShapeDtypeStruct((stride,), bool), exact)]
+        theta, h = _several((slot.theta, slot.h), stride)
+        return [Slot(theta, h, kept=one) for one in kept]
+
+
+def _several(one: PyTree, count: int) -> PyTree:
+    """Shapes with a further leading axis."""
+    return jax.eval_shape(lambda tree: repeat(tree, count), one)
 
 
 DEFAULT = MGRIT()
