@@ -104,15 +104,18 @@ def euclidean_norm(state: State) -> jax.Array:
     small) for the dtype over- or underflows.
     """
     dtype = norm_dtype(state)
-    return hypot(jnp.stack([hypot(jnp.abs(x).astype(dtype)) for x in jax.tree.leaves(state)]))
+    leaves = (jnp.abs(x) if jnp.iscomplexobj(x) else x for x in jax.tree.leaves(state))
+    return hypot(jnp.stack([hypot(x.astype(dtype)) for x in leaves]))
 
 
-def hypot(sizes: jax.Array) -> jax.Array:
-    """Sqrt of the sum of squares of non-negative numbers; NaN or infinite where they are. Its derivative at 0 is 0."""
+def hypot(values: jax.Array) -> jax.Array:
+    """Sqrt of the sum of squares of real numbers; NaN or infinite where they are. Its derivative at 0 is 0."""
+    # Both extremes rather than absolute values, which would be one more array of the state's size.
+    largest = jnp.maximum(jnp.max(values, initial=0.0), -jnp.min(values, initial=0.0))
     # A power of two, since dividing by it changes no digit; one less than the exponent keeps it finite.
-    _, exponent = jnp.frexp(jax.lax.stop_gradient(jnp.max(sizes, initial=0.0)))
-    scale = jnp.ldexp(jnp.ones((), sizes.dtype), exponent - 1)
-    squares = jnp.sum((sizes / scale) ** 2)
+    _, exponent = jnp.frexp(jax.lax.stop_gradient(largest))
+    scale = jnp.ldexp(jnp.ones((), values.dtype), exponent - 1)
+    squares = jnp.sum((values / scale) ** 2)
     # The root's derivative at 0 is infinite, and 0 times that would be NaN in the gradient of a converged solve.
     positive = squares > 0
     return jnp.where(positive, scale * jnp.sqrt(jnp.where(positive, squares, 1)), squares)
