@@ -47,7 +47,10 @@ def place_optimizer(optimizer: optax.GradientTransformation, state: PyTree, para
     """Spread what the optimiser keeps per layer as the layers are, and give the rest to all devices."""
     if backend.cut:
         return state
-    slots = jax.tree.leaves(params.layers)[0].shape[0]
+    by_slot = jax.tree.leaves(params.layers)
+    if not by_slot:  # the hidden layers have nothing to train: frozen, or weights they close over
+        return backend.replicate(state)
+    slots = by_slot[0].shape[0]
     return map_optimizer(optimizer, state, params, slots, backend.scatter, backend.replicate)
 
 

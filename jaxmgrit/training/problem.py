@@ -68,6 +68,7 @@ class Problem:
         """The loss and its aux on a batch (x, y), by default exactly: one layer after another."""
         x, y = batch
         u0 = self.opening(params.opening, x)
+        check_objective(self, params, u0, y)
         sol = solve(self.step, params.layers, u0, h=self.h, solver=solver, backend=backend)
         loss, aux = self.loss(params.closing, sol.u_final, y)
         return loss, aux

@@ -389,3 +389,28 @@ def test_the_gradient_in_l2_is_the_layers_divided_by_the_step_size():
     assert nets.distance(found, gradient._replace(layers={"w": jnp.asarray([4.0, 8.0])})) == 0.0
     with pytest.raises(ValueError, match=r"l2_gradient: h=-1\.0"):
         jm.l2_gradient(-1.0)
+
+
+def test_hidden_layers_without_anything_to_train_train_opening_and_closing():
+    w = 0.1 * jnp.ones((4, 4))
+    problem = jm.Problem(
+        opening=lambda p, x: x @ p,
+        step=lambda n, u, h: u + h * jnp.tanh(u @ w),
+        loss=lambda p, u, y: (jnp.mean((u @ p - y) ** 2), None),
+        h=1 / 8,
+    )
+    params = jm.Params(jnp.ones((2, 4)), {"n": jnp.arange(8)}, jnp.ones((4, 1)))
+    batch = (jnp.ones((3, 2)), jnp.zeros((3, 1)))
+    sequential = jm.Sequential()
+    trainer = jm.OneShot(problem, optax.sgd(0.1), sequential, sequential)
+    state, info = trainer.step(trainer.init(params, batch), batch)
+    after, (loss, _) = trainer.params(state), problem.evaluate(params, batch)
+    np.testing.assert_allclose(info.loss, loss)
+    np.testing.assert_array_equal(after.layers["n"], params.layers["n"])
+    assert (after.opening != params.opening).any() and (after.closing != params.closing).any()
+
+
+def test_a_loss_without_aux_is_named_by_evaluate_too():
+    problem = jm.Problem(lambda p, x: x, lambda t, u, h: u + h * t, lambda p, u, y: jnp.mean(u), h=0.1)
+    with pytest.raises(TypeError, match=r"loss must return \(scalar, aux\)"):
+        problem.evaluate(jm.Params({}, jnp.ones((4, 1)), {}), (jnp.ones((2, 1)), None))
