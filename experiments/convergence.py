@@ -89,7 +89,7 @@ def table(found: dict[str, dict[int, list[float]]], options: argparse.Namespace)
 
 def draw(path: Path, found: dict[str, dict[int, list[float]]], options: argparse.Namespace) -> None:
     """The residuals over the cycles, a line per network, state beside adjoint."""
-    from experiments.runs.drawing import Figure, colormaps
+    from experiments.foundation.drawing import Figure, colormaps
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)

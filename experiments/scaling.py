@@ -117,7 +117,7 @@ def _show(value: Any) -> str:
 
 def draw(found: dict[str, Any], file: Path) -> None:
     """Both kinds of scaling beside each other."""
-    from experiments.runs.drawing import Figure
+    from experiments.foundation.drawing import Figure
 
     figure = Figure(figsize=(9.0, 3.8), layout="constrained")
     both = figure.subplots(1, 2)

@@ -229,7 +229,7 @@ def _write(found: Any, config: Config, options: argparse.Namespace) -> None:
 
 def draw(best: dict[str, tuple[float, list[Curve]]], options: argparse.Namespace) -> None:
     """Accuracy over wall time, one line per seed."""
-    from experiments.runs.drawing import Figure
+    from experiments.foundation.drawing import Figure
 
     figure = Figure(figsize=(7.0, 4.2), layout="constrained")
     axes = figure.subplots()

@@ -14,9 +14,10 @@ from pydantic import ValidationError
 
 from experiments.config import command_line, rules, yaml_values
 from experiments.config.describe import SCHEMA, Rule, expected, fields, flag, resolve, show, variant, words
+from experiments.config.idle import idle as idle_keys
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
-from experiments.files import read_limited
+from experiments.foundation.files import read_limited
 
 LARGEST = 2**16  # bytes of a config; a whole one has 3000
 FREE = ("iterations", "evaluation", "checkpoints", "backend", "output")  # what --resume may change
@@ -95,7 +96,7 @@ def _checked(values: dict[str, Any], overrides: dict[str, Any], file: str) -> Co
     for key, value in overrides.items():
         _put(values, key, value)
     config = _validate(values, file)
-    idle = rules.idle(config)
+    idle = idle_keys(config)
     if wrong := rules.problems(config) + [
         f"{flag(key)} {words(overrides[key])}: expected not to be given, as it has no effect with {idle[key]}. "
         f"Leave it out, or change {idle[key].split()[0]}."

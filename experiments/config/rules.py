@@ -1,179 +1,22 @@
-"""How the keys of a config must fit together, and which of them have no effect on a given training."""
+"""How the keys of a config must fit together; what levels solvers have is asked in `experiments.config.hierarchies`."""
 
 import re
 from collections.abc import Callable, Iterator
 
-import jaxmgrit as jm
-from experiments.config.describe import words
+from experiments.config import hierarchies
 from experiments.config.nested import networks
-from experiments.config.schema import Config, Control, Nested
-from experiments.config.solver import PICARD, SCHEDULES, Solver, solver
-from jaxmgrit.training.schedules.base import Setting
-
-HIERARCHY = ("coarsening_factor", "levels", "min_coarse")  # keys of a solver that decide about its levels
-COARSE = ("coarse_params", "coarse_step", *PICARD, "exact_first")  # what replaces layers on a coarse level
-PUBLISHED = ("hessian", "memory", "initial_step", "ls_max", "c1", "gtol")  # keys of one optimizer.name
-OPTAX = ("learning_rate", "schedule", "warmup", "anticipate")  # of the others
+from experiments.config.schema import Config
+from experiments.config.solver import solver
 
 
 def problems(config: Config) -> list[str]:
     """What is wrong between the keys: one line each, with key, value, expectation and remedy."""
-    lines = [*_nested(config), *_coarse(config)]
+    lines = [*_nested(config), *hierarchies.coarse(config)]
     if lines:
         return lines
     found = [(one.network.layers, line) for one in networks(config) for check in CHECKS for line in check(one)]
     deepest = config.network.layers
     return [line if layers == deepest else f"nested network of {layers} layers: {line}" for layers, line in found]
-
-
-def idle(config: Config) -> dict[str, str]:
-    """The keys that have no effect, each with the reason; a file may hold them, a command line should not."""
-    nested = [f"nested.{key}" for key in Nested.model_fields if key != "networks"]
-    alone = dict.fromkeys(nested if config.nested.networks == 1 else [], "nested.networks = 1")
-    return _idle_solvers(config) | _idle_optimizer(config) | _idle_control(config) | alone
-
-
-def _idle_control(config: Config) -> dict[str, str]:
-    if config.control.active or config.training.method == "sequential":
-        return {}
-    return dict.fromkeys(
-        [f"control.{key}" for key in Control.model_fields if key != "active"], "control.active = false"
-    )
-
-
-def _idle_optimizer(config: Config) -> dict[str, str]:
-    name, hessian = config.optimizer.name, config.optimizer.hessian
-    keys = OPTAX if name == "published" else PUBLISHED
-    idle = {f"optimizer.{key}": f"optimizer.name = {name!r}" for key in keys}
-    if name == "published" and hessian != "l-bfgs":
-        idle["optimizer.memory"] = f"optimizer.hessian = {hessian!r}"
-    return idle
-
-
-def _idle_solvers(config: Config) -> dict[str, str]:
-    every = [f"{section}.{key}" for section in ("solver", "adjoint") for key in Solver.model_fields]
-    if config.training.method == "sequential":
-        control = [f"control.{key}" for key in Control.model_fields]
-        keys = [*every, *control, "training.schedule", "training.moving_average"]
-        return dict.fromkeys(keys, "training.method = 'sequential'")
-    idle = {
-        f"{section}.{key}": f"{section}.coarse_step = {step!r}"
-        for section in ("solver", "adjoint")
-        for key in PICARD
-        if (step := getattr(config, section).coarse_step) != "picard"
-    }
-    if config.training.schedule == "predict_then_sweep":
-        reason = "training.schedule = 'predict_then_sweep' with two levels"
-        idle |= {
-            f"{section}.{key}": reason
-            for section in ("solver", "adjoint")
-            for key in ("cycle", "cycles", "cf_relaxations")
-            if len(grid_sizes(config, section)) == 2
-        }
-    return idle
-
-
-def grid_sizes(config: Config, section: str) -> list[int]:
-    """Steps on each level of the `solver` or the `adjoint`, finest first, as the library builds them."""
-    ragged = config.training.schedule == "predict_then_sweep"
-    plain = solver(_only(getattr(config, section), *HIERARCHY))
-    return [level.steps for level in plain.hierarchy(config.network.layers, ragged=ragged)]
-
-
-def _hierarchy(config: Config) -> Iterator[str]:
-    if config.training.method == "sequential":
-        return
-    layers = config.network.layers
-    for name in ("solver", "adjoint") if config.adjoint != config.solver else ("solver",):
-        section: Solver = getattr(config, name)
-        factors, sizes = section.coarsening_factor, grid_sizes(config, name)
-        if len(sizes) == 1:
-            yield (
-                f"{name}.coarsening_factor = {factors}: expected a factor that leaves at least {name}.min_coarse = "
-                f"{section.min_coarse} intervals of network.layers = {layers}. Take a smaller factor or more layers, "
-                "or training.method: sequential."
-            )
-        elif isinstance(factors, list) and len(sizes) != len(factors) + 1:
-            yield (
-                f"{name}.coarsening_factor = {factors}: expected {len(sizes) - 1} factor(s), as network.layers = "
-                f"{layers}, {name}.min_coarse = {section.min_coarse} and {name}.levels = {section.levels} make the "
-                f"levels {' > '.join(map(str, sizes))}. Drop the last factors, or change these keys."
-            )
-
-
-def _predict_then_sweep(config: Config) -> Iterator[str]:
-    if config.training.method == "sequential" or config.training.schedule != "predict_then_sweep":
-        return
-    instead = "or use training.schedule: cycles_then_gradient"
-    plain = {name: _only(getattr(config, name), *HIERARCHY) for name in ("solver", "adjoint")}
-    for name in ("solver", "adjoint") if config.adjoint != config.solver else ("solver",):
-        section: Solver = getattr(config, name)
-        for key in [key for key in Solver.model_fields if key not in (*HIERARCHY, *COARSE)]:
-            if not _predicts(config, *[_only(section, *HIERARCHY, key)] * 2) and _predicts(config, *[plain[name]] * 2):
-                default = words(Solver.model_fields[key].default)
-                yield (
-                    f"{name}.{key} = {getattr(section, key)}: expected {default}, the default, with training.schedule "
-                    f"= 'predict_then_sweep', which has no use for it. Leave it out, {instead}."
-                )
-    if all(_predicts(config, one, one) for one in plain.values()) and not _predicts(config, *plain.values()):
-        yield (
-            f"adjoint.coarsening_factor = {config.adjoint.coarsening_factor}: expected the solver's, "
-            f"{config.solver.coarsening_factor}, on the finest level with training.schedule = 'predict_then_sweep'. "
-            f"Leave it out, {instead}."
-        )
-
-
-def _only(section: Solver, *keys: str) -> Solver:
-    """A section with these keys alone; the others have their defaults."""
-    return Solver(**{key: getattr(section, key) for key in keys})
-
-
-def _predicts(config: Config, state: Solver, adjoint: Solver) -> bool:
-    """Whether the library takes solvers for predicting and sweeping."""
-    setting = Setting(solver(state), solver(adjoint), jm.Local())
-    try:
-        SCHEDULES["predict_then_sweep"].level(config.network.layers, setting)
-    except ValueError:
-        return False
-    return True
-
-
-def _coarse(config: Config) -> Iterator[str]:
-    """Coarse parameters and steps that do not fit each other; nothing else can be asked of such a solver."""
-    for name in ("solver", "adjoint") if config.adjoint != config.solver else ("solver",):
-        section: Solver = getattr(config, name)
-        params, step = section.coarse_params, section.coarse_step
-        if step == "picard" and params != "all_layers":
-            yield (
-                f"{name}.coarse_params = {params!r}: expected all_layers with {name}.coarse_step = 'picard', which "
-                "runs over all the layers. Change one of them."
-            )
-        if params == "all_layers" and step not in ("picard", "zero_step"):
-            yield (
-                f"{name}.coarse_step = {step!r}: expected picard (or zero_step) with {name}.coarse_params = "
-                "'all_layers'. Change one of them."
-            )
-        if params != "all_layers" and section.exact_first:
-            yield (
-                f"{name}.exact_first = {section.exact_first}: expected 0 with {name}.coarse_params = {params!r}, which "
-                "keeps no layers to run. Leave it out, or use all_layers and picard."
-            )
-
-
-def _moving_average(config: Config) -> Iterator[str]:
-    training = config.training
-    if training.moving_average is None or training.method == "sequential":
-        return
-    for key, value, expected in (
-        ("training.schedule", training.schedule, "predict_then_sweep"),
-        ("training.start", training.start, "cold"),
-        ("network.layout", config.network.layout, "batch_first"),
-    ):
-        if value != expected:
-            yield (
-                f"training.moving_average = {training.moving_average}: expected null with {key} = {value!r}; it is for "
-                f"{expected}. Leave it out, or change that."
-            )
 
 
 def _devices(config: Config) -> Iterator[str]:
@@ -306,9 +149,9 @@ def _layout(config: Config) -> Iterator[str]:
 
 
 CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
-    _hierarchy,
-    _predict_then_sweep,
-    _moving_average,
+    hierarchies.hierarchy,
+    hierarchies.predict_then_sweep,
+    hierarchies.moving_average,
     _layout,
     _devices,
     _processes,

@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from experiments.config.solver import Solver
+from experiments.foundation.section import Count, Factor, FolderName, NonNegative, Section
 from experiments.networks.residual import Network, Penalty
 from experiments.problems.indian_pines import IndianPines
 from experiments.problems.level_sets import LevelSets
 from experiments.problems.mnist import Mnist
-from experiments.section import Count, Factor, FolderName, NonNegative, Section
 
 
 class Optimizer(Section):

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 import jaxmgrit as jm
-from experiments.section import Count, Factor, NonNegative, Section
+from experiments.foundation.section import Count, Factor, NonNegative, Section
 
 COARSE_PARAMS = {"injection": jm.injection, "average": jm.average, "all_layers": jm.all_layers}
 COARSE_STEPS = {"same_step": jm.same_step, "midpoint": jm.midpoint, "zero_step": jm.zero_step}

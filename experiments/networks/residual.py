@@ -18,7 +18,7 @@ from pydantic import Field
 
 import jaxmgrit as jm
 from experiments.errors import ConfigError
-from experiments.section import NonNegative, Section
+from experiments.foundation.section import NonNegative, Section
 
 Layer = dict[str, jax.Array]
 KERNEL = 3  # pixels along each side of a convolution's kernel

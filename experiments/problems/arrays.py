@@ -13,12 +13,12 @@ import numpy as np
 from numpy.lib import format as npy
 
 from experiments.errors import ConfigError
-from experiments.files import read_blocks, read_limited
+from experiments.foundation.files import read_blocks, read_limited
+from experiments.problems import matlab
 
 LARGEST = 2**28  # bytes of a file or of an array in it; the largest known one, MNIST's training images, has 47e6
 HEADER = 2**14  # bytes in which the header of an npy array must end; NumPy writes less than 200
 NPZ_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what NumPy writes; others expand without any bound
-NUMERIC = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "single", "double", "logical")
 
 
 def corrupt(path: Path, fault: str) -> ConfigError:
@@ -97,9 +97,7 @@ def _named_faults(path: Path, kind: str) -> Iterator[None]:
     except EOFError as error:
         said = "the gzip file is truncated" if kind == "gzip" else f"not a valid {kind} file ({error or 'truncated'})"
         raise corrupt(path, said) from None
-    except NotImplementedError as error:
-        if kind != ".mat":
-            raise corrupt(path, f"not a valid {kind} file ({error})") from None
+    except matlab.HDF5:
         raise ConfigError(
             f"{path}: a .mat file of version 7.3, which is HDF5 and not read here. In MATLAB save it with -v7: "
             "save(file, name, '-v7')."
@@ -143,16 +141,7 @@ def _npz(path: Path, data: bytes, name: str) -> np.ndarray:
 
 
 def _mat(path: Path, data: bytes, name: str) -> np.ndarray:
-    from scipy.io import loadmat, whosmat  # slow to import, and seldom needed
-
-    if data[:1] == b"\x89":
-        raise NotImplementedError  # HDF5 without MATLAB's header
-    arrays = {key: (shape, kind) for key, shape, kind in whosmat(io.BytesIO(data))}
-    if name not in arrays:
-        raise corrupt(path, f"expected an array '{name}', found {', '.join(arrays)[:200] or 'none'}")
-    shape, kind = arrays[name]
-    if kind not in NUMERIC:
-        raise ValueError(f"'{name}' is of the class {kind}, expected numbers")
-    if min(shape, default=0) < 0 or math.prod(shape) * 8 > LARGEST:
-        raise ValueError(f"'{name}' has shape {shape}, expected at most {LARGEST // 8} numbers")
-    return np.asarray(loadmat(io.BytesIO(data), variable_names=[name])[name])
+    array, names = matlab.read(data, name, LARGEST)
+    if array is None:
+        raise corrupt(path, f"expected an array '{name}', found {', '.join(names)[:200] or 'none'}")
+    return array

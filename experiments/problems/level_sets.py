@@ -7,8 +7,8 @@ import numpy as np
 from pydantic import Field
 
 from experiments.errors import ConfigError
+from experiments.foundation.section import Section
 from experiments.problems.data import Data, DataSet, Picture
-from experiments.section import Section
 
 CLASSES = 5
 REFERENCE_GRID = 256  # points per side of the grid whose extreme values define the classes, whatever grid is drawn from

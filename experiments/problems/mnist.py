@@ -11,10 +11,10 @@ import numpy as np
 from pydantic import Field
 
 from experiments.errors import ConfigError
+from experiments.foundation.section import FolderName, Section
 from experiments.problems import sources
 from experiments.problems.data import Data, DataSet, check_classes, stratified
 from experiments.problems.sources import Place
-from experiments.section import FolderName, Section
 
 SIDE = 28
 NAMES = tuple("0123456789")

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from experiments.foundation.drawing import Figure, ListedColormap, colormaps
 from experiments.problems import DataSet, Picture
-from experiments.runs.drawing import Figure, ListedColormap, colormaps
 
 ORDERED = ["#26456e", "#5b93c5", "#e9e3d3", "#eb9a5c", "#a3341f"]  # for few classes that have an order
 BLANK, RIGHT, WRONG = "#ffffff", "#d9dde2", "#b3261e"

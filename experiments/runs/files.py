@@ -7,7 +7,7 @@ from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
-from experiments.files import read_limited
+from experiments.foundation.files import read_limited
 
 
 class Unreadable(ValueError):

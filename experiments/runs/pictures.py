@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments.foundation.drawing import Axes, Figure
 from experiments.problems import Data
 from experiments.runs import class_pictures
-from experiments.runs.drawing import Axes, Figure
 from experiments.runs.files import write_whole
 
 Rows = Sequence[Mapping[str, Any]]

@@ -9,7 +9,7 @@ import jax
 from tqdm import tqdm
 
 import jaxmgrit as jm
-from experiments.config.rules import grid_sizes
+from experiments.config.hierarchies import grid_sizes
 from experiments.config.schema import Config, Optimizer
 from experiments.problems import Data
 from experiments.runs.terminal import OUT

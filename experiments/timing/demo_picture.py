@@ -8,7 +8,7 @@ COLOURS = {"sequential": "0.45", "one-shot": "C0", "batch": "C1"}
 
 def draw(path: Path, result: dict[str, Any]) -> None:
     """Four panels; `result` as `experiments.demo.run` returns it."""
-    from experiments.runs.drawing import Figure
+    from experiments.foundation.drawing import Figure
 
     figure = Figure(figsize=(10, 6.4), layout="constrained")
     (bars, race), (cycles, devices) = figure.subplots(2, 2)

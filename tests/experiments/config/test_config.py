@@ -10,7 +10,7 @@ import yaml
 from experiments import config
 from experiments.config import command_line
 from experiments.config import describe as keys
-from experiments.config import rules as checks
+from experiments.config import hierarchies as checks
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
 

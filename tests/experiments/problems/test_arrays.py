@@ -8,12 +8,14 @@ import struct
 import time
 import tracemalloc
 import zipfile
+from collections.abc import Callable
+from typing import NamedTuple
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
-from scipy.io import savemat
+from scipy.io import loadmat, savemat
 
 from experiments.errors import ConfigError
 from experiments.problems import arrays, indian_pines, mnist, sources
@@ -43,7 +45,8 @@ def npz(flag=0, method=0, content=None, compression=zipfile.ZIP_STORED):
 
 def mat(**values):
     file = io.BytesIO()
-    savemat(file, values, do_compression=values.pop("compressed", False))
+    compressed = values.pop("compressed", False)
+    savemat(file, values, do_compression=compressed)
     return file.getvalue()
 
 
@@ -65,8 +68,8 @@ HOSTILE = {
     "another kind.npz": (mat(y=X), "not a valid"),
     "version 7.3.mat": (b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + bytes(512), r"version 7\.3.*-v7"),
     "hdf5.mat": (b"\x89HDF\r\n\x1a\n" + bytes(512), r"version 7\.3.*-v7"),
-    "struct.mat": (mat(x={"a": 1}), "of the class struct"),
-    "cell.mat": (mat(x=np.array(["a", 1], object)), "of the class cell"),
+    "struct.mat": (mat(x={"a": 1}), "expected real numbers, found an array of another class"),
+    "cell.mat": (mat(x=np.array(["a", 1], object)), "expected real numbers, found an array of another class"),
     "empty.mat": (b"", "not a valid"),
 }
 
@@ -116,6 +119,21 @@ def test_arrays_in_any_order_and_dtype_are_read_as_numpy_reads_them(tmp_path):
             assert own.dtype == array.dtype
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("kind", ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8", "c8", "?"])
+def test_matlabs_arrays_of_numbers_are_read_as_scipy_reads_them(tmp_path, kind, compressed):
+    values = (7 * np.arange(24).reshape(2, 3, 4) % 5).astype(kind)
+    (tmp_path / "x.mat").write_bytes(mat(first=X, x=values, s={"a": 1}, one=values[:1, 0, 0], compressed=compressed))
+    if kind == "c8":
+        with pytest.raises(ConfigError, match="expected real numbers"):
+            arrays.read_array(tmp_path / "x.mat", "x")
+        return
+    for name in ("x", "one", "first"):
+        own, expected = arrays.read_array(tmp_path / "x.mat", name), loadmat(tmp_path / "x.mat")[name]
+        np.testing.assert_array_equal(own, expected)
+        assert own.dtype == expected.dtype
+
+
 def valid_files():
     """Of each kind one, and what reads it."""
     buffer = io.BytesIO()
@@ -141,6 +159,15 @@ def valid_files():
 FILES = valid_files()
 
 
+class File(NamedTuple):
+    name: str
+    data: bytes
+    read: Callable
+
+    def __repr__(self):
+        return f"{self.name} of {len(self.data)} bytes, first {self.data[:300].hex()}"
+
+
 @st.composite
 def damaged(draw):
     """A file with bytes changed, cut off, put in or repeated."""
@@ -160,7 +187,7 @@ def damaged(draw):
             data[at:at] = data[at : at + draw(st.integers(1, 500))]
         else:
             data[at : at + 4] = b"\xff\xff\xff\x7f"
-    return name, bytes(data), read
+    return File(name, bytes(data), read)
 
 
 def read_or_refuse(folder, file):

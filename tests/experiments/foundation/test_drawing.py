@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 COMMANDS = ("train", "evaluate", "convergence", "scaling", "time_to_accuracy", "benchmark", "plan")
-DRAW = "from experiments.runs.drawing import Figure; f = Figure(); f.subplots().plot([1, 2]); f.savefig({!r})"
+DRAW = "from experiments.foundation.drawing import Figure; f = Figure(); f.subplots().plot([1, 2]); f.savefig({!r})"
 
 
 def python(*words, backend):
