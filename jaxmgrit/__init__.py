@@ -20,7 +20,8 @@ from jaxmgrit.training.one_shot import OneShot
 from jaxmgrit.training.penalty import LayerwisePenalty, published_penalty
 from jaxmgrit.training.problem import Params, Problem
 from jaxmgrit.training.quasi_newton.hessian import BFGS, LBFGS, SteepestDescent
-from jaxmgrit.training.quasi_newton.loop import Outcome, PublishedInfo, PublishedLoop
+from jaxmgrit.training.quasi_newton.loop import PublishedLoop
+from jaxmgrit.training.quasi_newton.outcome import Outcome, PublishedInfo
 from jaxmgrit.training.schedules.cycles_then_gradient import CyclesThenGradient
 from jaxmgrit.training.schedules.predict_then_sweep import PredictThenSweep
 from jaxmgrit.training.snapshot import Snapshot

@@ -144,14 +144,14 @@ def real_dtype(state: State) -> Any:
 
 def varying_axes(tree: PyTree) -> frozenset[Any]:
     """The mesh axes of a surrounding `jax.shard_map` over which any leaf differs; none outside."""
-    found: frozenset[Any] = frozenset()
+    axes: frozenset[Any] = frozenset()
     for leaf in jax.tree.leaves(tree):
         if not isinstance(leaf, jax.Array):
             continue
         aval = jax.typeof(leaf)
         kind = getattr(aval, "manual_axis_type", None)
-        found |= getattr(aval, "vma", frozenset()) if kind is None else kind.varying
-    return found
+        axes |= getattr(aval, "vma", frozenset()) if kind is None else kind.varying
+    return axes
 
 
 def vary(tree: PyTree, axes: frozenset[Any]) -> PyTree:

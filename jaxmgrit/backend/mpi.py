@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -15,8 +12,7 @@ import jax.numpy as jnp
 
 from jaxmgrit._types import Arrays
 from jaxmgrit.backend.base import PyTree, check_parts, shift_blocks, together
-
-INSTALL = "pip install mpich mpi4py && pip install --no-cache-dir mpi4jax"
+from jaxmgrit.backend.mpi_modules import modules
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +44,7 @@ class MPI:
     """(stride, count) of a part of the ranks: so many, so far apart; see `every` and `neighbours`."""
 
     def __post_init__(self) -> None:
-        mpi, _ = _modules()
+        mpi, _ = modules()
         if self.comm is None:
             object.__setattr__(self, "comm", mpi.COMM_WORLD)
         if jax.local_device_count() > 1:
@@ -149,7 +145,7 @@ class MPI:
         rank, size = self.index(), self.size
 
         def send(x: jax.Array) -> jax.Array:
-            moved: jax.Array = _modules()[1].sendrecv(
+            moved: jax.Array = modules()[1].sendrecv(
                 x, x, source=(rank - hop) % size, dest=(rank + hop) % size, comm=self._layers
             )
             return moved
@@ -172,7 +168,7 @@ class MPI:
         """See `Backend.data_gather`, in the order of the ranks."""
         if self.data == 1:
             return jax.tree.map(lambda y: y[None], x)
-        return jax.tree.map(lambda y: _modules()[1].allgather(y, comm=self._samples), x)
+        return jax.tree.map(lambda y: modules()[1].allgather(y, comm=self._samples), x)
 
     def data_sum(self, x: Arrays) -> PyTree:
         """See `Backend.data_sum`; summed in the order of the ranks."""
@@ -239,14 +235,14 @@ def _as_numbers(send: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Arr
 
 def _gather(x: Arrays, comm: Any) -> PyTree:
     def gather(y: jax.Array) -> jax.Array:
-        whole: jax.Array = _modules()[1].allgather(y, comm=comm)
+        whole: jax.Array = modules()[1].allgather(y, comm=comm)
         return whole.reshape(-1, *y.shape[1:])
 
     return together(lambda y: _as_numbers(gather, y), x, axis=1)
 
 
 def _sum(x: Arrays, comm: Any) -> PyTree:
-    gather = _modules()[1].allgather
+    gather = modules()[1].allgather
     return together(lambda y: jnp.sum(gather(y, comm=comm), axis=0), x, axis=0)
 
 
@@ -261,7 +257,7 @@ def _block(x: Arrays, axis: int, index: int, count: int) -> PyTree:
 @lru_cache
 def _cartesian(handle: int, data: int) -> tuple[Any, Any]:
     """The communicators of a rank's row and column; made once, since making them is collective."""
-    mpi, _ = _modules()
+    mpi, _ = modules()
     comm = mpi.Comm.f2py(handle)
     # Making a communicator is collective; without a data axis none is needed.
     if data == 1:
@@ -273,36 +269,7 @@ def _cartesian(handle: int, data: int) -> tuple[Any, Any]:
 @lru_cache
 def _split(handle: int, stride: int, count: int) -> Any:
     """The communicator of a part of the ranks; made once, since making it is collective: all ranks trace alike."""
-    mpi, _ = _modules()
+    mpi, _ = modules()
     comm = mpi.Comm.f2py(handle)
     rank = comm.Get_rank()
     return comm.Split(rank // (stride * count) * stride + rank % stride, rank)
-
-
-@lru_cache
-def _modules() -> tuple[ModuleType, ModuleType]:
-    try:
-        from mpi4py import MPI as mpi
-    except (ImportError, RuntimeError) as error:
-        raise ImportError(f"MPI: mpi4py cannot be imported ({error}); install MPI support with: {INSTALL}") from error
-    try:
-        import mpi4jax
-    except ImportError as error:
-        raise ImportError(f"MPI: mpi4jax cannot be imported ({error}); install MPI support with: {INSTALL}") from error
-    if len(found := _loaded_libraries()) > 1:
-        raise RuntimeError(
-            f"MPI: mpi4py and mpi4jax use different MPI libraries ({', '.join(found)}), so mpi4jax would talk to an "
-            "MPI that was never started. Rebuild it against the one of mpi4py: "
-            "pip install --force-reinstall --no-deps --no-cache-dir mpi4jax"
-        )
-    return mpi, mpi4jax
-
-
-def _loaded_libraries() -> list[str]:
-    """The MPI libraries this process has loaded, where the system tells (Linux)."""
-    # Two libraries in one process is what a wheel from a cache leads to, and it fails far from its cause.
-    maps = Path("/proc/self/maps")
-    if sys.platform != "linux" or not maps.exists():
-        return []
-    files = {Path(line.split(maxsplit=5)[5]) for line in maps.read_text().splitlines() if len(line.split()) > 5}
-    return sorted({str(f.resolve()) for f in files if f.name.startswith(("libmpi.so", "libmpich.so"))})

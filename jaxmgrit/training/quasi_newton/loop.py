@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -26,37 +25,13 @@ from jaxmgrit.training.optimizer_state import map_optimizer
 from jaxmgrit.training.problem import Params, Problem
 from jaxmgrit.training.quasi_newton.hessian import BFGS, LBFGS, Hessian, Space, SteepestDescent, dot
 from jaxmgrit.training.quasi_newton.line_search import Search, backtrack
+from jaxmgrit.training.quasi_newton.outcome import Outcome, PublishedInfo
 from jaxmgrit.training.schedules.base import Setting
 from jaxmgrit.training.schedules.cycles_then_gradient import CyclesThenGradient
 from jaxmgrit.training.snapshot import Snapshot, export, restore
 from jaxmgrit.training.state import TrainState
 
 PyTree = Any
-
-
-class Outcome(enum.IntEnum):
-    """How an iteration of the published loop ended."""
-
-    STEP = 0
-    CONVERGED = 1
-    LINE_SEARCH_FAILED = 2
-
-    @property
-    def sentence(self) -> str:
-        """What happened and what follows."""
-        return _SENTENCES[self]
-
-
-_SENTENCES = {
-    Outcome.STEP: "A step was accepted.",
-    Outcome.CONVERGED: "The gradient's norm is below gtol: the parameters stay as they are.",
-    Outcome.LINE_SEARCH_FAILED: (
-        "No trial lowered the objective enough: the parameters stay as they are, the quasi-Newton pairs are forgotten, "
-        "and the next iteration tries the gradient itself, from states that are some cycles further. Where this goes "
-        "on, the gradient is too inexact for the objective (more cycles), the steps are too long (a smaller "
-        "initial_step, a larger ls_max), or rounding is reached."
-    ),
-}
 
 
 class Memory(NamedTuple):
@@ -71,34 +46,6 @@ class Memory(NamedTuple):
     hessian: PyTree
     x: Params
     gradient: Params
-
-
-class PublishedInfo(NamedTuple):
-    """What an iteration saw at the parameters before its update, and how its line search went.
-
-    Attributes:
-        loss: at the (inexact) final state.
-        aux: the loss function's aux.
-        objective: loss, running cost and penalty.
-        grad_norm: norm of the (inexact) gradient of the objective.
-        residual_norm: of the state, the last recorded; 0 for a sequential solve.
-        adjoint_residual_norm: of the adjoint, likewise.
-        result: the worse of the two solves' codes, see `Result` and `check`.
-        step_size: alpha of the step taken, 0 where none was.
-        trials: trials of the line search; the first one counts as 1.
-        outcome: code, see `Outcome`.
-    """
-
-    loss: jax.Array
-    aux: PyTree
-    objective: jax.Array
-    grad_norm: jax.Array
-    residual_norm: jax.Array
-    adjoint_residual_norm: jax.Array
-    result: jax.Array
-    step_size: jax.Array
-    trials: jax.Array
-    outcome: jax.Array
 
 
 @dataclass(frozen=True)
