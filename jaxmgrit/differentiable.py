@@ -95,7 +95,7 @@ def _new_program(
 
 @cached
 def _remembered_program(*static: Any) -> Callable[..., tuple[PyTree, PyTree]]:
-    return jax.jit(_new_program(*static), inline=True)
+    return jax.jit(_new_program(*static))
 
 
 def solved(

@@ -13,6 +13,14 @@ from experiments.training import evaluation
 from jaxmgrit import Local
 
 
+@pytest.fixture(autouse=True)
+def _hangups_are_heard():
+    """A suite that was started under `nohup` ignores SIGHUP, and so would what is tested here."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
 )
