@@ -1,6 +1,7 @@
 """Layer-parallel training of deep residual networks: multigrid over the layers, in JAX."""
 
 from jaxmgrit.adjoint import adjoint_solve, adjoint_trajectory, layer_gradients
+from jaxmgrit.analysis.advise import Advice, advise
 from jaxmgrit.analysis.comparison import Comparison, compare
 from jaxmgrit.analysis.control import Control
 from jaxmgrit.backend.local import Local
@@ -36,6 +37,7 @@ __all__ = [
     "MGRIT",
     "MPI",
     "AdjointSolution",
+    "Advice",
     "CPoints",
     "Comparison",
     "Control",
@@ -61,6 +63,7 @@ __all__ = [
     "TrainState",
     "adjoint_solve",
     "adjoint_trajectory",
+    "advise",
     "all_layers",
     "anticipate",
     "average",

@@ -19,7 +19,7 @@ from jaxmgrit.backend.base import Backend, check_parts
 from jaxmgrit.solve import outputs_network, solve_network
 from jaxmgrit.solvers.base import Solver
 from jaxmgrit.solvers.mgrit.solver import MGRIT
-from jaxmgrit.solvers.sequential import SEQUENTIAL, match_segments
+from jaxmgrit.solvers.sequential import SEQUENTIAL, Sequential, match_segments
 from jaxmgrit.system.network import Network, make_network
 from jaxmgrit.system.plain import plain_scan
 from jaxmgrit.system.reverse_only import differentiable_once, reverse_mode_only
@@ -31,9 +31,10 @@ PyTree = Any
 CONVERGED = MGRIT(cycles=50, rtol=0.0, sequential_fallback=True)
 
 
-def is_plain(solver: Solver | None, adjoint: Solver | None, backend: Backend) -> bool:
-    """Whether a call is the plain program: no solver is named, and there is one device."""
-    return solver is None and adjoint is None and backend.size == backend.data_size == 1
+def is_plain(solver: Solver | None, adjoint: Solver | None, backend: Backend, layers: int) -> bool:
+    """Whether a call is the plain program: on one device, no solver is named or `Sequential` with one segment."""
+    exact = all(s is None or (isinstance(s, Sequential) and (s.segment or 0) >= layers) for s in (solver, adjoint))
+    return exact and backend.size == backend.data_size == 1
 
 
 def chosen(

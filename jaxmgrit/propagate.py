@@ -74,8 +74,9 @@ def propagate(
         raise TypeError(f"propagate: step={step!r} is not a function; give step(theta, u, h) -> u_next.")
     check_backend(backend)
     check_carry(u0, "u0")
-    if is_plain(solver, adjoint, backend):
-        u_final, _ = plainly(step, theta, u0, h, check_layers(theta), False)
+    layers = check_layers(theta)
+    if is_plain(solver, adjoint, backend, layers):
+        u_final, _ = plainly(step, theta, u0, h, layers, False)
         return (u_final, result_code(all_finite(split(u_final)[0]), True, False)) if with_result else u_final
 
     solver, adjoint = chosen(solver, adjoint, backend, CONVERGED)

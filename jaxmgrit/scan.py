@@ -81,7 +81,7 @@ def scan(
     check_carry(init, "init")
     steps = _length(xs, length)
     layer = _Layer(f, h is not None)
-    if is_plain(solver, adjoint, backend) or steps == 0:
+    if is_plain(solver, adjoint, backend, steps) or steps == 0:
         return plainly(layer, xs, init, 1.0 if h is None else h, steps, True, reverse, unroll)
 
     if backend.data_size > 1:

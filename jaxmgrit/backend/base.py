@@ -138,6 +138,9 @@ class Placement(Protocol):
     def agree(self, decision: jax.Array) -> jax.Array:
         """A truth value that processes may have computed differently: the same for all, true only where all say so."""
 
+    def agreed(self, value: float) -> float:
+        """A number on the host that processes may have measured differently: the first process's, on all of them."""
+
 
 class Backend(Collectives, Placement, Protocol):
     """How data over the layers is spread: both contracts, and the door between them."""

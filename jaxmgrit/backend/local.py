@@ -127,6 +127,10 @@ class Local:
         """The decision itself."""
         return decision
 
+    def agreed(self, value: float) -> float:
+        """The number itself."""
+        return value
+
     def replicate(self, x: Arrays) -> PyTree:
         """The arrays themselves."""
         return x

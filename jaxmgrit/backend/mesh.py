@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental.multihost_utils import broadcast_one_to_all
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxmgrit._types import Arrays
@@ -235,6 +237,10 @@ class Mesh:
     def agree(self, decision: jax.Array) -> jax.Array:
         """The decision itself: there is one program."""
         return decision
+
+    def agreed(self, value: float) -> float:
+        """The first process's number."""
+        return float(broadcast_one_to_all(np.float64(value))) if self.mesh.is_multi_process else value
 
     def replicate(self, x: Arrays) -> PyTree:
         """Give whole arrays to all devices."""

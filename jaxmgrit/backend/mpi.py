@@ -217,6 +217,11 @@ class MPI:
         """What all ranks say: those that took different decisions would wait for each other for ever."""
         return self.data_sum(self.all_sum((~decision).astype("int32"))) == 0
 
+    def agreed(self, value: float) -> float:
+        """The first rank's number."""
+        agreed: float = self.comm.bcast(value)
+        return agreed
+
     def replicate(self, x: Arrays) -> PyTree:
         """The arrays themselves: every rank has them."""
         return x

@@ -26,7 +26,8 @@ class Sequential(Solver):
 
     Args:
         segment: layers per segment; None: the coarsening factor of the multigrid solver it is paired with, else about
-            sqrt(N).
+            sqrt(N). With one segment for all layers (N or more), `propagate` and `scan` on one device are the plain
+            program, as they are without a solver.
 
     Raises:
         ValueError: segment < 1.
