@@ -28,6 +28,7 @@ from experiments.runs.parameters import PARAMETERS, save_params
 from experiments.runs.progress import Progress, summary_lines
 from experiments.runs.recorder import Recorder, go_on
 from experiments.runs.resume import Resumed, load, resume
+from experiments.runs.sample import write_sample
 from experiments.runs.terminal import ERR, OUT, occupy_closed_streams
 from experiments.training import footprint
 from experiments.training.evaluation import predict
@@ -128,6 +129,8 @@ def run(
     summary = {**recorder.last, "first_iteration_seconds": first, "memory": used}
     with recorder.writing():
         saved = save_params(folder / PARAMETERS, params)
+        if data.train.y.ndim > 1:
+            write_sample(folder, loop.trainer.problem, params, data, config.seed)
         record.finish({"status": "finished", **summary, "parameters": saved})
     try:
         interruption.end_at_once(recorder.last["iteration"])

@@ -12,7 +12,15 @@ def idle(config: Config) -> dict[str, str]:
     """The keys that have no effect, each with the reason; a file may hold them, a command line should not."""
     nested = [f"nested.{key}" for key in Nested.model_fields if key != "networks"]
     alone = dict.fromkeys(nested if config.nested.networks == 1 else [], "nested.networks = 1")
-    return _idle_solvers(config) | _idle_optimizer(config) | _idle_control(config) | alone
+    return _idle_solvers(config) | _idle_optimizer(config) | _idle_network(config) | _idle_control(config) | alone
+
+
+def _idle_network(config: Config) -> dict[str, str]:
+    """The keys that describe another kind of network."""
+    kind, keys = config.network.kind, [] if config.network.kind == "transformer" else ["heads"]
+    if kind in ("mlp", "transformer"):
+        keys += ["bias", *(["opening", "activation"] if kind == "transformer" else [])]
+    return {f"network.{key}": f"network.kind = {kind!r}" for key in keys}
 
 
 def _idle_control(config: Config) -> dict[str, str]:

@@ -26,6 +26,7 @@ PLACES = (
     "problem.folder",
     "problem.source",
     "problem.download",
+    "problem.file",
 )  # of data, which a checksum binds
 
 

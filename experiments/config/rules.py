@@ -136,6 +136,20 @@ def _warmup(config: Config) -> Iterator[str]:
         )
 
 
+def _characters(config: Config) -> Iterator[str]:
+    network, text = config.network, config.problem.name == "text"
+    if text != (network.kind == "transformer"):
+        yield (
+            f"network.kind = {network.kind!r}: expected {'transformer' if text else 'another'} with problem.name = "
+            f"{config.problem.name!r}. Characters are for a transformer, and a transformer is for characters."
+        )
+    if network.kind == "transformer" and network.width % network.heads:
+        yield (
+            f"network.heads = {network.heads}: expected a divisor of network.width = {network.width}. Use fewer heads "
+            "or another width."
+        )
+
+
 def _layout(config: Config) -> Iterator[str]:
     if config.network.layout == "batch_first":
         return
@@ -153,6 +167,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     hierarchies.predict_then_sweep,
     hierarchies.moving_average,
     _layout,
+    _characters,
     _devices,
     _processes,
     _published,

@@ -14,6 +14,7 @@ from experiments.networks.residual import Network, Penalty
 from experiments.problems.indian_pines import IndianPines
 from experiments.problems.level_sets import LevelSets
 from experiments.problems.mnist import Mnist
+from experiments.problems.text import Text
 
 
 class Optimizer(Section):
@@ -126,7 +127,10 @@ class Evaluation(Section):
 
     every: int = Field(default=50, ge=1, description="iterations between exact evaluations; first and last always are")
     points: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="points of either set evaluated on the way, at most; null: all, as at the end"
+        default=None, description="points of either set evaluated on the way, at most; null: all"
+    )
+    points_at_end: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="points of either set evaluated at the end, at most; null: all"
     )
 
 
@@ -168,7 +172,7 @@ class Output(Section):
 
 
 ProblemSection = Annotated[
-    LevelSets | IndianPines | Mnist, Field(discriminator="name", description="What is trained on.")
+    LevelSets | IndianPines | Mnist | Text, Field(discriminator="name", description="What is trained on.")
 ]
 
 

@@ -9,29 +9,31 @@ opening and the layers has one entry. With `layout: width_first` a dense network
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from pydantic import Field
 
 import jaxmgrit as jm
 from experiments.errors import ConfigError
 from experiments.foundation.section import NonNegative, Section
+from experiments.networks.architecture import Architecture, Inputs, Layer, State, Step
 
-Layer = dict[str, jax.Array]
 KERNEL = 3  # pixels along each side of a convolution's kernel
 
 
 class Network(Section):
     """Opening layer, residual layers, softmax classification."""
 
-    kind: Literal["dense", "convolutional"] = Field(
-        default="dense", description="residual layers of full matrices, or of 3 x 3 kernels on images"
+    kind: Literal["dense", "convolutional", "mlp", "transformer"] = Field(
+        default="dense",
+        description="residual layers of full matrices, of 3 x 3 kernels on images, of two matrices behind a layer "
+        "norm; or pre-norm transformer layers on characters",
     )
     layers: int = Field(default=64, ge=1, le=1_000_000, description="number N of residual layers")
     width: int = Field(default=8, ge=1, le=65_536, description="features of a state; channels of a convolutional one")
+    heads: int = Field(default=4, ge=1, le=1024, description="of a transformer's attention; a divisor of the width")
     opening: Literal["dense", "zero_padding", "replicate"] = Field(
         default="dense", description="from an input's features (an image's channels) to the width: trained; or fixed"
     )
@@ -104,7 +106,7 @@ def convolution(theta: Layer, u: jax.Array) -> jax.Array:
 LINEAR: dict[str, Callable[[Layer, jax.Array], jax.Array]] = {"dense": affine, "convolutional": convolution}
 
 
-def opening(network: Network) -> Callable[[Layer, jax.Array], Any]:
+def opening(network: Network) -> Callable[[Layer, jax.Array], State]:
     """The opening layer: inputs (batch, features) or images (batch, height, width, channels) -> states.
 
     `dense` is act(x W + b), `zero_padding` appends zeros, `replicate` repeats the input; all on the last axis. A dense
@@ -129,39 +131,23 @@ def opening(network: Network) -> Callable[[Layer, jax.Array], Any]:
     return lambda theta, x: chosen(theta, x.reshape(x.shape[0], -1))
 
 
-def residual_step(network: Network) -> Callable[[Layer, Any, Any], Any]:
+def residual_step(network: Network) -> Callable[[Layer, State, Step], State]:
     """The residual layer `u + h act(K(theta) u + b)`, forward Euler for u' = act(K u + b)."""
     act, linear = ACTIVATIONS[network.activation], LINEAR[network.kind]
 
-    def step(theta: Layer, u: jax.Array, h: Any) -> jax.Array:
+    def step(theta: Layer, u: jax.Array, h: Step) -> jax.Array:
         return u + h * act(linear(theta, u))
 
-    def columns(theta: Layer, u: Columns, h: Any) -> Columns:
+    def columns(theta: Layer, u: Columns, h: Step) -> Columns:
         return Columns(u.values + h * act(theta["w"].T @ u.values + theta["b"][:, None]))
 
     return columns if network.layout == "width_first" else step
 
 
-def logits(theta: Layer, u: Any) -> jax.Array:
+def logits(theta: Layer, u: State) -> jax.Array:
     """The classification layer: final states (batch, ...) or `Columns` -> (batch, classes)."""
     u = u.values.T if isinstance(u, Columns) else u
     return affine(theta, u.reshape(u.shape[0], -1))
-
-
-def classification(theta: Layer, u: Any, y: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Softmax cross-entropy, mean over the batch.
-
-    Args:
-        theta: The classification layer.
-        u: Final states, (batch, ...) or `Columns`.
-        y: Labels, (batch,).
-
-    Returns:
-        The loss, and {"accuracy": the share of points whose largest logit is that of their label}.
-    """
-    scores = logits(theta, u)
-    loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(scores, y))
-    return loss, {"accuracy": jnp.mean(jnp.argmax(scores, axis=1) == y, dtype=loss.dtype)}
 
 
 def penalty(weights: Penalty, h: float, mesh_independent: bool = False) -> jm.LayerwisePenalty | None:
@@ -169,6 +155,15 @@ def penalty(weights: Penalty, h: float, mesh_independent: bool = False) -> jm.La
     if weights.gamma_tik == weights.gamma_class == weights.gamma_ddt == 0:
         return None
     return jm.published_penalty(h, **weights.model_dump(), mesh_independent=mesh_independent)
+
+
+def architecture(network: Network) -> Architecture:
+    """The functions of a dense or convolutional network."""
+
+    def initial(inputs: Inputs, seed: int, dtype: str) -> jm.Params:
+        return initialise(network, inputs.shape, inputs.classes, seed, dtype)
+
+    return Architecture(opening(network), residual_step(network), logits, initial)
 
 
 def initialise(network: Network, shape: tuple[int, ...], classes: int, seed: int, dtype: str) -> jm.Params:
@@ -189,32 +184,40 @@ def initialise(network: Network, shape: tuple[int, ...], classes: int, seed: int
     """
     keys = jax.random.split(jax.random.key(seed), 4)
     width, depth = network.width, network.layers
-    inputs, kernel = _fit(network, shape)
+    features, kernel = _fit(network, shape)
 
-    def normal(key: jax.Array, *shape: int, copies: int | None = None) -> jax.Array:
-        sizes = shape if copies is None else (copies, *shape)
-        return network.scale / math.sqrt(math.prod(shape[:-1])) * jax.random.normal(key, sizes, dtype)
+    def normal(key: jax.Array, *shape: int) -> jax.Array:
+        return _normal(network.scale, key, shape, (), dtype)
 
-    layer = (*kernel, width, width)
-    if network.initialisation == "independent":
-        weights = normal(keys[0], *layer, copies=depth)
-    else:
-        first, last = normal(keys[0], *layer, copies=2)
-        if network.initialisation == "equal":
-            last = first
-        t = (jnp.arange(depth, dtype=dtype) + 0.5) / depth  # layers at the midpoints of their steps
-        weights = first[None] + t.reshape(depth, *[1] * len(layer)) * (last - first)[None]
+    weights = in_depth(network, keys[0], (*kernel, width, width), dtype)
     biases = 1 if network.bias == "scalar" else width
     opened: Layer = {}
     if network.opening == "dense":
         bias = jax.random.uniform(keys[1], (biases,), dtype, -1.0, 1.0)
-        opened = {"w": normal(keys[2], inputs, width), "b": bias}
+        opened = {"w": normal(keys[2], features, width), "b": bias}
     final = math.prod(shape[:-1]) * width if kernel else width
     return jm.Params(
         opening=opened,
         layers={"w": weights, "b": jnp.zeros((depth, biases), dtype)},
         closing={"w": normal(keys[3], final, classes), "b": jnp.zeros((classes,), dtype)},
     )
+
+
+def in_depth(network: Network, key: jax.Array, shape: tuple[int, ...], dtype: str) -> jax.Array:
+    """Initial weights of the hidden layers, (N, *shape), as `network.initialisation` says."""
+    depth = network.layers
+    if network.initialisation == "independent":
+        return _normal(network.scale, key, shape, (depth,), dtype)
+    first, last = _normal(network.scale, key, shape, (2,), dtype)
+    if network.initialisation == "equal":
+        last = first
+    t = (jnp.arange(depth, dtype=dtype) + 0.5) / depth  # layers at the midpoints of their steps
+    return first[None] + t.reshape(depth, *[1] * len(shape)) * (last - first)[None]
+
+
+def _normal(scale: float, key: jax.Array, shape: tuple[int, ...], copies: tuple[int, ...], dtype: str) -> jax.Array:
+    """Copies of a matrix or kernel, with standard deviation scale/sqrt(inputs)."""
+    return scale / math.sqrt(math.prod(shape[:-1])) * jax.random.normal(key, (*copies, *shape), dtype)
 
 
 def _fit(network: Network, shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from experiments.problems import indian_pines, level_sets, mnist
+from experiments.problems import indian_pines, level_sets, mnist, text
 from experiments.problems.data import Data, DataSet, Picture
 from experiments.problems.indian_pines import IndianPines
 from experiments.problems.level_sets import LevelSets
 from experiments.problems.mnist import Mnist
+from experiments.problems.text import Text
 
 __all__ = ["Data", "DataSet", "Picture", "load"]
 
@@ -15,10 +16,11 @@ LOADERS: dict[type, Callable[[Any, int], Data]] = {
     LevelSets: level_sets.load,
     IndianPines: indian_pines.load,
     Mnist: mnist.load,
+    Text: text.load,
 }
 
 
-def load(section: LevelSets | IndianPines | Mnist, seed: int) -> Data:
+def load(section: LevelSets | IndianPines | Mnist | Text, seed: int) -> Data:
     """Load the data of a config's `problem` section.
 
     Args:

@@ -12,8 +12,9 @@ class DataSet(NamedTuple):
     """Inputs and labels.
 
     Attributes:
-        x: Inputs, (points, features) or (points, height, width, channels), floating-point.
-        y: Labels, (points,), integers from 0.
+        x: Inputs, (points, features) or (points, height, width, channels), floating-point; or characters' numbers,
+            (points, context), integers.
+        y: Labels, (points,), integers from 0; of characters (points, context).
     """
 
     x: np.ndarray
@@ -50,6 +51,7 @@ class Data(NamedTuple):
         picture: The picture that the points are pixels of, None if there is none.
         augment: From training inputs and a random generator to inputs that are as good; None: they are used as they
             are.
+        sha256: Checksum of the file they were read from; "" where none is recorded.
     """
 
     train: DataSet
@@ -59,11 +61,17 @@ class Data(NamedTuple):
     source: str
     picture: Picture | None = None
     augment: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None
+    sha256: str = ""
 
     @property
     def classes(self) -> int:
         """How many classes there are."""
         return len(self.names)
+
+
+def cast(x: np.ndarray, dtype: str) -> np.ndarray:
+    """Inputs in the precision of a training; the numbers of characters stay integers."""
+    return x if x.dtype.kind in "iu" else x.astype(dtype, copy=False)
 
 
 def stratified(labels: np.ndarray, sizes: tuple[int, ...], random: np.random.Generator) -> list[np.ndarray]:

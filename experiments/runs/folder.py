@@ -7,6 +7,7 @@
 - checkpoints/: what `--resume` goes on from, see `experiments.runs.checkpoints`.
 - parameters.npz: the final parameters, see `experiments.runs.parameters.save_params`.
 - summary.json: how the run ended (finished, stopped or interrupted), with the last row of metrics.
+- sample.txt: text that a character language model writes, see `experiments.runs.sample`.
 - *.png: see `experiments.runs.pictures`.
 """
 
@@ -29,6 +30,7 @@ from experiments.training.nested import most_iterations
 __all__ = ["Run", "load_params", "read_metrics", "save_params"]
 
 EVENTS = "events.jsonl"
+SAMPLE = "sample.txt"
 PICTURES = ("training", "residuals", "confusion", "class_map", "misclassified")  # names of those a run draws
 
 
@@ -57,6 +59,7 @@ class Run:
         self.first: Row | None = None
         self.remarks: list[str] = []
         facts = {"source": data.source, "facts": data.facts, "classes": data.names}
+        facts |= {"sha256": data.sha256} if data.sha256 else {}
         with contextlib.ExitStack() as opened:
             try:
                 self.metrics = self._open(METRICS, opened)
@@ -90,7 +93,7 @@ class Run:
             goes_on: Whether there is anything to train.
         """
         if goes_on:
-            for name in (SUMMARY, PARAMETERS, *(f"{picture}.png" for picture in PICTURES)):
+            for name in (SUMMARY, PARAMETERS, SAMPLE, *(f"{picture}.png" for picture in PICTURES)):
                 (self.folder / name).unlink(missing_ok=True)
 
     def finish(self, summary: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 import jaxmgrit as jm
 from experiments.config.hierarchies import grid_sizes
-from experiments.config.schema import Config, Optimizer
+from experiments.config.schema import Config, Network, Optimizer
 from experiments.problems import Data
 from experiments.runs.terminal import OUT
 from experiments.training.nested import most_iterations, networks
@@ -78,7 +78,7 @@ def header(config: Config, data: Data, devices: int, folder: Path) -> list[str]:
     return [
         f"data:     {data.facts}",
         f"source:   {data.source}",
-        f"network:  {depths} {network.kind} {network.activation} layers of width {network.width}, "
+        f"network:  {depths} {_kind(network)} layers of width {network.width}, "
         f"T = {network.final_time:g}, {config.dtype}",
         f"training: {method[0]}",
         *method[1:],
@@ -87,6 +87,13 @@ def header(config: Config, data: Data, devices: int, folder: Path) -> list[str]:
         f"devices:  {devices} x {jax.devices()[0].device_kind} ({_where(config)})",
         f"folder:   {folder}",
     ]
+
+
+def _kind(network: Network) -> str:
+    """A network's layers in words."""
+    if network.kind == "transformer":
+        return f"pre-norm transformer ({network.heads} heads)"
+    return "pre-norm MLP" if network.kind == "mlp" else f"{network.kind} {network.activation}"
 
 
 def _where(config: Config) -> str:

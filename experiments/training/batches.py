@@ -13,6 +13,7 @@ import numpy as np
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.problems import Data
+from experiments.problems.data import cast
 
 ORDER, AUGMENTATION = 1, 2  # tell the two random streams of a seed apart
 
@@ -74,4 +75,4 @@ class Batches:
         x, y = self._data.x[samples], self._data.y[samples]
         if self._augment is not None and iteration is not None:
             x = self._augment(x, np.random.default_rng((self._seed, AUGMENTATION, iteration)))
-        return jnp.asarray(x, self._dtype), jnp.asarray(y)
+        return jnp.asarray(cast(x, self._dtype)), jnp.asarray(y)

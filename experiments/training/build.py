@@ -14,7 +14,9 @@ import jaxmgrit as jm
 from experiments.config.schema import Backend, Config
 from experiments.config.solver import SCHEDULES, solver
 from experiments.errors import ConfigError
-from experiments.networks import residual as networks
+from experiments.networks import kinds
+from experiments.networks.architecture import Inputs
+from experiments.networks.residual import penalty
 from experiments.problems import Data
 from experiments.training.batches import Batches
 from jaxmgrit.solvers.mgrit.coarse import Picard
@@ -125,20 +127,22 @@ def step_size(config: Config) -> float:
 
 
 def problem(config: Config) -> jm.Problem:
-    """The residual network's training problem."""
-    h = step_size(config)
+    """The network's training problem."""
+    h, network = step_size(config), kinds.architecture(config.network)
     return jm.Problem(
-        networks.opening(config.network),
-        networks.residual_step(config.network),
-        networks.classification,
+        network.opening,
+        network.step,
+        kinds.Classification(network.outputs),
         h=h,
-        penalty=networks.penalty(config.penalty, h, config.training.mesh_independent),
+        penalty=penalty(config.penalty, h, config.training.mesh_independent),
     )
 
 
 def initial_params(config: Config, data: Data) -> jm.Params:
     """The seeded initial parameters for these data."""
-    return networks.initialise(config.network, data.train.x.shape[1:], data.classes, config.seed, config.dtype)
+    x = data.train.x
+    inputs = Inputs(x.shape[1:], x.dtype.kind in "iu", data.classes)
+    return kinds.initial_params(config.network, inputs, config.seed, config.dtype)
 
 
 MOST_SWEEPS = 4  # of Picard, tried before sequential sweeps

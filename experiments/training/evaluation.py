@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxmgrit as jm
-from experiments.networks.residual import logits
+from experiments.networks.kinds import Classification
 from experiments.problems import DataSet
+from experiments.problems.data import cast
 
 NUMBERS = 2**22  # of the states that are computed at a time
 
@@ -67,11 +68,11 @@ def evaluator(
     def figures(network: Any, asked: Callable[[], int] = lambda: 0) -> tuple[float, float]:
         params = network if isinstance(network, jm.Params) else network.params
         total = np.zeros(2)
-        parts[:] = parts or list(_parts(problem, params, data.x.astype(dtype, copy=False)))
+        parts[:] = parts or list(_parts(problem, params, cast(data.x, dtype)))
         for part in parts:
             if signal := asked():
                 raise EvaluationStopped(signal)
-            loss, aux = compiled(network, (jnp.asarray(data.x[part], dtype), jnp.asarray(data.y[part])))
+            loss, aux = compiled(network, (jnp.asarray(cast(data.x[part], dtype)), jnp.asarray(data.y[part])))
             total += (part.stop - part.start) * np.array([loss, aux["accuracy"]], float)
         loss, accuracy = total / len(data.y)
         return float(loss), float(accuracy)
@@ -79,16 +80,23 @@ def evaluator(
     return figures
 
 
+def logits(problem: jm.Problem, params: jm.Params, x: jax.Array) -> jax.Array:
+    """The exactly evaluated network's outputs, (points, ..., classes)."""
+    assert isinstance(problem.loss, Classification)
+    u0 = problem.opening(params.opening, x)
+    u_final = jm.solve(problem.step, params.layers, u0, h=problem.h, solver=jm.Sequential()).u_final
+    return problem.loss.outputs(params.closing, u_final)
+
+
 def predict(problem: jm.Problem, params: jm.Params, x: np.ndarray, dtype: str) -> np.ndarray:
-    """The exactly evaluated network's class of each point: (points,) integers."""
+    """The exactly evaluated network's class of each point: (points, ...) integers."""
+    return np.argmax(probabilities(problem, params, x, dtype), axis=-1)
 
-    @jax.jit
-    def classes(params: jm.Params, x: jax.Array) -> jax.Array:
-        u0 = problem.opening(params.opening, x)
-        u_final = jm.solve(problem.step, params.layers, u0, h=problem.h, solver=jm.Sequential()).u_final
-        return jnp.argmax(logits(params.closing, u_final), axis=1)
 
-    return np.concatenate([classes(params, jnp.asarray(x[part], dtype)) for part in _parts(problem, params, x)])
+def probabilities(problem: jm.Problem, params: jm.Params, x: np.ndarray, dtype: str) -> np.ndarray:
+    """The exactly evaluated network's probabilities of each point's classes: (points, ..., classes)."""
+    compiled = jax.jit(lambda params, x: jax.nn.softmax(logits(problem, params, x), axis=-1))
+    return np.concatenate([compiled(params, jnp.asarray(cast(x[part], dtype))) for part in _parts(problem, params, x)])
 
 
 def _parts(problem: jm.Problem, params: jm.Params, x: np.ndarray) -> Iterator[slice]:

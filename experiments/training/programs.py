@@ -52,7 +52,7 @@ def _exact(config: Config, data: Data, trainer: Trainer) -> dict[bool, dict[str,
             name: evaluator(trainer.problem, trainer.evaluate, part, config.dtype, points)
             for name, part in parts.items()
         }
-        for at_end, points in ((False, config.evaluation.points), (True, None))
+        for at_end, points in ((False, config.evaluation.points), (True, config.evaluation.points_at_end))
     }
 
 

@@ -8,6 +8,7 @@ import pytest
 import jaxmgrit as jm
 from experiments.config.schema import Network, Penalty
 from experiments.errors import ConfigError
+from experiments.networks import kinds
 from experiments.networks import residual as networks
 
 
@@ -96,7 +97,7 @@ def test_both_layouts_of_a_state_are_the_same_network():
         u = networks.opening(network)(params.opening, x)
         for w, b in zip(params.layers["w"], params.layers["b"], strict=True):
             u = networks.residual_step(network)({"w": w, "b": b}, u, 0.5)
-        return networks.classification(params.closing, u, y)[0]
+        return kinds.Classification(networks.logits)(params.closing, u, y)[0]
 
     other = own.model_copy(update={"layout": "width_first"})
     assert networks.opening(other)(params.opening, x).values.shape == (4, 5)
@@ -153,9 +154,9 @@ def test_smooth_relu_is_continuous_with_a_continuous_slope():
 def test_classification_of_certain_and_uniform_logits():
     theta = {"w": 100 * jnp.eye(5), "b": jnp.zeros(5)}
     y = jnp.asarray([0, 1, 2, 4])
-    loss, aux = networks.classification(theta, jnp.eye(5)[y], y)
+    loss, aux = kinds.Classification(networks.logits)(theta, jnp.eye(5)[y], y)
     assert (float(loss), float(aux["accuracy"])) == (pytest.approx(0, abs=1e-6), 1.0)
-    loss, aux = networks.classification(theta, jnp.zeros((4, 5)), y)
+    loss, aux = kinds.Classification(networks.logits)(theta, jnp.zeros((4, 5)), y)
     assert (float(loss), float(aux["accuracy"])) == (pytest.approx(np.log(5), rel=1e-6), 0.25)
 
 

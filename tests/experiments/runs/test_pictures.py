@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from experiments.problems import Data, DataSet, Picture
-from experiments.runs import class_pictures, pictures
+from experiments.runs import pictures
+from experiments.runs.pictures import classes as class_pictures
 
 NAMES = ("meadow", "wood", "lake")
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from experiments.foundation.drawing import Axes, Figure
 from experiments.problems import Data
-from experiments.runs import class_pictures
 from experiments.runs.files import write_whole
+from experiments.runs.pictures import classes
 
 Rows = Sequence[Mapping[str, Any]]
 Predict = Callable[[np.ndarray], np.ndarray]
@@ -31,12 +31,18 @@ def draw(folder: Path, rows: Rows, data: Data, predict: Predict) -> None:
     figures = {"training": training(rows)}
     if (_column(rows, "residual_norm") > 0).any():  # sequential training has none
         figures["residuals"] = residuals(rows)
+    if data.validation.y.ndim > 1:  # of characters, confusions tell nothing that a sample does not
+        return _write(folder, figures)
     predicted = predict(data.validation.x)
-    figures["confusion"] = class_pictures.confusion(data.validation.y, predicted, data.names)
+    figures["confusion"] = classes.confusion(data.validation.y, predicted, data.names)
     if data.picture is not None:
-        figures["class_map"] = class_pictures.class_map(data.picture, predict(data.picture.x), data.names)
+        figures["class_map"] = classes.class_map(data.picture, predict(data.picture.x), data.names)
     if data.validation.x.ndim == 4:
-        figures["misclassified"] = class_pictures.misclassified(data.validation, predicted, data.names)
+        figures["misclassified"] = classes.misclassified(data.validation, predicted, data.names)
+    _write(folder, figures)
+
+
+def _write(folder: Path, figures: Mapping[str, Figure]) -> None:
     for name, figure in figures.items():
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=150)
