@@ -4,17 +4,24 @@ Measures one Phi, one pullback and one message of a config's network on this mac
 P devices (`jaxmgrit.analysis.cost_model`), and prints the time of an iteration, speed-up and efficiency over the
 sequential gradient, the break-even number of devices, the best coarsening factor and number of levels for each P, and
 what pipeline parallelism, P M / (M + P - 1) for M micro-batches, would bring beside it. Messages between devices of
-this machine are measured with two of them; another network's are given by `--latency` and `--bandwidth`.
+this machine are measured with two of them; another network's are given by `--latency` and `--bandwidth`. A hierarchy is
+named the best only if its gradient, in the second iteration at the same parameters, is within `--tolerance` of the
+exact one. Then follows what `jm.advise` says of the network.
+
+`python -m experiments.plan MODULE:FUNCTION` asks `jm.advise` about a network of your own: FUNCTION() returns
+(step, theta, u0, h).
 """
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 import jaxmgrit as jm
 from experiments import problems
@@ -22,6 +29,7 @@ from experiments.config.arguments import Parser, above, at_least
 from experiments.config.reader import read
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
+from experiments.timing import own_function
 from experiments.timing.calibration import Network, coarse_steps, evaluations, messages, sequential, three
 from experiments.timing.devices import Devices, last_cores
 from experiments.timing.workers import Worker, WorkerError
@@ -75,6 +83,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     try:
         options, rest = _parser().split(sys.argv[1:] if arguments is None else arguments)
+        if rest and own_function.is_function(rest[0]):
+            if rest[1:]:
+                raise ConfigError(f"{' '.join(rest[1:])}: unexpected, since {rest[0]} is a function and no config.")
+            print(own_function.advice(rest[0], **_asked(options)))
+            return 0
         config = read(rest, "experiments.plan")
         if config.training.method == "sequential":
             raise ConfigError("training.method = 'sequential': expected one_shot, as there is nothing else to plan.")
@@ -86,12 +99,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser("python -m experiments.plan", "%(prog)s CONFIG [--devices P ...] [--key VALUE ...]")
+    parser = Parser("python -m experiments.plan", "%(prog)s CONFIG|MODULE:FUNCTION [--devices P ...] [--key VALUE ...]")
     powers = [2**k for k in range(11)]
     parser.add_argument(
         "--devices", type=at_least(1), nargs="+", default=powers, metavar="P", help="devices to plan for"
     )
     parser.add_argument("--micro-batches", type=at_least(1), default=8, metavar="M", help="of the pipeline")
+    parser.add_argument("--tolerance", type=above(0), default=0.05, help="relative error of the gradient that is borne")
+    parser.add_argument("--seconds", type=above(0), default=60.0, metavar="T", help="the advice may take")
     parser.add_argument("--latency", type=above(0), default=None, metavar="S", help="seconds per message")
     parser.add_argument("--bandwidth", type=above(0), default=None, metavar="B", help="bytes per second")
     return parser
@@ -117,11 +132,49 @@ def measure_messages(memory: Any, config: Config) -> tuple[float, float]:
 
 
 def _network(config: Config) -> Network:
-    data = problems.load(config.problem, config.seed)
-    params = build.initial_params(config, data)
-    problem = build.problem(config)
-    x = jnp.asarray(data.train.x[: config.training.batch_size], config.dtype)
+    problem, params, (x, _) = _problem(config)
     return Network(problem.step, params.layers, problem.opening(params.opening, x), problem.h)
+
+
+def _problem(config: Config) -> tuple[jm.Problem, jm.Params, tuple[jax.Array, jax.Array]]:
+    """The problem, its initial parameters and the first batch."""
+    data = problems.load(config.problem, config.seed)
+    x, y = (part[: config.training.batch_size] for part in (data.train.x, data.train.y))
+    return build.problem(config), build.initial_params(config, data), (jnp.asarray(x, config.dtype), jnp.asarray(y))
+
+
+def gradient_error(memory: Any, config: Config, solver: jm.MGRIT) -> float:
+    """Task of a worker: how far off the gradient is in the second iteration at the same parameters, relatively.
+
+    The first starts cold; infinite where the solver does not fit the schedule.
+    """
+    build.prepare_jax(config)
+    problem, params, batch = _problem(config)
+    trainer = jm.OneShot(problem, optax.set_to_zero(), solver, solver, build.SCHEDULES[config.training.schedule])
+    try:
+        state, _ = jax.jit(trainer.step)(trainer.init(params, batch), batch)
+        return float(jax.jit(partial(jm.compare, trainer))(state, batch).distance)
+    except (TypeError, ValueError):
+        return float("inf")
+
+
+def advised(memory: Any, config: Config, asked: dict[str, Any]) -> str:
+    """Task of a worker with one device: what `jm.advise` says of the config's network and loss."""
+    build.prepare_jax(config)
+    problem, params, (x, y) = _problem(config)
+
+    def loss(u: jax.Array) -> jax.Array:
+        return problem.loss(params.closing, u, y)[0]
+
+    u0 = problem.opening(params.opening, x)
+    return str(jm.advise(problem.step, params.layers, u0, h=problem.h, loss=loss, **asked))
+
+
+def _asked(options: argparse.Namespace, message: tuple[float, float] | None = None) -> dict[str, Any]:
+    """The options of `jm.advise`, with a network's speed where it is known."""
+    asked = {"devices": tuple(options.devices), "tolerance": options.tolerance, "seconds": options.seconds}
+    latency, byte = message or (options.latency, 1 / options.bandwidth if options.bandwidth else None)
+    return asked | ({"latency": latency} if latency else {}) | ({"bandwidth": 1 / byte} if byte else {})
 
 
 def calibrated(config: Config, latency: float | None, bandwidth: float | None) -> Calibration:
@@ -154,9 +207,34 @@ def hierarchies(config: Config) -> Iterator[tuple[str, jm.MGRIT]]:
                     yield "m = " + ", ".join(map(str, factors)), replace(base, coarsening_factor=factors, levels=levels)
 
 
+def best_within(
+    known: Calibration, config: Config, devices: int, good: Callable[[jm.MGRIT], bool]
+) -> tuple[float, str]:
+    """Seconds and name of the fastest hierarchy that is good enough, no slower one being looked at; else (inf, "-")."""
+    timed = [(_seconds(known, config, solver, devices), name, solver) for name, solver in hierarchies(config)]
+    for seconds, name, solver in sorted(timed, key=lambda one: one[0]):
+        if seconds < float("inf") and good(solver):
+            return seconds, name
+    return float("inf"), "-"
+
+
 def report(config: Config, options: argparse.Namespace) -> None:
-    """Measure and print the plan."""
+    """Measure and print the plan, then the advice."""
     known = calibrated(config, options.latency, options.bandwidth)
+    one = Worker(Devices(cores=last_cores(1)))
+    try:
+        _report(known, config, options, lambda solver: one.ask(gradient_error, config, solver))
+        print(f"\nasking jm.advise, for {options.seconds:g} s at most ...", flush=True)
+        print(one.ask(advised, config, _asked(options, known.message)))
+    finally:
+        one.close()
+
+
+def _report(
+    known: Calibration, config: Config, options: argparse.Namespace, error: Callable[[jm.MGRIT], float]
+) -> None:
+    """Print the plan; hierarchies are named by their time only if `error` says that their gradient will do."""
+    error = cache(error)
     phi, vjp, grad = known.swept[1]
     print(
         f"\n{config.network.layers} layers; one Phi {1e6 * phi:.2f} us, pullback {1e6 * vjp:.2f} us, with parameters "
@@ -170,11 +248,7 @@ def report(config: Config, options: argparse.Namespace) -> None:
     own, faster = build.solver(config.solver), []
     for devices in sorted(dict.fromkeys(options.devices)):
         mine = _seconds(known, config, own, devices)
-        best = min(
-            ((_seconds(known, config, s, devices), name) for name, s in hierarchies(config)),
-            key=lambda pair: pair[0],
-            default=(float("inf"), ""),
-        )
+        best = best_within(known, config, devices, lambda solver: error(solver) <= options.tolerance)
         if min(mine, best[0]) < known.sequential:
             faster.append(devices)
         m = options.micro_batches
@@ -183,6 +257,8 @@ def report(config: Config, options: argparse.Namespace) -> None:
             f"{best[1]:20} {_ms(best[0])} {_ratio(known.sequential, best[0])} {devices * m / (m + devices - 1):18.2f}"
         )
     what = f"{faster[0]} of these" if faster else "none of these numbers of devices"
+    if (off := error(own)) > options.tolerance:
+        print(f"\nthe config's own gradient is off by {off:.2g}, more than --tolerance {options.tolerance:g}")
     print(f"\nbreak-even with the sequential gradient on one core: {what}; '-' where a hierarchy has too few intervals")
 
 

@@ -3,6 +3,8 @@
 For every network, value and gradient by `jm.propagate` as it comes, beside the user's own plain scan and the best of
 plain, checkpointed, unrolled and segmented ones, in turns, float32, on one core: time, temporary memory, compile time.
 With `--cycles K` in place of that: the gradient by K + K cycles of `MGRIT`, how far it is off, and what the codes say.
+With `--advise S`: what `jm.advise` recommends within S seconds, against all its candidates measured, and its times
+against measured ones on one device and (`--devices 2`) on two.
 """
 
 from __future__ import annotations
@@ -34,7 +36,13 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     keys = options.keys or list(MAKERS)
     print(f"jaxmgrit {jm.__version__}, jax {jax.__version__}, {jax.default_backend()}, float32, {where}")
-    rows = _inexact(keys, options.cycles) if options.cycles else _swapped(keys, options.seconds)
+    rows: list[dict[str, Any]]
+    if options.advise:
+        from experiments.timing.advice import judged
+
+        rows = [row._asdict() for row in judged(keys, options.advise, options.devices)]
+    else:
+        rows = _inexact(keys, options.cycles) if options.cycles else _swapped(keys, options.seconds)
     if options.output:
         Path(options.output).write_text(json.dumps({"jax": jax.__version__, "where": where, "rows": rows}, indent=1))
     return 0
@@ -44,6 +52,8 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m experiments.zoo", description=__doc__)
     parser.add_argument("keys", nargs="*", metavar="KEY", help="networks of the zoo; all by default")
     parser.add_argument("--cycles", type=int, default=0, metavar="K", help="gradients by K + K cycles instead")
+    parser.add_argument("--advise", type=float, default=0, metavar="S", help="what jm.advise says in S seconds instead")
+    parser.add_argument("--devices", type=int, choices=(1, 2), default=1, help="on which advice is compared as well")
     parser.add_argument("--seconds", type=float, default=4.0, help="about how long a network's calls take together")
     parser.add_argument("--output", metavar="FILE", help="write the rows as JSON")
     return parser.parse_args(words)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import numbers
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -195,8 +194,8 @@ def _timed_again(trials: Trials, rows: list[Row]) -> list[Row]:
     if len(close) < 2 or not trials.clock.has(ROUNDS * sum(row.seconds[size] for row in close)):
         return rows
     samples = [[stopped(trials.calls[row.name]) for row in close] for _ in range(ROUNDS)]
-    medians = [float(trials.subject.backend.agreed(statistics.median(x))) for x in zip(*samples, strict=True)]
-    again = {row.name: time / row.seconds[size] for row, time in zip(close, medians, strict=True)}
+    least = [float(trials.subject.backend.agreed(min(x))) for x in zip(*samples, strict=True)]
+    again = {row.name: time / row.seconds[size] for row, time in zip(close, least, strict=True)}
 
     def rescaled(row: Row) -> Row:
         return row._replace(seconds={p: again.get(row.name, 1.0) * x for p, x in row.seconds.items()})
