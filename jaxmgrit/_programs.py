@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, wraps
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 _KEPT = 128
 
 
-def cached(build: Callable[..., Callable[..., Any]]) -> Callable[..., Callable[..., Any]]:
+def cached(build: Callable[..., T]) -> Callable[..., T]:
     """Remember the programs a function builds; build anew where an argument cannot be hashed."""
     remembered = lru_cache(maxsize=_KEPT)(build)
 
     @wraps(build)
-    def find(*args: Any) -> Callable[..., Any]:
+    def find(*args: Any) -> T:
         # A step may be an object that cannot be hashed; then its program is built anew.
         try:
             hash(args)

@@ -90,11 +90,13 @@ def repeat(tree: Arrays, count: int) -> PyTree:
 
 def strong(tree: Arrays) -> PyTree:
     """Arrays of definite (not weak) dtype, so that no dtype changes inside a loop."""
-    return jax.tree.map(lambda x: x if isinstance(x, jax.Array) and not x.weak_type else _strong(x), tree)
+    return jax.tree.map(_strong, tree)
 
 
 def _strong(x: Arrays) -> jax.Array:
-    return jnp.asarray(x, jnp.result_type(x))
+    # Keys have no weak dtype, and do not say so.
+    definite = isinstance(x, jax.Array) and not getattr(x, "weak_type", False)
+    return x if definite else jnp.asarray(x, jnp.result_type(x))
 
 
 def euclidean_norm(state: State) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from jaxmgrit.solve import propagate_exactly, solve_network
 from jaxmgrit.solvers.result import Result
 from jaxmgrit.system.network import Network, make_network
 from jaxmgrit.system.partition import lay_out
+from jaxmgrit.training.optimizer_state import Storage
 from jaxmgrit.training.penalty import LayerwisePenalty
 from jaxmgrit.training.problem import Params, Problem, check_objective
 from jaxmgrit.training.running_cost import total_running_cost
@@ -59,6 +61,10 @@ class Training:
     def backend(self) -> Backend:
         """Where the layers live."""
         return self.setting.backend
+
+    def storage(self, layers: int) -> Storage:
+        """How parameters of N layers, and what optimisers keep of them, are stored."""
+        return Storage(layers, self.schedule.level(layers, self.setting).slots, self.backend)
 
     @property
     def _parts(self) -> int:
@@ -151,6 +157,37 @@ class Training:
         found = found._replace(warm=self.place_warm(found.warm))
         code = jnp.where(jnp.isfinite(objective), found.result, Result.NOT_FINITE.value)
         return Evaluated(objective, gradients, code, found)
+
+    def objective_of(self, others: Params, warm: PyTree, batch: tuple[Any, Any], layers: int) -> Callable[..., Any]:
+        """The objective as a function of plain parameters (leading axis N), for optimisers that search along a line.
+
+        Its value and derivative are those of one iteration from given warm values: as inexact as a step's.
+
+        Args:
+            others: the laid-out parameters' leaves that are not differentiated.
+            warm: where the state and adjoint solves start from.
+            batch: (x, y).
+            layers: N.
+        """
+        storage, level = self.storage(layers), self.schedule.level(layers, self.setting)
+
+        def at(params: Params) -> Evaluated:
+            laid_out = self.place(params._replace(layers=lay_out(params.layers, level)), cut=True)
+            return self.evaluate(merge(laid_out, others), warm, batch, layers)
+
+        @jax.custom_vjp
+        def objective(params: Params) -> jax.Array:
+            return at(params).objective
+
+        def forward(params: Params) -> tuple[jax.Array, Params]:
+            evaluated = at(params)
+            return evaluated.objective, storage.load_params(evaluated.gradients)
+
+        def backward(gradients: Params, cotangent: jax.Array) -> tuple[Params]:
+            return (jax.tree.map(lambda g: g * cotangent.astype(g.dtype), gradients),)
+
+        objective.defvjp(forward, backward)
+        return lambda params: objective(params)
 
     def exact(self, params: Params, batch: tuple[Any, Any], layers: int) -> tuple[Any, Any]:
         """Loss and aux of the network evaluated one layer after another, at laid-out parameters."""

@@ -17,7 +17,7 @@ from jaxmgrit.solvers.base import Solver
 from jaxmgrit.solvers.mgrit.solver import MGRIT
 from jaxmgrit.solvers.sequential import match_segments
 from jaxmgrit.training.objective import Training, copies
-from jaxmgrit.training.optimizer_state import init_optimizer, update_optimizer
+from jaxmgrit.training.optimizer_state import init_optimizer, layer_axes, update_optimizer
 from jaxmgrit.training.problem import Params, Problem
 from jaxmgrit.training.schedules.base import Schedule, Setting, check_schedule
 from jaxmgrit.training.schedules.cycles_then_gradient import CyclesThenGradient
@@ -101,8 +101,8 @@ class OneShot:
         """
         training = self.training
         start = training.start(params, batch)
-        seen = training.trainable(start.params, start.layers)
-        optimizer = copies(init_optimizer(self.optimizer, seen, self.backend))
+        storage = training.storage(start.layers)
+        optimizer = copies(init_optimizer(self.optimizer, split(params)[0], storage))
         iteration = self.backend.replicate(jnp.zeros((), jnp.int32))
         return TrainState(start.params, optimizer, start.warm, iteration, start.layers)
 
@@ -128,7 +128,7 @@ class OneShot:
         Under several processes all must call it. `restore` on the same layout gives a state that trains on bit for
         bit as this one does; on another number of devices, or another backend, it does up to rounding.
         """
-        return export(self.training, self.optimizer, state)
+        return export(self.training, state, self._axes(state))
 
     def restore(self, state: TrainState, snapshot: Snapshot) -> TrainState:
         """Undo `export`.
@@ -140,7 +140,12 @@ class OneShot:
         Raises:
             ValueError: the snapshot's structure, shapes or dtypes are not those of this trainer's states.
         """
-        return TrainState(*restore(self.training, self.optimizer, state, snapshot), state.layers)
+        return TrainState(*restore(self.training, state, self._axes(state), snapshot), state.layers)
+
+    def _axes(self, state: TrainState) -> PyTree:
+        """The axis over the layers of every leaf of the optimiser's state."""
+        shapes = self.training.storage(state.layers).shapes(split(state.params)[0])
+        return layer_axes(self.optimizer.init, shapes, state.layers)
 
     def cold(self, state: TrainState, batch: tuple[Any, Any]) -> TrainState:
         """The state with cold warm values for a batch, as `init` makes them; everything else is kept.
@@ -184,7 +189,15 @@ class OneShot:
         warm = state.warm if samples is None else take(state.warm, samples)
         here = training.evaluate(state.params, warm, batch, layers)
         seen = training.trainable(state.params, layers)
-        updates, optimizer = update_optimizer(self.optimizer, here.gradients, state.optimizer, seen, self.backend)
+        updates, optimizer = update_optimizer(
+            self.optimizer,
+            here.gradients,
+            state.optimizer,
+            seen,
+            training.storage(layers),
+            here.objective,
+            training.objective_of(split(state.params)[1], here.found.warm, batch, layers),
+        )
         updates = updates._replace(layers=training.mask(updates.layers, layers))
         differentiable, others = split(state.params)
         params = training.place(merge(optax.apply_updates(differentiable, updates), others))

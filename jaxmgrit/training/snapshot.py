@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxmgrit._checks import alike, describe
-from jaxmgrit._pytree import fit, split
-from jaxmgrit._types import Arrays
-from jaxmgrit.backend.base import Backend
+from jaxmgrit._pytree import fit
+from jaxmgrit._types import Arrays, Warm
 from jaxmgrit.system.partition import Level
 from jaxmgrit.training.objective import Training
-from jaxmgrit.training.optimizer_state import acts_by_entry, map_optimizer
+from jaxmgrit.training.optimizer_state import WHOLE, over_layers
 from jaxmgrit.training.problem import Params
 
 PyTree = Any
@@ -62,37 +59,38 @@ class State(Protocol):
         """N."""
 
 
-def export(training: Training, optimizer: optax.GradientTransformation, state: State) -> Snapshot:
-    """The snapshot of a state: gathered leaf by leaf, so that no device holds more than one leaf of all layers."""
+def export(training: Training, state: State, axes: PyTree) -> Snapshot:
+    """The snapshot of a state: gathered leaf by leaf, so that no device holds more than one leaf of all layers.
+
+    Args:
+        training: the state's.
+        state: of any trainer.
+        axes: the axis over the layers of every leaf of the optimiser's state, see `layer_axes`.
+    """
     backend, count = training.backend, state.layers
-    slots, gathered = _slots(optimizer, state.params, backend)
 
-    def layer(x: Arrays) -> np.ndarray:
-        return _on_host(backend.gather(x))[:count]
+    def kept(x: Arrays, axis: int) -> np.ndarray:
+        if axis == WHOLE:
+            return _on_host(x)
+        return np.moveaxis(_on_host(backend.gather(jnp.moveaxis(x, axis, 0)))[:count], 0, axis)
 
-    def by_layer(x: Arrays, axis: int) -> np.ndarray:
-        if gathered:
-            return _on_host(x)[(slice(None),) * axis + (slice(count),)]
-        return np.moveaxis(layer(jnp.moveaxis(x, axis, 0)), 0, axis)
-
-    def warm(values: PyTree, level: Level) -> PyTree:
+    def warm(values: Warm, level: Level) -> PyTree:
         def whole(x: Arrays) -> np.ndarray:
-            return fit(_on_host(backend.join_batch(backend.gather(x), axis=1)), _filled(level), level.front)
+            return np.asarray(fit(_on_host(backend.join_batch(backend.gather(x), axis=1)), _filled(level), level.front))
 
         return jax.tree.map(whole, values)
 
-    host = functools.partial(jax.tree.map, _on_host)
     levels = training.schedule.warm_levels(count, training.setting)
     return Snapshot(
-        Params(host(state.params.opening), jax.tree.map(layer, state.params.layers), host(state.params.closing)),
-        map_optimizer(optimizer, state.optimizer, split(state.params)[0], slots, by_layer, _on_host),
-        host(tuple(map(warm, state.warm, levels))),
+        jax.tree.map(kept, state.params, over_layers(state.params)),
+        jax.tree.map(kept, state.optimizer, axes),
+        tuple(map(warm, state.warm, levels)),
         _on_host(state.iteration),
     )
 
 
 def restore(
-    training: Training, optimizer: optax.GradientTransformation, state: State, snapshot: Snapshot
+    training: Training, state: State, axes: PyTree, snapshot: Snapshot
 ) -> tuple[Params, PyTree, PyTree, jax.Array]:
     """Undo `export`, for a state of the same trainer on any backend: parameters, optimiser, warm values, iteration.
 
@@ -101,43 +99,31 @@ def restore(
     Raises:
         ValueError: the snapshot does not have the structure, shapes and dtypes that the state's would have.
     """
-    _check(snapshot, export(training, optimizer, state))
-    backend, setting = training.backend, training.setting
-    level = training.schedule.level(state.layers, setting)
-    slots, gathered = _slots(optimizer, state.params, backend)
-    seen = split(state.params)[0]
-    axes = map_optimizer(optimizer, state.optimizer, seen, slots, lambda leaf, axis: axis, lambda leaf: -1)
+    backend, storage = training.backend, training.storage(state.layers)
+    level = training.schedule.level(state.layers, training.setting)
+    warm_levels = training.schedule.warm_levels(state.layers, training.setting)
+    _check(snapshot, _expected(training, state, axes))
 
-    def replicated(x: Arrays, like: Arrays) -> Any:
-        return backend.replicate(_array(x, like))
-
-    def laid_out(x: Arrays, like: Arrays) -> Any:
+    def laid_out(x: Arrays, like: Arrays, axis: int) -> Any:
+        if axis == WHOLE:
+            return backend.replicate(_array(x, like))
         return backend.scatter(_array(fit(x, level.slots, level.front), like))
 
     def kept(x: Arrays, like: Arrays, axis: int) -> Any:
-        if axis < 0:
-            return replicated(x, like)
-        padding = [(0, level.slots - x.shape[axis] if i == axis else 0) for i in range(x.ndim)]
-        padded = _array(np.pad(x, padding), like)
-        return padded if gathered else backend.scatter(padded, axis)
+        return storage.store(_array(x, like), axis)
 
-    def warm(values: PyTree, like: Arrays, level: Level) -> PyTree:
+    def warm(values: Warm, like: Warm, level: Level) -> PyTree:
         def own(x: Arrays, like: Arrays) -> Any:
             whole = _array(fit(x, level.intervals, level.front), like)
             return backend.scatter_states(backend.split_batch(whole, axis=1))
 
         return jax.tree.map(own, values, like)
 
-    params = Params(
-        jax.tree.map(replicated, snapshot.params.opening, state.params.opening),
-        jax.tree.map(laid_out, snapshot.params.layers, state.params.layers),
-        jax.tree.map(replicated, snapshot.params.closing, state.params.closing),
-    )
     return (
-        params,
+        jax.tree.map(laid_out, snapshot.params, state.params, over_layers(state.params)),
         jax.tree.map(kept, snapshot.optimizer, state.optimizer, axes),
-        tuple(map(warm, snapshot.warm, state.warm, training.schedule.warm_levels(state.layers, setting))),
-        replicated(snapshot.iteration, state.iteration),
+        tuple(map(warm, snapshot.warm, state.warm, warm_levels)),
+        backend.replicate(_array(snapshot.iteration, state.iteration)),
     )
 
 
@@ -149,7 +135,38 @@ def _on_host(x: Arrays) -> np.ndarray:
     return np.array(data)
 
 
-def _check(snapshot: Any, expected: Arrays) -> None:
+def _expected(training: Training, state: State, axes: PyTree) -> Snapshot:
+    """The shapes of a state's snapshot; nothing is gathered for them."""
+    backend, count = training.backend, state.layers
+    parts = backend.batch_parts
+
+    def data(x: Arrays) -> jax.ShapeDtypeStruct:
+        shape: jax.ShapeDtypeStruct = jax.eval_shape(lambda: jax.random.key_data(x) if _is_key(x) else x)
+        return shape
+
+    def resized(x: Arrays, axis: int, size: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((*x.shape[:axis], size, *x.shape[axis + 1 :]), x.dtype)
+
+    def kept(x: Arrays, axis: int) -> jax.ShapeDtypeStruct:
+        return data(x) if axis == WHOLE else resized(data(x), axis, count)
+
+    def warm(values: Warm, level: Level) -> PyTree:
+        def whole(x: Arrays) -> jax.ShapeDtypeStruct:
+            x = resized(x, 0, _filled(level))
+            return resized(x, 1, parts * x.shape[1]) if parts > 1 else x
+
+        return jax.tree.map(whole, values)
+
+    levels = training.schedule.warm_levels(count, training.setting)
+    return Snapshot(
+        jax.tree.map(kept, state.params, over_layers(state.params)),
+        jax.tree.map(kept, state.optimizer, axes),
+        tuple(map(warm, state.warm, levels)),
+        jax.ShapeDtypeStruct((), state.iteration.dtype),
+    )
+
+
+def _check(snapshot: Any, expected: Snapshot) -> None:
     """Raise a ValueError naming the first part of a snapshot that does not have the shapes of another."""
     for name in Snapshot._fields:
         given, own = getattr(snapshot, name), getattr(expected, name)
@@ -158,13 +175,6 @@ def _check(snapshot: Any, expected: Arrays) -> None:
                 f"snapshot.{name} does not fit this trainer: expected {describe(own)}, given {describe(given)}. "
                 "Restore with the problem, optimiser, hierarchy and batch it was exported with."
             )
-
-
-def _slots(optimizer: optax.GradientTransformation, params: Params, backend: Backend) -> tuple[int, bool]:
-    """Lengths of the optimiser's axes over the slots, and whether they are whole on every device."""
-    own = int(jax.tree.leaves(params.layers)[0].shape[0])
-    gathered = backend.cut and not acts_by_entry(optimizer, split(params)[0])
-    return own * backend.size if gathered else own, gathered
 
 
 def _filled(level: Level) -> int:

@@ -9,19 +9,18 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxmgrit._checks import check_backend, check_solver, integer, is_real
 from jaxmgrit._pytree import merge, split, subtract, where
 from jaxmgrit._types import Arrays, State
 from jaxmgrit.backend.base import Backend
-from jaxmgrit.backend.local import Local
+from jaxmgrit.backend.local import LOCAL, Local
 from jaxmgrit.solvers.base import Solver
 from jaxmgrit.solvers.mgrit.solver import MGRIT
 from jaxmgrit.solvers.sequential import match_segments
 from jaxmgrit.system.partition import lay_out
 from jaxmgrit.training.objective import Evaluated, Training, copies
-from jaxmgrit.training.optimizer_state import map_optimizer
+from jaxmgrit.training.optimizer_state import layer_axes
 from jaxmgrit.training.problem import Params, Problem
 from jaxmgrit.training.quasi_newton.hessian import BFGS, LBFGS, Hessian, Space, SteepestDescent, dot
 from jaxmgrit.training.quasi_newton.line_search import Search, backtrack
@@ -153,32 +152,30 @@ class PublishedLoop:
         training = self._training
         start = training.start(params, batch)
         seen = training.trainable(start.params, start.layers)
-        slots = jax.tree.leaves(seen.layers)[0].shape[0]
-        memory = copies(self._first_memory(seen, start.layers))
-        if not self.backend.cut:
-            optimizer = self._as_optimizer(start.layers)
-            memory = map_optimizer(optimizer, memory, seen, slots, self.backend.scatter, self.backend.replicate)
+        memory = copies(self._first_memory(seen, Space(self.backend, start.layers)))
+        memory = training.storage(start.layers).place(memory, self._axes(start.params, start.layers))
         iteration = self.backend.replicate(jnp.zeros((), jnp.int32))
         return TrainState(start.params, memory, start.warm, iteration, start.layers)
 
-    def _first_memory(self, seen: Params, layers: int) -> Memory:
-        hessian = self.hessian.init(seen, Space(self.backend, layers))
-        return Memory(hessian, seen, jax.tree.map(jnp.zeros_like, seen))
+    def _first_memory(self, seen: Params, space: Space) -> Memory:
+        return Memory(self.hessian.init(seen, space), seen, jax.tree.map(jnp.zeros_like, seen))
 
-    def _as_optimizer(self, layers: int) -> optax.GradientTransformation:
-        """The memory's structure, for what has to do with any optimiser's state."""
-        return optax.GradientTransformation(
-            lambda params: self._first_memory(params, layers), lambda gradients, state, params=None: (gradients, state)
-        )
+    def _axes(self, params: Params, layers: int) -> PyTree:
+        """The axis over the layers of every leaf of the memory."""
+
+        def plain(seen: Params) -> Memory:
+            return self._first_memory(seen, Space(LOCAL, jax.tree.leaves(seen.layers)[0].shape[0]))
+
+        return layer_axes(plain, self._training.storage(layers).shapes(split(params)[0]), layers)
 
     def export(self, state: TrainState) -> Snapshot:
         """The state as NumPy arrays that belong to no layout, to be saved or restored; see `OneShot.export`."""
-        return export(self._training, self._as_optimizer(state.layers), state)
+        return export(self._training, state, self._axes(state.params, state.layers))
 
     def restore(self, state: TrainState, snapshot: Snapshot) -> TrainState:
         """Undo `export`; see `OneShot.restore`."""
-        optimizer = self._as_optimizer(state.layers)
-        return TrainState(*restore(self._training, optimizer, state, snapshot), state.layers)
+        axes = self._axes(state.params, state.layers)
+        return TrainState(*restore(self._training, state, axes, snapshot), state.layers)
 
     def evaluate(self, state: TrainState, batch: tuple[Any, Any]) -> tuple[Any, Any]:
         """The loss and its aux of the network evaluated exactly, see `OneShot.evaluate`."""
