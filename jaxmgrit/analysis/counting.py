@@ -86,11 +86,6 @@ class Counting:
         """As many as the data axis makes."""
         return self.data_size
 
-    @property
-    def cut(self) -> bool:
-        """Yes: arrays are those of one device."""
-        return True
-
     def total(self, x: Arrays) -> PyTree:
         """The value itself."""
         return x

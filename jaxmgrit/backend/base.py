@@ -94,10 +94,6 @@ class Placement(Protocol):
     def batch_parts(self) -> int:
         """In how many parts states are apart."""
 
-    @property
-    def cut(self) -> bool:
-        """Whether sharded arrays are apart, even if in one block."""
-
     def scatter(self, x: Arrays, axis: int = 0) -> PyTree:
         """Turn whole arrays, the same on every process, into arrays sharded along an axis."""
 

@@ -68,11 +68,6 @@ class Local:
         return x
 
     @property
-    def cut(self) -> bool:
-        """No: outside `lift` arrays are whole."""
-        return False
-
-    @property
     def blocks(self) -> int:
         """One: outside `lift` arrays are whole."""
         return 1

@@ -145,11 +145,6 @@ class Mesh:
         return x if self.data_axis is None else together(lambda y: jax.lax.psum(y, self.data_axis), x, axis=0)
 
     @property
-    def cut(self) -> bool:
-        """No: outside `lift` arrays are whole."""
-        return False
-
-    @property
     def blocks(self) -> int:
         """One: outside `lift` arrays are whole."""
         return 1

@@ -116,11 +116,6 @@ class MPI:
         return jax.default_backend()
 
     @property
-    def cut(self) -> bool:
-        """Yes: a rank has its own block."""
-        return True
-
-    @property
     def blocks(self) -> int:
         """As many as ranks share the layers."""
         return self.size

@@ -20,7 +20,7 @@ from jaxmgrit.solvers.result import Result
 from jaxmgrit.system.network import Network, make_network
 from jaxmgrit.system.partition import lay_out
 from jaxmgrit.training.optimizer_state import Storage
-from jaxmgrit.training.penalty import LayerwisePenalty
+from jaxmgrit.training.penalty import first_layers, penalty_gradient, penalty_value
 from jaxmgrit.training.problem import Params, Problem, check_objective
 from jaxmgrit.training.running_cost import total_running_cost
 from jaxmgrit.training.schedules.base import Found, Head, Schedule, Setting
@@ -90,13 +90,11 @@ class Training:
         u0 = check_state(problem.opening(params.opening, batch[0]), "opening(params.opening, x)")
         self.network(params.layers, u0)
         check_objective(problem, params, u0, batch[1])
-        level = self.schedule.level(layers, self.setting)
         # Made where they belong, so that no device ever holds those of all layers.
         warm = jax.jit(lambda u0: self._cold(u0, layers))(u0)
         # Copies, so that no two leaves share a buffer and donating the state never eats the caller's arrays.
         params, warm = copies((params, warm))
-        params = self.place(params._replace(layers=lay_out(params.layers, level)), cut=True)
-        return Start(params, warm, layers)
+        return Start(self.spread(params, layers), warm, layers)
 
     def cold(self, params: Params, warm: Warm, batch: tuple[Any, Any], layers: int) -> PyTree:
         """Warm values for another batch, at laid-out parameters: cold but for what the schedule carries on."""
@@ -151,7 +149,7 @@ class Training:
         gradients = Params(d_opening, found.layers, found.head.d_closing)
         objective = found.head.loss + found.running_cost.astype(found.head.loss.dtype)
         if problem.penalty is not None:
-            value, extra = self._penalty_gradient(differentiable, others, layers)
+            value, extra = penalty_gradient(problem.penalty, differentiable, others, layers, backend)
             objective, gradients = objective + value, jax.tree.map(jnp.add, gradients, extra)
         gradients = gradients._replace(layers=self.mask(gradients.layers, layers))
         found = found._replace(warm=self.place_warm(found.warm))
@@ -169,11 +167,9 @@ class Training:
             batch: (x, y).
             layers: N.
         """
-        storage, level = self.storage(layers), self.schedule.level(layers, self.setting)
 
         def at(params: Params) -> Evaluated:
-            laid_out = self.place(params._replace(layers=lay_out(params.layers, level)), cut=True)
-            return self.evaluate(merge(laid_out, others), warm, batch, layers)
+            return self.evaluate(merge(self.spread(params, layers), others), warm, batch, layers)
 
         @jax.custom_vjp
         def objective(params: Params) -> jax.Array:
@@ -181,7 +177,7 @@ class Training:
 
         def forward(params: Params) -> tuple[jax.Array, Params]:
             evaluated = at(params)
-            return evaluated.objective, storage.load_params(evaluated.gradients)
+            return evaluated.objective, self.storage(layers).load_params(evaluated.gradients)
 
         def backward(gradients: Params, cotangent: jax.Array) -> tuple[Params]:
             return (jax.tree.map(lambda g: g * cotangent.astype(g.dtype), gradients),)
@@ -222,49 +218,23 @@ class Training:
         loss = backend.data_total(loss / self._parts)
         objective = loss + total_running_cost(network, sol, backend).astype(loss.dtype)
         if problem.penalty is not None:
-            objective = objective + self._penalty(*split(params), layers)
+            objective = objective + penalty_value(problem.penalty, params, layers, backend)
         if ends is not None:
             ends = self.place_warm(where(sol.result != Result.NOT_FINITE.value, sol.c_points.ends, otherwise))
         return objective, ends
 
-    def _penalty(self, differentiable: Params, others: Params, layers: int) -> Any:
-        penalty, backend = self.problem.penalty, self.backend
-        assert penalty is not None
-        params: Params = merge(differentiable, others)
-        if isinstance(penalty, LayerwisePenalty):
-            ends = penalty.ends(params.opening, params.closing) if penalty.ends is not None else 0.0
-            return ends + penalty.of_layers(params.layers, layers, backend)
-        return penalty(params._replace(layers=_cut(backend.gather(params.layers), layers)))
+    def spread(self, params: Params, layers: int) -> Params:
+        """Lay whole parameters out and spread the layers; give the others to all devices."""
+        slots = lay_out(params.layers, self.schedule.level(layers, self.setting))
+        return self._with_layers(params, self.backend.scatter(slots))
 
-    def _penalty_gradient(self, differentiable: Params, others: Params, layers: int) -> tuple[Any, Params]:
-        penalty, backend = self.problem.penalty, self.backend
-        assert penalty is not None
-        if isinstance(penalty, LayerwisePenalty):
-            theta = merge(differentiable.layers, others.layers)
-            value, d_layers = penalty.of_layers_with_gradient(theta, layers, backend)
-            ends = differentiable._replace(layers=None)
-            d_ends = jax.tree.map(jnp.zeros_like, ends)
-            if (f := penalty.ends) is not None:
-                more, d_ends = jax.value_and_grad(
-                    lambda p: f(merge(p.opening, others.opening), merge(p.closing, others.closing))
-                )(ends)
-                value = value + more
-            return value, d_ends._replace(layers=d_layers)
+    def place(self, params: Params) -> Params:
+        """Let parameters that were computed from laid-out ones stay where `spread` puts them."""
+        return self._with_layers(params, self.backend.keep(params.layers))
 
-        def whole_penalty(p: Params) -> Any:
-            whole: Params = merge(p, others)
-            return penalty(whole._replace(layers=_cut(whole.layers, layers)))
-
-        whole = differentiable._replace(layers=backend.gather(differentiable.layers))
-        others = others._replace(layers=backend.gather(others.layers))
-        value, gradient = jax.value_and_grad(whole_penalty)(whole)
-        return value, gradient._replace(layers=backend.scatter(gradient.layers))
-
-    def place(self, params: Params, cut: bool = False) -> Params:
-        """Spread the layers, give the opening and closing to all devices; `cut` where the layers are whole as yet."""
-        place = self.backend.scatter if cut else self.backend.keep
+    def _with_layers(self, params: Params, layers: Layers) -> Params:
         replicate = self.backend.replicate
-        return Params(replicate(params.opening), place(params.layers), replicate(params.closing))
+        return Params(replicate(params.opening), layers, replicate(params.closing))
 
     def place_warm(self, warm: Warm) -> PyTree:
         """Spread warm values, as an iteration leaves them, over the devices."""
@@ -289,7 +259,7 @@ class Training:
 
     def whole(self, params: Params, layers: int) -> Params:
         """Parameters as the user knows them, layers with leading axis N; copies."""
-        return copies(params._replace(layers=_cut(self.backend.gather(params.layers), layers)))
+        return copies(params._replace(layers=first_layers(self.backend.gather(params.layers), layers)))
 
     def norm(self, gradients: Params) -> jax.Array:
         """Euclidean norm over all parameters."""
@@ -312,7 +282,3 @@ def _check_warm(warm: Warm, u0: State) -> None:
 def copies(tree: Arrays) -> PyTree:
     """Copies of all leaves."""
     return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
-
-
-def _cut(tree: Arrays, layers: int) -> PyTree:
-    return jax.tree.map(lambda x: x[:layers], tree)

@@ -48,7 +48,7 @@ class Storage:
     @property
     def plain(self) -> bool:
         """Whether arrays are kept as the user knows them."""
-        return self.slots == self.layers and not self.backend.cut
+        return self.slots == self.layers and self.backend.blocks == 1
 
     def store(self, x: jax.Array, axis: int) -> jax.Array:
         """Pad an axis over the layers with zeros and spread it; give arrays without one to all devices."""
@@ -64,7 +64,7 @@ class Storage:
         numbers: list[int] = jax.tree.leaves(axes)
         spread = [i for i, axis in enumerate(numbers) if axis != WHOLE]
         first = [jnp.moveaxis(leaves[i], numbers[i], 0) for i in spread]
-        for i, x in zip(spread, self.backend.gather(first) if self.backend.cut else first, strict=True):
+        for i, x in zip(spread, self.backend.gather(first) if self.backend.blocks > 1 else first, strict=True):
             leaves[i] = jnp.moveaxis(x[: self.layers], 0, numbers[i])
         return jax.tree.unflatten(structure, leaves)
 

@@ -15,6 +15,7 @@ from jaxmgrit._programs import cached
 from jaxmgrit._pytree import add, merge, split, where
 from jaxmgrit._types import Arrays, Layers, Mask, State
 from jaxmgrit.backend.base import REPLICATED, SHARDED, Backend
+from jaxmgrit.training.problem import Params
 
 PyTree = Any
 
@@ -112,6 +113,44 @@ def _program(
         return total, (sum_trees(gradients) if gradient else None)
 
     return backend.lift(body, (SHARDED,), (REPLICATED, SHARDED if gradient else None))
+
+
+def penalty_value(penalty: Callable[..., Any], params: Params, layers: int, backend: Backend) -> Any:
+    """A penalty of laid-out parameters of N layers."""
+    if isinstance(penalty, LayerwisePenalty):
+        ends = penalty.ends(params.opening, params.closing) if penalty.ends is not None else 0.0
+        return ends + penalty.of_layers(params.layers, layers, backend)
+    return penalty(params._replace(layers=first_layers(backend.gather(params.layers), layers)))
+
+
+def penalty_gradient(
+    penalty: Callable[..., Any], differentiable: Params, others: Params, layers: int, backend: Backend
+) -> tuple[Any, Params]:
+    """A penalty of laid-out parameters, split as by `split`, and its gradient, laid out."""
+    if isinstance(penalty, LayerwisePenalty):
+        value, d_layers = penalty.of_layers_with_gradient(merge(differentiable.layers, others.layers), layers, backend)
+        ends = differentiable._replace(layers=None)
+        d_ends = jax.tree.map(jnp.zeros_like, ends)
+        if (f := penalty.ends) is not None:
+            more, d_ends = jax.value_and_grad(
+                lambda p: f(merge(p.opening, others.opening), merge(p.closing, others.closing))
+            )(ends)
+            value = value + more
+        return value, d_ends._replace(layers=d_layers)
+
+    def whole_penalty(p: Params) -> Any:
+        whole: Params = merge(p, others)
+        return penalty(whole._replace(layers=first_layers(whole.layers, layers)))
+
+    whole = differentiable._replace(layers=backend.gather(differentiable.layers))
+    others = others._replace(layers=backend.gather(others.layers))
+    value, gradient = jax.value_and_grad(whole_penalty)(whole)
+    return value, gradient._replace(layers=backend.scatter(gradient.layers))
+
+
+def first_layers(tree: Arrays, layers: int) -> PyTree:
+    """The first N entries of every leaf: what is not padding."""
+    return jax.tree.map(lambda x: x[:layers], tree)
 
 
 def sum_trees(trees: list[PyTree]) -> PyTree:
