@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 import jaxmgrit as jm
 from experiments.networks.zoo import Specimen, make
@@ -35,7 +36,10 @@ class Judged(NamedTuple):
         over_best: time of the one over that of the other.
         predicted_one: predicted over measured time of what is recommended on one device.
         parallel: what is predicted to be the fastest of the others on two devices.
-        predicted_two: its predicted over its measured time there; None where there is none, or it was not measured.
+        predicted_two: its predicted time, multiplied by the crowding, over its measured time there; None where there is
+            none, or it was not measured.
+        crowding: time of a device's share on two devices of this machine at once over that on one alone; 1 where it
+            was not measured. `jm.advise` measures on one device and takes devices not to be in each other's way.
     """
 
     network: str
@@ -47,6 +51,7 @@ class Judged(NamedTuple):
     predicted_one: float
     parallel: str
     predicted_two: float | None
+    crowding: float
 
 
 def judge(key: str, seconds: float, two: Worker | None) -> Judged:
@@ -67,7 +72,7 @@ def judge(key: str, seconds: float, two: Worker | None) -> Judged:
     pick = next(row for row in advice.table if (row.solver, row.adjoint) == (advice.solver, advice.adjoint))
     limit = 2 * min(row.seconds[1] for row in rows.values())
     close = {name: row for name, row in rows.items() if row.seconds[1] <= limit or name == pick.name}
-    times = in_turns([_call(net, row, jm.Local()) for row in close.values()])
+    times = in_turns([_call(*_program(net, row, jm.Local())) for row in close.values()])
     measured = dict(zip(close, times, strict=True))
     best = min(measured, key=lambda name: measured[name])
     parallel = min(
@@ -75,9 +80,10 @@ def judge(key: str, seconds: float, two: Worker | None) -> Judged:
         key=lambda row: row.seconds[2],
         default=None,
     )
-    on_two = None
+    on_two, crowding = None, 1.0
     if parallel is not None and two is not None:
-        on_two = parallel.seconds[2] / two.ask(on_devices, key, parallel.name, parallel.solver, parallel.adjoint)
+        spread, crowding = two.ask(on_devices, key, parallel.name, parallel.solver, parallel.adjoint)
+        on_two = crowding * parallel.seconds[2] / spread
     return Judged(
         net.name,
         net.layers,
@@ -88,6 +94,7 @@ def judge(key: str, seconds: float, two: Worker | None) -> Judged:
         pick.seconds[1] / measured[pick.name],
         "-" if parallel is None else parallel.name,
         on_two,
+        crowding,
     )
 
 
@@ -97,10 +104,24 @@ def messages_on(memory: Any, key: str) -> dict[str, float]:
     return {"latency": max(latency, 1e-7), "bandwidth": 1 / max(byte, 1e-12)}
 
 
-def on_devices(memory: Any, key: str, name: str, solver: Any, adjoint: Any) -> float:
-    """Task of a worker with two devices: seconds of the gradient of a network of the zoo."""
-    backend = Devices(2).backend
-    return in_turns([_call(make(key), Row(name, solver, adjoint), backend)])[0]
+def on_devices(memory: Any, key: str, name: str, solver: Any, adjoint: Any) -> tuple[float, float]:
+    """Task of a worker with two devices: seconds of the gradient of a network of the zoo there, and the crowding.
+
+    That is the time of half the layers on both devices at once, without messages, over that on one device alone.
+    """
+    net, backend = make(key), Devices(2).backend
+    half = net._replace(theta=jax.tree.map(lambda x: x[: net.layers // 2], net.theta))
+    row, none, each = Row(name, solver, adjoint), PartitionSpec(), PartitionSpec("layers")
+    alone, arguments = _program(half, row, jm.Local())
+
+    def both(*args: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: x[None], alone(*args))
+
+    assert isinstance(backend, jm.Mesh)
+    together = jax.shard_map(both, mesh=backend.mesh, in_specs=none, out_specs=each, check_vma=False)
+    calls = [_call(f, arguments) for f in (alone, together)]
+    spread, one, two = in_turns([_call(*_program(net, row, backend)), *calls])
+    return spread, two / one
 
 
 def in_turns(calls: Sequence[Callable[[], PyTree]]) -> list[float]:
@@ -113,8 +134,8 @@ def in_turns(calls: Sequence[Callable[[], PyTree]]) -> list[float]:
     return [min(own) for own in zip(*samples, strict=True)]
 
 
-def _call(net: Specimen, row: Row, backend: Any) -> Callable[[], PyTree]:
-    """The gradient through `propagate`, of the mean square of the final state, as a compiled program."""
+def _program(net: Specimen, row: Row, backend: Any) -> tuple[Callable[..., PyTree], tuple[PyTree, ...]]:
+    """The gradient of the mean square of the final state through `propagate`, and what it is called with."""
     subject = Subject(net.step, net.theta, net.u0, net.h, jnp.sum, net.layers, backend).opened()
 
     def loss(theta: PyTree, u0: PyTree, constants: PyTree) -> Any:
@@ -122,19 +143,19 @@ def _call(net: Specimen, row: Row, backend: Any) -> Callable[[], PyTree]:
         final = jm.propagate(step, theta, u0, h=net.h, solver=row.solver, adjoint=row.adjoint, backend=backend)
         return sum(jnp.mean(x**2) for x in jax.tree.leaves(final))
 
-    program = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+    return jax.grad(loss, argnums=(0, 1, 2)), (net.theta, net.u0, subject.constants)
 
-    def call() -> PyTree:
-        return jax.block_until_ready(program(net.theta, net.u0, subject.constants))
 
-    return call
+def _call(f: Callable[..., PyTree], arguments: tuple[PyTree, ...]) -> Callable[[], PyTree]:
+    program = jax.jit(f)
+    return lambda: jax.block_until_ready(program(*arguments))
 
 
 def judged(keys: Sequence[str], seconds: float, devices: int) -> list[Judged]:
     """`judge` for several networks, printed as they come; on two devices too if `devices` is 2."""
     # Compiled for the advice, found again when all candidates are measured.
     folder = tempfile.mkdtemp()
-    print(f"{'network':28} {'N':>5} {'s':>5}  {'recommended':38} {'/best':>5} {'predicted/measured on 1, 2':>27}")
+    print(f"{'network':28} {'N':>5} {'s':>5}  {'recommended':38} {'/best':>5} {'predicted/measured on 1, 2':>34}")
     two = Worker(Devices(2)) if devices == 2 else None
     results = []
     for key in keys:
@@ -143,8 +164,9 @@ def judged(keys: Sequence[str], seconds: float, devices: int) -> list[Judged]:
         row = judge(key, seconds, two)
         results.append(row)
         on_two = "-" if row.predicted_two is None else f"{row.predicted_two:.2f}"
+        on_two += f" (crowding {row.crowding:.2f})"
         line = f"{row.network:28} {row.layers:5} {row.seconds:5.0f}  {row.chosen:38} {row.over_best:5.2f}"
-        print(f"{line} {row.predicted_one:12.2f} {on_two:>6}  best: {row.best}; on two: {row.parallel}", flush=True)
+        print(f"{line} {row.predicted_one:12.2f} {on_two:>21}  best: {row.best}; on two: {row.parallel}", flush=True)
     if two is not None:
         two.close()
     good = [row for row in results if row.over_best <= 1.2]

@@ -126,7 +126,7 @@ def advise(
     subject = _subject(step, theta, u0, h, loss, backend)
     trials = Trials(subject, clock, tolerance, counts, latency, bandwidth)
     rows, tries = [trials.sequentially()], list(candidates(subject.layers, u0, backend.size))
-    if tries and trials.has_time:
+    if tries and trials.has_time():
         trials.measure_layer(math.isqrt(subject.layers))
     rows += [trials.of(candidate) for candidate in tries]
     rows = trials.refine(_timed_again(trials, rows))

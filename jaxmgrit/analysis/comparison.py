@@ -31,6 +31,12 @@ class Comparison(NamedTuple):
         factor: by which the last residual norm of the state shrinks if the same cycles are done once more; 0 for a
             sequential solve.
         adjoint_factor: of the adjoint, likewise.
+
+    Example:
+        >>> import jaxmgrit as jm
+        >>> comparison = jm.Comparison(cosine=0.99, distance=0.15, factor=0.2, adjoint_factor=0.3)
+        >>> comparison.distance < 0.2 and max(comparison.factor, comparison.adjoint_factor) < 1  # it will do
+        True
     """
 
     cosine: jax.Array
@@ -51,6 +57,22 @@ def compare(
         state: of the trainer.
         batch: as for `trainer.step`.
         samples: likewise.
+
+    Returns:
+        A `Comparison` of scalars, shape ().
+
+    Raises:
+        TypeError, ValueError: as `trainer.step`, of a state or batch that does not fit.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxmgrit as jm, optax
+        >>> step = lambda theta, u, h: u + h * jnp.tanh(u @ theta)
+        >>> loss = lambda closing, u, y: (jnp.mean((u.sum(-1) - y) ** 2), None)
+        >>> trainer = jm.OneShot(jm.Problem(lambda opening, x: x, step, loss, h=1 / 16), optax.sgd(0.1))
+        >>> batch = jnp.ones((2, 3)), jnp.zeros(2)
+        >>> state = trainer.init(jm.Params(None, jnp.full((16, 3, 3), 0.1), None), batch)
+        >>> bool(jm.compare(trainer, state, batch).cosine > 0.9)
+        True
     """
     training, layers = trainer.training, state.layers
     warm = state.warm if samples is None else take(state.warm, samples)

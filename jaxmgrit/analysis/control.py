@@ -28,6 +28,14 @@ class Control:
 
     Raises:
         ValueError: an option is out of its range.
+
+    Example:
+        >>> import jaxmgrit as jm
+        >>> from jaxmgrit.control import ControlState, Measured, decide
+        >>> far_off = Measured(cosine=0.95, distance=0.3, factor=0.1, adjoint_factor=0.1)
+        >>> state, why = decide(jm.Control(tolerance=0.1), ControlState(), 0, far_off, cycles=(1, 2, 4, None))
+        >>> state.rung  # two cycles instead of one
+        1
     """
 
     tolerance: float = 0.05

@@ -23,6 +23,9 @@ from jaxmgrit.training.schedules.cycles_then_gradient import CyclesThenGradient
 # Cycles beyond which no solver pays: its sweeps alone cost as many sequential runs.
 MOST_CYCLES = 6
 
+# A program is begun only where so many times as long is left as the ones before have taken at most.
+MARGIN = 1.3
+
 # A gradient's error below which it may be rounding.
 ROUNDING = 1e-5
 
@@ -84,7 +87,7 @@ class Trials:
         exact: gradient of the sequential program.
         sequential: its seconds.
         layer: seconds of one layer.
-        longest: seconds that trying one program has taken, the longest so far.
+        longest: seconds that trying one program has taken, the longest so far, a heavy one's in proportion.
         calls: of compiled programs, by row's name.
         candidates: that meet the tolerance, likewise.
     """
@@ -102,15 +105,14 @@ class Trials:
     calls: dict[str, Any] = field(default_factory=dict)
     candidates: dict[str, Candidate] = field(default_factory=dict)
 
-    @property
-    def has_time(self) -> bool:
-        """Whether one more program can be tried."""
-        return self.clock.has(self.longest)
+    def has_time(self, solver: Solver | None = None) -> bool:
+        """Whether one more program can be tried, with a solver that may take longer to compile than others."""
+        return self.clock.has(MARGIN * self.longest * _weight(solver))
 
-    def look(self, solver: Solver, adjoint: Solver) -> Seen:
-        """`Subject.look`; remembers how long it took."""
-        seen = self.subject.look(solver, adjoint)
-        self.longest = max(self.longest, float(self.subject.backend.agreed(seen.cost)))
+    def look(self, solver: Solver, adjoint: Solver, subject: Subject | None = None) -> Seen:
+        """`Subject.look` at the network, or another one; remembers how long it took."""
+        seen = (subject or self.subject).look(solver, adjoint)
+        self.longest = max(self.longest, float(self.subject.backend.agreed(seen.cost)) / _weight(solver))
         return seen
 
     def sequentially(self) -> Row:
@@ -119,7 +121,7 @@ class Trials:
         alone = subject.backend.size == subject.backend.data_size == 1
         best: Seen | None = None
         for segment in dict.fromkeys((subject.layers, 1, math.isqrt(subject.layers - 1) + 1) if alone else (None,)):
-            if best is not None and not self.has_time:
+            if best is not None and not self.has_time():
                 break
             solver = Sequential(segment)
             seen = self.look(solver, solver)
@@ -137,7 +139,7 @@ class Trials:
         forward = jax.jit(lambda theta, u0: subject.value(theta, u0))
         phi = min(both, self._seconds(forward, subject.theta, subject.u0) / subject.layers)
         self.layer = Layer(phi, both - phi)
-        if width < 2 or not self.has_time:
+        if width < 2 or not self.has_time():
             return
         count = subject.layers // width
         differentiable, others = split(subject.theta)
@@ -164,7 +166,7 @@ class Trials:
 
     def of(self, candidate: Candidate) -> Row:
         """Try a candidate: two cycles first, which tell how many it takes."""
-        if not self.has_time:
+        if not self.has_time(candidate.solver):
             return Row(candidate.name, None, None, reason=NO_TIME)
         try:
             row, seen, candidate = self._enough(candidate)
@@ -193,7 +195,7 @@ class Trials:
         # State and adjoint sweep once per cycle, and once more for the gradient, which costs about as much as three.
         if seen.seconds * (3 + 3 * count) / 9 > 1.2 * self.sequential * max(self.devices):
             return row(error, f"{SLOW} ({count} cycles)"), seen, tried
-        if not self.has_time:
+        if not self.has_time(candidate.solver):
             return row(error, "" if error <= self.tolerance else NO_TIME), seen, tried
         other = candidate.times(count)
         again = self.look(other.solver, other.adjoint)
@@ -227,12 +229,11 @@ class Trials:
             usable = [i for i, row in enumerate(refined) if not row.reason and p in row.seconds]
             i = min(usable, key=lambda i: refined[i].seconds[p])
             candidate = self.candidates.get(refined[i].name)
-            if candidate is None or not self.has_time:
+            if candidate is None or not self.has_time(candidate.solver):
                 continue
             intervals = self.subject.layers // candidate.factor
             few = size * -(-intervals // p)
-            share = self.subject.first(few * candidate.factor).look(candidate.solver, candidate.adjoint)
-            self.longest = max(self.longest, float(self.subject.backend.agreed(share.cost)))
+            share = self.look(candidate.solver, candidate.adjoint, self.subject.first(few * candidate.factor))
             seconds = share.seconds + (intervals - few) * self._serial(candidate) + self._messages(candidate, p)
             refined[i] = refined[i]._replace(seconds={**refined[i].seconds, p: seconds})
         return refined
@@ -268,6 +269,12 @@ class Trials:
         )
         sums = [total(part) for part in parts]
         return sum(x.messages * self.latency + x.bytes / self.bandwidth for x in sums)
+
+
+def _weight(solver: Solver | None) -> float:
+    """How long a solver's programs take to compile, over others: each of Picard's sweeps is evaluated by itself."""
+    step = None if solver is None else solver.coarse_step
+    return float(max(1, step.sweeps)) ** 1.5 if isinstance(step, Picard) else 1.0
 
 
 def _factor(norms: list[float]) -> float:

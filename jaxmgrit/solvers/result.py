@@ -102,6 +102,15 @@ def check(result: ArrayLike, *, tolerance: bool = False, details: str = "") -> N
 
     Raises:
         SolveError: with the sentence of the worst code.
+
+    Example:
+        >>> import jaxmgrit as jm
+        >>> jm.check(jm.Result.CONVERGED)
+        >>> try:
+        ...     jm.check([0, 2])
+        ... except jm.SolveError as error:
+        ...     error.result.name
+        'DIVERGED'
     """
     worst = Result(max(np.asarray(result).ravel().tolist(), key=lambda code: _SEVERITY[code]))
     unmet = worst in (Result.CYCLES_USED_UP, Result.STALLED)

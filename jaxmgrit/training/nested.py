@@ -35,6 +35,14 @@ def refine(params: Params, factor: int, kind: Literal["constant", "linear"] = "l
     Raises:
         TypeError, ValueError: `factor` is not an integer >= 1, `kind` is unknown, or leading axes differ.
 
+    Example:
+        >>> import jax.numpy as jnp, jaxmgrit as jm
+        >>> params = jm.Params(opening=None, layers=jnp.array([0.0, 2.0]), closing=None)
+        >>> jm.refine(params, 2).layers.tolist()
+        [-0.5, 0.5, 1.5, 2.5]
+        >>> jm.refine(params, 2, "constant").layers.tolist()
+        [0.0, 0.0, 2.0, 2.0]
+
     Source: Cyr, Guenther, Schroder, Multilevel initialization for layer-parallel deep neural network training, 2019
     (arXiv 1912.08974).
     """

@@ -34,6 +34,15 @@ def anticipate(alpha: float) -> optax.GradientTransformation:
 
     Raises:
         ValueError: alpha is negative or not finite.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmgrit as jm, optax
+        >>> optimizer = optax.chain(jm.anticipate(0.5), optax.sgd(1.0))
+        >>> state = optimizer.init(jnp.zeros(()))
+        >>> for gradient in (1.0, 2.0):
+        ...     step, state = optimizer.update(jnp.asarray(gradient), state)
+        >>> float(step)  # -(2 + 0.5 (2 - 1))
+        -2.5
     """
     if not isinstance(alpha, numbers.Real) or not math.isfinite(alpha) or alpha < 0:
         raise ValueError(f"anticipate: alpha={alpha!r} is not a finite number >= 0; 0.1 to 0.5 is usual.")
