@@ -5,6 +5,7 @@ from typing import Any
 import yaml
 
 from experiments.config.schema import Config
+from experiments.foundation.functions import PATTERN
 
 Rule = dict[str, Any]  # a JSON schema
 SCHEMA: Rule = Config.model_json_schema()
@@ -88,6 +89,8 @@ def expected(rule: Rule) -> str:
     if rule["type"] == "array":
         fewest, most = rule.get("minItems", 0), rule.get("maxItems")
         return f"a list of {fewest if fewest == most else f'at least {fewest}'}, each {expected(rule['items'])}"
+    if rule.get("pattern") == PATTERN:
+        return "module:function"
     if "pattern" in rule:
         return "letters, digits, '.', '_' and '-', the first a letter or digit"
     kinds = {

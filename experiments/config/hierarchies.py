@@ -6,6 +6,7 @@ import jaxmgrit as jm
 from experiments.config.describe import words
 from experiments.config.schema import Config
 from experiments.config.solver import PICARD, SCHEDULES, Solver, solver
+from experiments.foundation.functions import is_reference
 from jaxmgrit.training.schedules.base import Setting
 
 HIERARCHY = ("coarsening_factor", "levels", "min_coarse")  # keys of a solver that decide about its levels
@@ -89,7 +90,7 @@ def coarse(config: Config) -> Iterator[str]:
                 f"{name}.coarse_params = {params!r}: expected all_layers with {name}.coarse_step = 'picard', which "
                 "runs over all the layers. Change one of them."
             )
-        if params == "all_layers" and step not in ("picard", "zero_step"):
+        if params == "all_layers" and step not in ("picard", "zero_step") and not is_reference(step):
             yield (
                 f"{name}.coarse_step = {step!r}: expected picard (or zero_step) with {name}.coarse_params = "
                 "'all_layers'. Change one of them."

@@ -3,6 +3,7 @@
 from experiments.config.hierarchies import grid_sizes
 from experiments.config.schema import Config, Control, Nested
 from experiments.config.solver import PICARD, Solver
+from experiments.foundation.functions import is_reference
 
 PUBLISHED = ("hessian", "memory", "initial_step", "ls_max", "c1", "gtol")  # keys of one optimizer.name
 OPTAX = ("learning_rate", "schedule", "warmup", "anticipate")  # of the others
@@ -18,8 +19,8 @@ def idle(config: Config) -> dict[str, str]:
 def _idle_network(config: Config) -> dict[str, str]:
     """The keys that describe another kind of network."""
     kind, keys = config.network.kind, [] if config.network.kind == "transformer" else ["heads"]
-    if kind in ("mlp", "transformer"):
-        keys += ["bias", *(["opening", "activation"] if kind == "transformer" else [])]
+    if kind in ("mlp", "transformer") or is_reference(kind):
+        keys += ["bias", *(["opening", "activation"] if kind != "mlp" else [])]
     return {f"network.{key}": f"network.kind = {kind!r}" for key in keys}
 
 

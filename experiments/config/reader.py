@@ -27,6 +27,7 @@ PLACES = (
     "problem.source",
     "problem.download",
     "problem.file",
+    "problem.validation_file",
 )  # of data, which a checksum binds
 
 

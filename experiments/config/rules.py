@@ -7,6 +7,7 @@ from experiments.config import hierarchies
 from experiments.config.nested import networks
 from experiments.config.schema import Config
 from experiments.config.solver import solver
+from experiments.foundation.functions import is_reference
 
 
 def problems(config: Config) -> list[str]:
@@ -138,7 +139,7 @@ def _warmup(config: Config) -> Iterator[str]:
 
 def _characters(config: Config) -> Iterator[str]:
     network, text = config.network, config.problem.name == "text"
-    if text != (network.kind == "transformer"):
+    if not is_reference(network.kind) and text != (network.kind == "transformer"):
         yield (
             f"network.kind = {network.kind!r}: expected {'transformer' if text else 'another'} with problem.name = "
             f"{config.problem.name!r}. Characters are for a transformer, and a transformer is for characters."

@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from experiments.config.solver import Solver
+from experiments.foundation.functions import Function
 from experiments.foundation.section import Count, Factor, FolderName, NonNegative, Section
 from experiments.networks.residual import Network, Penalty
+from experiments.problems.file import File, Own
 from experiments.problems.indian_pines import IndianPines
 from experiments.problems.level_sets import LevelSets
 from experiments.problems.mnist import Mnist
@@ -69,6 +71,9 @@ class Training(Section):
         default=None,
         description="of predict_then_sweep from cold starts: weight of the past in what predictions miss on average, "
         "0.8 say; null: predict without it",
+    )
+    loss: Literal["cross_entropy"] | Function = Field(
+        default="cross_entropy", description="of a network's outputs, or a function's: (outputs, y) -> scalar"
     )
 
 
@@ -172,7 +177,8 @@ class Output(Section):
 
 
 ProblemSection = Annotated[
-    LevelSets | IndianPines | Mnist | Text, Field(discriminator="name", description="What is trained on.")
+    LevelSets | IndianPines | Mnist | Text | File | Own,
+    Field(discriminator="name", description="What is trained on."),
 ]
 
 

@@ -1,10 +1,12 @@
 """The `solver` and `adjoint` sections, and the library's objects that they and `training.schedule` name."""
 
-from typing import Annotated, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 import jaxmgrit as jm
+from experiments.foundation.functions import Function, is_reference, own_function
 from experiments.foundation.section import Count, Factor, NonNegative, Section
 
 COARSE_PARAMS = {"injection": jm.injection, "average": jm.average, "all_layers": jm.all_layers}
@@ -34,12 +36,15 @@ class Solver(Section):
     rtol: NonNegative | None = Field(default=None, description="stop at this residual relative to the first")
     atol: NonNegative | None = Field(default=None, description="stop at this residual")
     skip_first_down: bool = Field(default=False, description="start the first cycle on the coarsest level")
-    coarse_params: Literal["injection", "average", "all_layers"] = Field(
-        default="injection", description="parameters of one coarse layer; all_layers: for layers not smooth in depth"
+    coarse_params: Literal["injection", "average", "all_layers"] | Function = Field(
+        default="injection",
+        description="parameters of one coarse layer; all_layers: for layers not smooth in depth; or a function's: "
+        "(theta of m layers) -> theta",
     )
-    coarse_step: Literal["same_step", "midpoint", "picard", "zero_step"] = Field(
+    coarse_step: Literal["same_step", "midpoint", "picard", "zero_step"] | Function = Field(
         default="same_step",
-        description="what one coarse layer does with them; picard: of all_layers; zero_step: relaxation only",
+        description="what one coarse layer does with them; picard: of all_layers; zero_step: relaxation only; or a "
+        "function's: (step, theta, u, h, m) -> u_next",
     )
     sweeps: Count = Field(default=2, description="of picard: over all the layers; as many as they are is sequential")
     inner_values: bool = Field(
@@ -55,12 +60,17 @@ def solver(section: Solver) -> jm.MGRIT:
     """The multigrid solver of a `solver` or `adjoint` section."""
     options = section.model_dump()
     sweeps = [options.pop(key) for key in PICARD]
-    step = options.pop("coarse_step")
+    params, step = options.pop("coarse_params"), options.pop("coarse_step")
     factor = options.pop("coarsening_factor")
     return jm.MGRIT(
         coarsening_factor=tuple(factor) if isinstance(factor, list) else factor,
         cf_relaxations=tuple(options.pop("cf_relaxations")),
-        coarse_params=COARSE_PARAMS[options.pop("coarse_params")],
-        coarse_step=jm.picard(*sweeps) if step == "picard" else COARSE_STEPS[step],
+        coarse_params=_chosen(COARSE_PARAMS, params, "coarse_params"),
+        coarse_step=jm.picard(*sweeps) if step == "picard" else _chosen(COARSE_STEPS, step, "coarse_step"),
         **options,
     )
+
+
+def _chosen(known: Mapping[str, Callable[..., Any]], name: str, key: str) -> Callable[..., Any]:
+    """The library's function of this name, or the user's own."""
+    return own_function(name, f"solver.{key}", key) if is_reference(name) else known[name]

@@ -9,9 +9,12 @@ import optax
 
 import jaxmgrit as jm
 from experiments.errors import ConfigError
+from experiments.foundation.functions import SIGNATURES, is_reference, own_function
 from experiments.networks import prenorm, residual
 from experiments.networks.architecture import Architecture, Inputs, Layer, State
 from experiments.networks.residual import Network
+
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def initial_params(network: Network, inputs: Inputs, seed: int, dtype: str) -> jm.Params:
@@ -20,6 +23,8 @@ def initial_params(network: Network, inputs: Inputs, seed: int, dtype: str) -> j
     Raises:
         ConfigError: Inputs that the network cannot take.
     """
+    if is_reference(network.kind):
+        return _own_params(network, inputs, seed, dtype)
     if inputs.integers != (network.kind == "transformer"):
         takes, given = ("characters", "numbers") if network.kind == "transformer" else ("numbers", "characters")
         raise ConfigError(
@@ -35,11 +40,56 @@ def architecture(network: Network) -> Architecture:
     Raises:
         ConfigError: Keys that do not fit each other.
     """
+    if is_reference(network.kind):
+        return _own(network)
     if network.kind == "transformer":
         return prenorm.transformer(network)
     if network.kind == "mlp":
         return prenorm.mlp(network)
     return residual.architecture(network)
+
+
+def _own(network: Network) -> Architecture:
+    """The functions of a network of the user's own."""
+    function = own_function(network.kind, "network.kind", "network")
+    made = function(network.layers, network.width)
+    if not isinstance(made, tuple) or len(made) != 4 or not all(map(callable, made)):
+        raise ConfigError(
+            f"network.kind = {network.kind!r}: expected four functions, {SIGNATURES['network'].partition('-> ')[2]}; "
+            f"it returns {type(made).__name__}."
+        )
+    opening, step, outputs, init = made
+
+    def initialise(inputs: Inputs, seed: int, dtype: str) -> jm.Params:
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), init(jax.random.key(seed), *inputs[::2]))
+        return jm.Params(*params)
+
+    return Architecture(opening, step, outputs, initialise)
+
+
+def _own_params(network: Network, inputs: Inputs, seed: int, dtype: str) -> jm.Params:
+    """The initial parameters of a network of the user's own, checked."""
+    says = f"network.kind = {network.kind!r}: init(key, {inputs.shape}, {inputs.classes})"
+    try:
+        params = architecture(network).initialise(inputs, seed, dtype)
+    except ConfigError:
+        raise
+    except Exception as error:  # a user's program may raise anything
+        raise ConfigError(f"{says}: {type(error).__name__}: {error}") from None
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not all(isinstance(key, jax.tree_util.DictKey) for key in path[1:]):
+            raise ConfigError(f"{says}: expected jm.Params of dicts, found {jax.tree_util.keystr(path)}.")
+        if path[0] == jax.tree_util.GetAttrKey("layers") and leaf.shape[:1] != (network.layers,):
+            raise ConfigError(
+                f"{says}: expected layers with leading axis network.layers = {network.layers}, but "
+                f"{jax.tree_util.keystr(path)} has shape {leaf.shape}."
+            )
+    return params
+
+
+def loss_function(name: str) -> Loss:
+    """The loss that `training.loss` names: (outputs, y) -> scalar."""
+    return own_function(name, "training.loss", "loss") if is_reference(name) else cross_entropy
 
 
 def cross_entropy(outputs: jax.Array, y: jax.Array) -> jax.Array:
@@ -53,12 +103,14 @@ class Classification:
 
     Attributes:
         outputs: (theta_close, u_final) -> logits (batch, ..., classes).
+        loss: (outputs, y) -> scalar.
     """
 
     outputs: Callable[[Layer, State], jax.Array]
+    loss: Loss = cross_entropy
 
     def __call__(self, theta: Layer, u: State, y: jax.Array) -> tuple[jax.Array, Layer]:
         """The mean loss, and the share of labels that have the largest logit."""
         outputs = self.outputs(theta, u)
-        value = cross_entropy(outputs, y)
+        value = self.loss(outputs, y)
         return value, {"accuracy": jnp.mean(jnp.argmax(outputs, axis=-1) == y, dtype=value.dtype)}

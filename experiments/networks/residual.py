@@ -17,6 +17,7 @@ from pydantic import Field
 
 import jaxmgrit as jm
 from experiments.errors import ConfigError
+from experiments.foundation.functions import Function
 from experiments.foundation.section import NonNegative, Section
 from experiments.networks.architecture import Architecture, Inputs, Layer, State, Step
 
@@ -26,10 +27,11 @@ KERNEL = 3  # pixels along each side of a convolution's kernel
 class Network(Section):
     """Opening layer, residual layers, softmax classification."""
 
-    kind: Literal["dense", "convolutional", "mlp", "transformer"] = Field(
+    kind: Literal["dense", "convolutional", "mlp", "transformer"] | Function = Field(
         default="dense",
         description="residual layers of full matrices, of 3 x 3 kernels on images, of two matrices behind a layer "
-        "norm; or pre-norm transformer layers on characters",
+        "norm; pre-norm transformer layers on characters; or a function's: (layers, width) -> (opening, step, "
+        "outputs, init)",
     )
     layers: int = Field(default=64, ge=1, le=1_000_000, description="number N of residual layers")
     width: int = Field(default=8, ge=1, le=65_536, description="features of a state; channels of a convolutional one")

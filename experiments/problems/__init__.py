@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from experiments.problems import indian_pines, level_sets, mnist, text
+from experiments.problems import file, indian_pines, level_sets, mnist, text
 from experiments.problems.data import Data, DataSet, Picture
+from experiments.problems.file import File, Own
 from experiments.problems.indian_pines import IndianPines
 from experiments.problems.level_sets import LevelSets
 from experiments.problems.mnist import Mnist
@@ -17,10 +18,12 @@ LOADERS: dict[type, Callable[[Any, int], Data]] = {
     IndianPines: indian_pines.load,
     Mnist: mnist.load,
     Text: text.load,
+    File: file.load,
+    Own: file.call,
 }
 
 
-def load(section: LevelSets | IndianPines | Mnist | Text, seed: int) -> Data:
+def load(section: LevelSets | IndianPines | Mnist | Text | File | Own, seed: int) -> Data:
     """Load the data of a config's `problem` section.
 
     Args:

@@ -52,6 +52,7 @@ class Data(NamedTuple):
         augment: From training inputs and a random generator to inputs that are as good; None: they are used as they
             are.
         sha256: Checksum of the file they were read from; "" where none is recorded.
+        prepare: From inputs as files have them to the network's; None: they are the same.
     """
 
     train: DataSet
@@ -62,6 +63,7 @@ class Data(NamedTuple):
     picture: Picture | None = None
     augment: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None
     sha256: str = ""
+    prepare: Callable[[np.ndarray], np.ndarray] | None = None
 
     @property
     def classes(self) -> int:

@@ -83,7 +83,11 @@ def load(section: IndianPines, seed: int) -> Data:
     spectra, labels = image.transpose(1, 0, 2)[truth.T > 0].astype(np.float64), truth.T[truth.T > 0] - 1
     train, validation, split = _split(section, labels, seed)
     mean, deviation = spectra[train].mean(axis=0), spectra[train].std(axis=0)
-    scaled = (spectra - mean) / np.where(deviation > 0, deviation, 1.0)
+
+    def prepare(x: np.ndarray) -> np.ndarray:
+        return (x - mean) / np.where(deviation > 0, deviation, 1.0)
+
+    scaled = prepare(spectra)
     column, row = np.nonzero(truth.T)
     return Data(
         DataSet(scaled[train], labels[train]),
@@ -94,6 +98,7 @@ def load(section: IndianPines, seed: int) -> Data:
         "mean, over their standard deviation",
         f"{image_file} and {truth_file.name} ({place.title})",
         Picture(scaled, labels, row * SIDE + column, (SIDE, SIDE)),
+        prepare=prepare,
     )
 
 

@@ -93,6 +93,7 @@ def load(section: Mnist, seed: int) -> Data:
         f"{len(train.y)} training digits, {what}; (pixel/255 - {MEAN})/{DEVIATION}"
         + (f", shifted at random by up to {section.shift} pixels" if section.shift else ""),
         where,
+        prepare=scaled,
         augment=functools.partial(shifted, by=section.shift) if section.shift else None,
     )
 

@@ -11,6 +11,7 @@ from tqdm import tqdm
 import jaxmgrit as jm
 from experiments.config.hierarchies import grid_sizes
 from experiments.config.schema import Config, Network, Optimizer
+from experiments.foundation.functions import is_reference, location, references
 from experiments.problems import Data
 from experiments.runs.terminal import OUT
 from experiments.training.nested import most_iterations, networks
@@ -75,7 +76,9 @@ def header(config: Config, data: Data, devices: int, folder: Path) -> list[str]:
     if config.training.method == "one_shot":
         method = [f"one-shot, {config.training.schedule.replace('_', ' ')}"]
         method += [f"  {name}: {_hierarchy(config, name)}" for name in ("solver", "adjoint")]
+    own = [f"{name} ({location(name.partition(':')[0])})" for name in references(config)]
     return [
+        *([f"imports:  {', '.join(own)}"] if own else []),
         f"data:     {data.facts}",
         f"source:   {data.source}",
         f"network:  {depths} {_kind(network)} layers of width {network.width}, "
@@ -93,6 +96,8 @@ def _kind(network: Network) -> str:
     """A network's layers in words."""
     if network.kind == "transformer":
         return f"pre-norm transformer ({network.heads} heads)"
+    if is_reference(network.kind):
+        return network.kind
     return "pre-norm MLP" if network.kind == "mlp" else f"{network.kind} {network.activation}"
 
 

@@ -29,9 +29,10 @@ def load(config: Config, resumed: Path | None) -> Data:
     try:
         return problems.load(config.problem, config.seed)
     except ConfigError as error:
-        if resumed is None:
+        place = next((key for key in ("folder", "file") if key in type(config.problem).model_fields), None)
+        if resumed is None or place is None:
             raise
-        raise ConfigError(f"{error}\nIf the data have moved since, name their new place: --problem.folder.") from None
+        raise ConfigError(f"{error}\nIf the data have moved since, name their new place: --problem.{place}.") from None
 
 
 class Resumed(NamedTuple):

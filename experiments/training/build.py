@@ -132,7 +132,7 @@ def problem(config: Config) -> jm.Problem:
     return jm.Problem(
         network.opening,
         network.step,
-        kinds.Classification(network.outputs),
+        kinds.Classification(network.outputs, kinds.loss_function(config.training.loss)),
         h=h,
         penalty=penalty(config.penalty, h, config.training.mesh_independent),
     )

@@ -13,6 +13,8 @@ import numpy as np
 
 import jaxmgrit as jm
 from experiments.config.schema import Config
+from experiments.errors import ConfigError
+from experiments.foundation.functions import references
 from experiments.problems import Data
 from experiments.training import build, nested
 from experiments.training.batches import Batches
@@ -85,6 +87,20 @@ class Session:
             self.network, self._data, self.trainer, self._batches, params, iteration=self.course.begun
         )
         self._begun = True
+        self._check_functions()
+
+    def _check_functions(self) -> None:
+        """Trace an iteration where functions of the user's own take part, so that they fail before anything is done.
+
+        Raises:
+            ConfigError: One of them does not fit.
+        """
+        if names := references(self.config):
+            try:
+                jax.eval_shape(self._programs.update, self.state, self._batches.at(0))
+            except Exception as error:  # a user's program may raise anything
+                said = f"{type(error).__name__}: {error}"
+                raise ConfigError(f"one of {', '.join(names)} does not fit: {said[:1000]}") from None
 
     def like(self, values: Any, iteration: int) -> jm.Snapshot:
         """A snapshot like that of a checkpoint.

@@ -1,0 +1,177 @@
+"""Data of the user's own: a .npz file of arrays, a .csv file with named columns, or a function that returns arrays."""
+
+import csv
+import difflib
+import hashlib
+import io
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from experiments.errors import ConfigError
+from experiments.foundation.functions import Function, own_function
+from experiments.foundation.section import FolderName, Section
+from experiments.problems import points, sources
+from experiments.problems.data import Data
+from experiments.problems.points import Points
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class File(Section):
+    """Points in a file, with the class of each."""
+
+    name: Literal["file"]
+    file: FolderName = Field(description="training points: .npz with arrays, or .csv (.csv.gz) with named columns")
+    validation_file: FolderName | None = Field(
+        default=None, description="validation points in the same form; null: held out of the training points"
+    )
+    inputs: Annotated[list[str], Field(min_length=1)] | None = Field(
+        default=None, description="columns of a .csv (null: all but the label), or the array of a .npz (null: x)"
+    )
+    label: str = Field(default="y", description="column or array of the classes, integers or texts")
+    validation_share: Share = Field(default=0.2, description="of the points, held out class by class")
+    standardise: bool = Field(
+        default=True, description="each feature less its mean over its standard deviation, of the training points"
+    )
+
+
+class Own(Section):
+    """Points that a function of the user's own returns."""
+
+    name: Literal["function"]
+    function: Function = Field(description="(seed) -> (x, y, x_validation, y_validation), arrays with a point per row")
+    standardise: bool = Field(default=False, description="as in a file's")
+
+
+def load(section: File, seed: int) -> Data:
+    """Read points from files.
+
+    Args:
+        section: Which files, and what in them.
+        seed: Of the choice of what is held out.
+
+    Raises:
+        ConfigError: A file that cannot be read, or holds something else.
+    """
+    digest = hashlib.sha256()
+    train = _read(section, "file", digest)
+    validation = None if section.validation_file is None else _read(section, "validation_file", digest)
+    return points.data(
+        train, validation, section.validation_share, section.standardise, section.file, seed, digest.hexdigest()
+    )
+
+
+def call(section: Own, seed: int) -> Data:
+    """Take the points that a function returns.
+
+    Raises:
+        ConfigError: It cannot be imported, or returns something else.
+    """
+    function = own_function(section.function, "problem.function", "problem")
+    try:
+        x, y, x_validation, y_validation = function(seed)
+    except Exception as error:  # a user's program may raise anything
+        raise ConfigError(
+            f"problem.function = {section.function!r}: expected it to return (x, y, x_validation, y_validation): "
+            f"{type(error).__name__}: {error}."
+        ) from None
+    return points.data((x, y), (x_validation, y_validation), 0.0, section.standardise, section.function, seed)
+
+
+def _read(section: File, key: str, digest: "hashlib._Hash") -> Points:
+    path = Path(getattr(section, key)).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"problem.{key} = {str(path)!r}: no such file. Name a .npz or .csv file.")
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    digest.update(sources.read_bytes(path))
+    if suffixes[-1:] == [".npz"]:
+        name = "x" if section.inputs is None else section.inputs[0]
+        if section.inputs is not None and len(section.inputs) > 1:
+            raise ConfigError(f"problem.inputs = {section.inputs}: expected one array of {path}. Name one.")
+        return sources.read_array(path, name), sources.read_array(path, section.label)
+    if suffixes[-1:] == [".csv"] or suffixes[-2:] == [".csv", ".gz"]:
+        return read_csv(path, section.inputs, section.label)
+    raise ConfigError(f"problem.{key} = {str(path)!r}: expected a .npz or .csv file. Save it as one of them.")
+
+
+def read_inputs(path: Path, section: File | None, width: int) -> np.ndarray:
+    """The inputs of a file without labels, as a trained network takes them but for their scale.
+
+    Args:
+        path: A .npz, .npy or .csv file.
+        section: Of the training, which says what the columns are.
+        width: How many features a point has, where no columns are named: so many first ones.
+
+    Raises:
+        ConfigError: It cannot be read, or holds something else.
+    """
+    if not path.is_file():
+        raise ConfigError(f"--input {path}: no such file. Name a .npz, .npy or .csv file.")
+    names = section.inputs if section else None
+    if path.suffix.lower() in (".npz", ".npy"):
+        return sources.read_array(path, names[0] if names else "x")
+    if names is None and section is not None:
+        names = [name for name in _columns(Path(section.file).expanduser())[0] if name != section.label]
+    header, rows = _columns(path)
+    names = names or header[:width]
+    return _numbers(path, header, rows, names)
+
+
+def read_csv(path: Path, inputs: list[str] | None, label: str) -> Points:
+    """The inputs, (points, columns), and labels, (points,), of a .csv file whose first line names its columns."""
+    header, rows = _columns(path)
+    names = inputs or [name for name in header if name != label]
+    place = _place(path, header, label, "problem.label")
+    return _numbers(path, header, rows, names), _labels([row[place] for row in rows])
+
+
+def _columns(path: Path) -> tuple[list[str], list[list[str]]]:
+    try:
+        text = sources.read_bytes(path).decode("utf-8-sig")
+        header, *rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
+    except (UnicodeDecodeError, csv.Error, ValueError):
+        raise sources.corrupt(path, "expected a .csv file in UTF-8 whose first line names its columns") from None
+    header = [name.strip() for name in header]
+    if twice := [name for name in header if header.count(name) > 1]:
+        raise sources.corrupt(path, f"the column {twice[0]!r} is there twice")
+    if not rows:
+        raise sources.corrupt(path, "expected lines of values after the first")
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(header):
+            raise sources.corrupt(path, f"row {number} has {len(row)} values, expected {len(header)}")
+    return header, rows
+
+
+def _place(path: Path, header: list[str], name: str, key: str) -> int:
+    if name not in header:
+        close = difflib.get_close_matches(name, header, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"{key}: no column {name!r} in {path}, which has {', '.join(header)[:200]}.{hint}")
+    return header.index(name)
+
+
+def _numbers(path: Path, header: list[str], rows: list[list[str]], names: list[str]) -> np.ndarray:
+    places = [_place(path, header, name, "problem.inputs") for name in names]
+    values = np.empty((len(rows), len(places)))
+    for i, row in enumerate(rows):
+        for j, place in enumerate(places):
+            try:
+                values[i, j] = float(row[place])
+            except ValueError:
+                raise ConfigError(
+                    f"{path}: row {i + 2}, column {names[j]!r}: expected a number, found {row[place][:40]!r}. Correct "
+                    "it, or name other columns: problem.inputs."
+                ) from None
+    return values
+
+
+def _labels(words: list[str]) -> np.ndarray:
+    """Integers where all of them are, else texts."""
+    words = [word.strip() for word in words]
+    try:
+        return np.array([int(word) for word in words])
+    except ValueError:
+        return np.array(words)
