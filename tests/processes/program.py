@@ -7,14 +7,13 @@ python program.py OUT --backend local|mesh|mpi [--devices D] [--data P]
 import argparse
 import dataclasses
 import os
-from functools import partial
 
 parser = argparse.ArgumentParser()
 parser.add_argument("out")
 parser.add_argument("--backend", choices=["local", "mesh", "mpi"], required=True)
 parser.add_argument("--devices", type=int, default=1, help="local devices of this process")
 parser.add_argument("--data", type=int, default=1, help="parts of the batch")
-parser.add_argument("--brief", action="store_true", help="one number of layers, and SGD alone")
+parser.add_argument("--brief", action="store_true", help="a solve and a training alone")
 parser.add_argument("--coordinator")
 parser.add_argument("--processes", type=int)
 parser.add_argument("--process", type=int)
@@ -32,6 +31,8 @@ import jaxmgrit as jm
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_platforms", "cpu")
+
+LAYERS = 203
 
 
 def backend():
@@ -90,25 +91,27 @@ def solves(theta, u0, layers, on):
     def loss(theta, u0):
         return jnp.sum(jm.propagate(step, theta, u0, h=5.0 / layers, backend=on) ** 2)
 
-    def scanned(theta, u0, weights, solver):
-        def f(u, x, h):
-            u = u + h * jnp.tanh(u @ x["w"] + x["b"] + weights)
-            return u, (jnp.sum(u * weights), jnp.sin(u[0]))
-
-        carry, ys = jm.scan(f, u0, theta, h=5.0 / layers, reverse=True, solver=solver, backend=on)
-        return sum(map(sum_of_squares, (carry, *ys))), (carry, ys)
-
-    def scans(solver):
-        found = jax.value_and_grad(partial(scanned, solver=solver), argnums=(0, 1, 2), has_aux=True)
-        return jax.jit(found)(theta, u0, jnp.linspace(0.5, 1.0, 4))
-
     return {
         "residuals": (sol.residual_norms, adj.residual_norms),
         "states": (jm.trajectory(step, theta, sol, h=h, backend=on), sol.u_final, adj.lam_initial),
         "gradients": gradients,
         "propagate": jax.jit(jax.grad(loss, argnums=(0, 1)))(theta, u0),
-        **({} if args.data > 1 else {"scan": (scans(None), scans(jm.Sequential()))}),
     }
+
+
+def scan(theta, u0, on):
+    """Carry, outputs and all gradients of a scan with weights shared by the layers."""
+
+    def scanned(theta, u0, weights):
+        def f(u, x, h):
+            u = u + h * jnp.tanh(u @ x["w"] + x["b"] + weights)
+            return u, (jnp.sum(u * weights), jnp.sin(u[0]))
+
+        carry, ys = jm.scan(f, u0, theta, h=5.0 / LAYERS, reverse=True, backend=on)
+        return sum(map(sum_of_squares, (carry, *ys))), (carry, ys)
+
+    derived = jax.value_and_grad(scanned, argnums=(0, 1, 2), has_aux=True)
+    return jax.jit(derived)(theta, u0, jnp.linspace(0.5, 1.0, 4))
 
 
 def rough(theta, u0, layers, on):
@@ -141,51 +144,47 @@ def history_of(trainer, params, batch):
 
 
 def results(on):
-    """Everything that must be the same on every backend."""
-    found = {}
+    """Everything that must be the same on every backend: layers that divide no number of devices, then some that do."""
     rng = np.random.default_rng(0)
-    for layers in (64, 203):
-        theta = {
-            "w": jnp.asarray(rng.normal(size=(layers, 4, 4)) * 0.4),
-            "b": jnp.asarray(rng.normal(size=(layers, 4))),
-        }
-        params = jm.Params(jnp.asarray(rng.normal(size=(2, 4))), theta, jnp.asarray(rng.normal(size=(4, 1))))
-        batch = (jnp.asarray(rng.normal(size=(6, 2))), jnp.asarray(rng.normal(size=(6, 1))))
-        if args.brief and layers == 64:
-            continue
-        problem = jm.Problem(
-            lambda p, x: jnp.tanh(x @ p), step, lambda p, u, y: (jnp.mean((u @ p - y) ** 2), None), h=5.0 / layers
-        )
-        smooth = jm.MGRIT(4, levels=3, coarse_params=jm.average, coarse_step=jm.midpoint)
-        predict = {"solver": smooth, "adjoint": smooth, "schedule": jm.PredictThenSweep()}
-        cycles = {"solver": jm.MGRIT(4), "adjoint": jm.MGRIT(4)}
-        penalised = dataclasses.replace(problem, running_cost=running_cost, penalty=penalty)
-        found[f"solve {layers}"] = solves(theta, problem.opening(params.opening, batch[0]), layers, on)
-        found[f"sgd {layers}"] = trained(penalised, params, batch, optax.sgd(1e-3), on, **cycles)
-        if layers == 203:
-            found["sgd predict"] = trained(problem, params, batch, optax.sgd(1e-2), on, **predict)
-            kept = jm.MGRIT(4, levels=2, coarse_params=jm.all_layers, coarse_step=jm.picard(2), exact_first=1)
-            predict.update(solver=kept, adjoint=kept)
-            found["sgd predict rough"] = trained(problem, params, batch, optax.sgd(1e-2), on, **predict)
-            found["solve 203 rough"] = rough(theta, problem.opening(params.opening, batch[0]), layers, on)
-        if layers == 203 and not args.brief:
-            clipped = optax.chain(optax.clip_by_global_norm(0.1), optax.adamw(1e-2))
-            # Without a convex term quasi-Newton steps far from a minimum amplify rounding a millionfold.
-            convex = dataclasses.replace(problem, penalty=lambda p: 0.1 * sum(map(sum_of_squares, jax.tree.leaves(p))))
-            lbfgs = optax.chain(optax.scale_by_lbfgs(memory_size=4), optax.sgd(1e-2))
-            layerwise = jm.published_penalty(5.0 / layers, gamma_tik=0.2, gamma_class=0.2, gamma_ddt=1e-5)
-            published = dataclasses.replace(problem, penalty=layerwise)
-            found["lbfgs published"] = history_of(jm.PublishedLoop(published, backend=on), params, batch)
-            found["adam clipped"] = trained(problem, params, batch, clipped, on, **cycles)
-            found["lbfgs"] = trained(convex, params, batch, lbfgs, on, **cycles)
-    return found
+    theta = {"w": jnp.asarray(rng.normal(size=(LAYERS, 4, 4)) * 0.4), "b": jnp.asarray(rng.normal(size=(LAYERS, 4)))}
+    params = jm.Params(jnp.asarray(rng.normal(size=(2, 4))), theta, jnp.asarray(rng.normal(size=(4, 1))))
+    batch = (jnp.asarray(rng.normal(size=(6, 2))), jnp.asarray(rng.normal(size=(6, 1))))
+    problem = jm.Problem(
+        lambda p, x: jnp.tanh(x @ p), step, lambda p, u, y: (jnp.mean((u @ p - y) ** 2), None), h=5.0 / LAYERS
+    )
+    u0 = problem.opening(params.opening, batch[0])
+    smooth = jm.MGRIT(4, levels=3, coarse_params=jm.average, coarse_step=jm.midpoint)
+    kept = jm.MGRIT(4, levels=2, coarse_params=jm.all_layers, coarse_step=jm.picard(2), exact_first=1)
+    predict = {"solver": smooth, "adjoint": smooth, "schedule": jm.PredictThenSweep()}
+    values = {
+        "solve": solves(theta, u0, LAYERS, on),
+        "sgd predict": trained(problem, params, batch, optax.sgd(1e-2), on, **predict),
+    }
+    if args.brief:
+        return values
+    even = jax.tree.map(lambda x: x[:64], theta)
+    predict.update(solver=kept, adjoint=kept)
+    cycles = {"solver": jm.MGRIT(4), "adjoint": jm.MGRIT(4)}
+    penalised = dataclasses.replace(problem, running_cost=running_cost, penalty=penalty)
+    clipped = optax.chain(optax.clip_by_global_norm(0.1), optax.adamw(1e-2))
+    layerwise = jm.published_penalty(5.0 / LAYERS, gamma_tik=0.2, gamma_class=0.2, gamma_ddt=1e-5)
+    published = dataclasses.replace(problem, penalty=layerwise)
+    return {
+        **values,
+        "divided": rough(even, u0, 64, on),
+        "scan": scan(theta, u0, on),
+        "rough": rough(theta, u0, LAYERS, on),
+        "sgd rough": trained(problem, params, batch, optax.sgd(1e-2), on, **predict),
+        "adam": trained(penalised, params, batch, clipped, on, **cycles),
+        "lbfgs published": history_of(jm.PublishedLoop(published, backend=on), params, batch),
+    }
 
 
 on, writes = backend()
-found = {
+values = {
     name + jax.tree_util.keystr(path): whole(x)
     for name, tree in results(on).items()
     for path, x in jax.tree_util.tree_leaves_with_path(tree)
 }
 if writes:
-    np.savez(args.out, **found)
+    np.savez(args.out, **values)
