@@ -1,5 +1,6 @@
 """Layer-parallel training of deep residual networks: multigrid over the layers, in JAX."""
 
+from jaxmgrit import adapters
 from jaxmgrit.adjoint import adjoint_solve, adjoint_trajectory, layer_gradients
 from jaxmgrit.analysis.advise import Advice, advise
 from jaxmgrit.analysis.comparison import Comparison, compare
@@ -61,6 +62,7 @@ __all__ = [
     "SolveError",
     "SteepestDescent",
     "TrainState",
+    "adapters",
     "adjoint_solve",
     "adjoint_trajectory",
     "advise",

@@ -18,6 +18,10 @@ from jaxmgrit._types import Arrays, Layers, State, StepSize
 PyTree = Any
 
 
+class Explained(ValueError):
+    """An error of a user's function that says by itself what is wrong and what helps."""
+
+
 def _path(path: Any) -> str:
     return jax.tree_util.keystr(path) or "(the array itself)"
 
@@ -177,6 +181,8 @@ def named(what: str, theta: Layers, state: State) -> Iterator[None]:
     """Where the user's function cannot be evaluated, a TypeError that says with what."""
     try:
         yield
+    except Explained:
+        raise
     except (TypeError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise TypeError(

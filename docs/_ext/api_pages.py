@@ -31,6 +31,10 @@ ORDER = ("verbs", "solvers", "training", "backends", "analysis", "adapters")
 MODULES = {
     "control": ("jaxmgrit.analysis.control", "Control: when a gradient is too inexact"),
     "cost_model": ("jaxmgrit.analysis.cost_model", "Cost model: what a program does, counted"),
+    "adapters": ("jaxmgrit.adapters.stack", "Stacks of plain pytrees"),
+    "adapters_nnx": ("jaxmgrit.adapters.nnx", "Stacks of Flax NNX"),
+    "adapters_linen": ("jaxmgrit.adapters.linen", "Stacks of Flax linen"),
+    "adapters_equinox": ("jaxmgrit.adapters.equinox", "Stacks of Equinox"),
     "solver_protocol": ("jaxmgrit.solvers.base", "What a solver is"),
     "schedule_protocol": ("jaxmgrit.training.schedules.base", "What a schedule is"),
     "backend_protocol": ("jaxmgrit.backend.base", "What a backend is"),

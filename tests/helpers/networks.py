@@ -99,6 +99,11 @@ def distance(a, b):
     return max(jax.tree.leaves(jax.tree.map(one, a, b)), default=0.0)
 
 
+def in_double(x):
+    """A floating-point array in double precision; others as they are."""
+    return x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
 def mesh(devices):
     """A backend over so many of the forced host devices."""
     if devices == 1:

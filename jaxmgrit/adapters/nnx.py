@@ -1,0 +1,163 @@
+"""Flax NNX: a stack of modules for `jm.scan`, `jm.propagate` and `jm.OneShot`. Flax 0.12 or later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+
+from jaxmgrit._checks import check_layers, integer
+from jaxmgrit._types import Arrays, State, StepSize
+from jaxmgrit.adapters.framework import check_version
+from jaxmgrit.adapters.stack import is_list, scan_function, stack_layers, step_function, unlike
+
+check_version("flax")
+from flax import nnx  # noqa: E402
+
+PyTree = Any
+Module = TypeVar("Module", bound=nnx.Module)
+Call = Callable[..., PyTree]
+
+_REMEDY = (
+    "run the layers by jm.scan and nnx.to_scan, whose outputs are the new state, or make them change nothing: "
+    "module.eval(), or dropout by keys of your own."
+)
+
+
+def init_stack(make: Callable[[nnx.Rngs], Module], depth: int, rngs: nnx.Rngs) -> Module:
+    """A module of `depth` layers, each initialised by random numbers of its own: every array has leading axis N.
+
+    It is what `nnx.vmap` of the constructor with `nnx.split_rngs` makes; streams of dropout are split too.
+
+    Args:
+        make: (rngs) -> one layer, such as `lambda rngs: Block(64, rngs=rngs)`.
+        depth: N, >= 1.
+        rngs: which advance as for one layer.
+
+    Raises:
+        TypeError, ValueError: depth is not an integer >= 1.
+
+    Example:
+        >>> from flax import nnx
+        >>> import jaxmgrit as jm
+        >>> layers = jm.adapters.nnx.init_stack(lambda rngs: nnx.Linear(4, 4, rngs=rngs), 16, nnx.Rngs(0))
+        >>> layers.kernel.shape
+        (16, 4, 4)
+    """
+    integer("init_stack", "depth", depth, 1)
+    return nnx.split_rngs(splits=depth)(nnx.vmap(make, in_axes=0, out_axes=0))(rngs)
+
+
+def stack(layers: Sequence[Module]) -> Module:
+    """A list of modules as one stacked module; the list's own arrays are copied.
+
+    Args:
+        layers: N >= 1 modules alike: of one class and structure, with the same shapes and dtypes.
+
+    Raises:
+        ValueError: no layers, a layer unlike the first, or a variable that two layers share (tied parameters, or one
+            stream of random numbers: give each layer its own, or close over what is shared).
+
+    Example:
+        >>> from flax import nnx
+        >>> import jaxmgrit as jm
+        >>> rngs = nnx.Rngs(0)
+        >>> jm.adapters.nnx.stack([nnx.Linear(4, 4, rngs=rngs) for _ in range(16)]).kernel.shape
+        (16, 4, 4)
+    """
+    parts = [nnx.split(layer) for layer in layers]
+    owner: dict[int, int] = {}
+    for n, (layer, part) in enumerate(zip(layers, parts, strict=True)):
+        if part[0] != parts[0][0] and type(layer) is not type(layers[0]):
+            raise unlike(n, type(layer).__name__, type(layers[0]).__name__)
+        for _, variable in nnx.iter_graph(layer):
+            if isinstance(variable, nnx.Variable) and owner.setdefault(id(variable), n) != n:
+                raise ValueError(
+                    f"stack: layers {owner[id(variable)]} and {n} share a {type(variable).__name__}; give each its "
+                    "own, or close over what they share."
+                )
+    states = stack_layers([state for _, state in parts])
+    for n, (graph, _) in enumerate(parts):
+        if graph != parts[0][0]:
+            raise unlike(n, str(graph), str(parts[0][0]))
+    return nnx.merge(parts[0][0], states)
+
+
+def to_scan(layers: nnx.Module, *, call: Call | None = None) -> tuple[Callable[..., tuple[PyTree, PyTree]], PyTree]:
+    """(f, xs) for `jm.scan(f, u, xs)`, whose outputs are the state that the layers have changed.
+
+    Batch norm's statistics, counters of dropout and whatever else a layer changes come out with leading axis N;
+    `nnx.update(layers, outputs)` puts them into the stack, as running the layers one by one would have done. Layers
+    that change nothing have outputs without leaves. Every solver sees the same dropout masks in every cycle.
+
+    Args:
+        layers: a stack of modules, from `init_stack`, `stack` or your own `nnx.vmap`.
+        call: (module, u) -> u_next, or (module, u, h) where `jm.scan` is given h; None: `module(u)`, `module(u, h)`.
+            `jm.adapters.residual` has the module give the increment.
+
+    Returns:
+        f and xs: the state of the stack (`nnx.State`), leaves (N, ...). Made inside the function that is
+        differentiated, they are differentiated by `nnx.grad`.
+
+    Raises:
+        TypeError, ValueError: layers that are no stack.
+
+    Example:
+        >>> from flax import nnx
+        >>> import jax.numpy as jnp, jaxmgrit as jm
+        >>> layers = jm.adapters.nnx.init_stack(lambda rngs: nnx.BatchNorm(4, rngs=rngs), 16, nnx.Rngs(0))
+        >>> f, xs = jm.adapters.nnx.to_scan(layers)
+        >>> u, changed = jm.scan(f, jnp.ones((8, 4)), xs)
+        >>> nnx.update(layers, changed)
+    """
+    return scan_function(_run(layers, call, "to_scan")), nnx.state(layers)
+
+
+def to_propagate(layers: nnx.Module, *, call: Call | None = None) -> tuple[Callable[..., PyTree], PyTree]:
+    """(step, theta) for `jm.propagate(step, theta, u0, h=h)`, of layers that change no state.
+
+    Args:
+        layers: a stack of modules, from `init_stack`, `stack` or your own `nnx.vmap`.
+        call: (module, u, h) -> u_next; None: `module(u, h)`. `jm.adapters.residual`: u + h module(u).
+
+    Returns:
+        step and theta: the state of the stack (`nnx.State`), leaves (N, ...).
+
+    Raises:
+        TypeError, ValueError: layers that are no stack; when it runs, a layer that changes state (batch norm or dropout
+            in training), which would be lost.
+
+    Example:
+        >>> from flax import nnx
+        >>> import jax.numpy as jnp, jaxmgrit as jm
+        >>> layers = jm.adapters.nnx.init_stack(lambda rngs: nnx.Linear(4, 4, rngs=rngs), 16, nnx.Rngs(0))
+        >>> step, theta = jm.adapters.nnx.to_propagate(layers, call=jm.adapters.residual)
+        >>> jm.propagate(step, theta, jnp.ones((8, 4)), h=1 / 16).shape
+        (8, 4)
+    """
+    return step_function(_run(layers, call, "to_propagate"), "to_propagate", _REMEDY), nnx.state(layers)
+
+
+def _run(layers: nnx.Module, call: Call | None, name: str) -> Callable[..., tuple[PyTree, PyTree]]:
+    """The module as a function of its arrays."""
+    is_list(layers, name, (nnx.List,))
+    if not isinstance(layers, nnx.Module):
+        raise TypeError(f"{name}: layers={layers!r} is not an nnx.Module; give a stack of them: init_stack, stack.")
+    graph, state = nnx.split(layers)
+    check_layers(state, f"{name}: layers")
+
+    def run(x: Arrays, u: State, *h: StepSize) -> tuple[PyTree, PyTree]:
+        given = {path: jax.tree.leaves(variable) for path, variable in nnx.to_flat_state(x)}
+        module = nnx.merge(graph, jax.tree.map(lambda leaf: leaf, x))  # variables of its own, which the call may change
+        u_next = module(u, *h) if call is None else call(module, u, *h)
+        after = nnx.to_flat_state(nnx.state(module))
+        return u_next, nnx.from_flat_state([(path, new) for path, new in after if not _same(given.get(path), new)])
+
+    return run
+
+
+def _same(given: list[Any] | None, variable: Any) -> bool:
+    """Whether a variable holds the very arrays it was given."""
+    now = jax.tree.leaves(variable)
+    return given is not None and len(given) == len(now) and all(x is y for x, y in zip(given, now, strict=True))
