@@ -27,6 +27,7 @@ from tqdm import tqdm
 from experiments.config.arguments import Parser, at_least
 from experiments.errors import ConfigError
 from experiments.networks.smooth import LAYOUTS, Layout
+from experiments.runs import terminal
 from experiments.timing import torch_loop
 from experiments.timing.calibration import calibrate
 from experiments.timing.contenders import Case, contenders
@@ -203,4 +204,4 @@ def _predict(rows: list[Measured], case: Case) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.run(main)

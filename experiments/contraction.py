@@ -25,6 +25,7 @@ import jaxmgrit as jm
 from experiments.config.arguments import Parser, at_least
 from experiments.errors import ConfigError
 from experiments.networks.blocks import layer_norm, transformer_block, transformer_parameters
+from experiments.runs import terminal
 
 PyTree = Any
 COARSE: dict[str, dict[str, Any]] = {
@@ -230,4 +231,4 @@ MAKERS: dict[str, Callable[[int | None, str | None], Subject]] = {
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.run(main)

@@ -23,6 +23,7 @@ import jaxmgrit as jm
 from experiments.config.arguments import Parser, above, at_least
 from experiments.errors import ConfigError
 from experiments.networks.smooth import smooth_layers, tanh_step
+from experiments.runs import terminal
 
 KINDS = {"state": "State", "adjoint": "Adjoint"}
 LAYERS = [64, 128, 256, 512, 1024, 2048, 4096]
@@ -163,4 +164,4 @@ def _make(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.run(main)

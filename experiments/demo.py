@@ -21,6 +21,7 @@ from experiments.config.arguments import above, at_least
 from experiments.config.reader import read
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
+from experiments.runs import terminal
 from experiments.timing.demo_picture import draw
 from experiments.timing.devices import Devices, count_cores, last_cores
 from experiments.timing.programs import time_program
@@ -52,8 +53,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, WorkerError) as error:
         print("demo:", *str(error).splitlines(), sep="\n  ", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
     (folder / "demo.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     draw(folder / "demo.png", result)
     print(f"\npicture and numbers: {folder}/demo.png, demo.json")
@@ -297,4 +296,4 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.run(main)

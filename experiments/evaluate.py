@@ -19,10 +19,11 @@ from experiments.config.reader import PLACES, read_run
 from experiments.config.schema import Config
 from experiments.errors import AgreedError, ConfigError
 from experiments.processes import launch
+from experiments.runs import terminal
 from experiments.runs.files import write_whole
 from experiments.runs.newest import load_trained
 from experiments.runs.resume import load
-from experiments.runs.terminal import ERR, OUT, occupy_closed_streams
+from experiments.runs.terminal import ERR, OUT
 from experiments.training import build
 from experiments.training.evaluation import evaluator
 
@@ -32,7 +33,6 @@ Row = dict[str, Any]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    occupy_closed_streams()
     try:
         given, rest = _parse(sys.argv[1:] if arguments is None else list(arguments))
         words = ["--resume", given.RUN, *rest]
@@ -113,4 +113,4 @@ def _table(rows: list[Row], config: Config, iteration: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.run(main)

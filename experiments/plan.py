@@ -29,6 +29,7 @@ from experiments.config.arguments import Parser, above, at_least
 from experiments.config.reader import read
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
+from experiments.runs import terminal
 from experiments.timing import own_function
 from experiments.timing.calibration import Network, coarse_steps, evaluations, messages, sequential, three
 from experiments.timing.devices import Devices, last_cores
@@ -282,4 +283,4 @@ def _share(reference: float, seconds: float, devices: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.run(main)

@@ -20,6 +20,7 @@ from experiments.config.arguments import Parser
 from experiments.config.reader import read
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
+from experiments.runs import terminal
 from experiments.timing.devices import Devices, count_cores, last_cores
 from experiments.timing.workers import Worker, WorkerError
 from experiments.training import build, programs
@@ -143,4 +144,4 @@ def draw(found: dict[str, Any], file: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.run(main)

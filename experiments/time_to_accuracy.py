@@ -30,6 +30,7 @@ from experiments.config.arguments import Parser, above, at_least
 from experiments.config.reader import read
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
+from experiments.runs import terminal
 from experiments.timing.devices import Devices, count_cores, last_cores
 from experiments.timing.workers import Worker, WorkerError
 from experiments.training import build, programs
@@ -246,4 +247,4 @@ def draw(best: dict[str, tuple[float, list[Curve]]], options: argparse.Namespace
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.run(main)

@@ -21,6 +21,7 @@ from experiments.config.schema import Config
 from experiments.errors import AgreedError, ConfigError, Interrupted, TrainingStopped
 from experiments.processes import launch
 from experiments.processes.interruption import Interruption
+from experiments.runs import terminal
 from experiments.runs.binding import Binding
 from experiments.runs.checkpoints import Checkpoints
 from experiments.runs.folder import Run, read_metrics
@@ -29,7 +30,7 @@ from experiments.runs.progress import Progress, summary_lines
 from experiments.runs.recorder import Recorder, go_on
 from experiments.runs.resume import Resumed, load, resume
 from experiments.runs.sample import write_sample
-from experiments.runs.terminal import ERR, OUT, occupy_closed_streams
+from experiments.runs.terminal import ERR, OUT
 from experiments.training import footprint
 from experiments.training.evaluation import predict
 from experiments.training.loop import Loop
@@ -38,7 +39,6 @@ from experiments.training.records import Listener, Silent
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    occupy_closed_streams()
     job, folder = launch.ALONE, None
     try:
         words = sys.argv[1:] if arguments is None else arguments
@@ -169,4 +169,4 @@ def _ending(error: TrainingStopped | Interrupted) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.run(main)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.runs import terminal
 from experiments.timing import turns
 
 PyTree = Any
@@ -165,4 +166,4 @@ def distance(a: PyTree, b: PyTree) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.run(main)

@@ -90,7 +90,7 @@ def _resume(words: list[str]) -> tuple[list[str], Path | None]:
     try:
         return [*before, *rest], Path(name).expanduser()
     except RuntimeError as error:
-        raise ConfigError(f"--resume {name}: {error}. Write the folder's path in full.") from None
+        raise ConfigError(f"--resume {name}: {str(error).rstrip('.')}. Write the folder's path in full.") from None
 
 
 def _checked(values: dict[str, Any], overrides: dict[str, Any], file: str) -> Config:
@@ -188,6 +188,8 @@ def _message(detail: Any, values: dict[str, Any]) -> str:
         return f"{key}: missing; expected {expected(rule)}. Add it to the file."
     plain = "properties" not in resolve(rule) and "default" in rule
     remedy = f"For example {flag(key)} {words(rule['default'])}, the default." if plain else "Correct it in the file."
+    if detail["type"] == "string_unicode":
+        remedy = "It is not text in this environment's encoding: set PYTHONUTF8=1, or give another name."
     if detail["type"] == "string_type" and isinstance(value, int | float):
         remedy = f"Quote it: '{value}'."
     return f"{key} = {show(value)}: expected {expected(rule)}. {remedy}"

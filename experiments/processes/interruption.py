@@ -12,8 +12,10 @@ import jaxmgrit as jm
 from experiments.errors import Interrupted
 
 ENDING = (signal.SIGINT, signal.SIGTERM)  # a second one of these ends the process at once
-# Those that announce an end: a terminal that closes, schedulers, a limit on CPU time (which the kernel repeats).
-WARNING = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+# Those that announce an end: a terminal that closes, schedulers, a limit on CPU time (which the kernel repeats), a
+# timer set before the program was started, power that is about to fail (on Linux).
+_ANNOUNCING = ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGALRM", "SIGVTALRM", "SIGPWR")
+WARNING = tuple(getattr(signal, name) for name in _ANNOUNCING if hasattr(signal, name))
 
 
 class Interruption:

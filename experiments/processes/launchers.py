@@ -4,9 +4,18 @@ import os
 from dataclasses import dataclass
 
 # How many processes were started together, the innermost launcher first: Open MPI, MPICH and its kin, MVAPICH, jsrun,
-# and SLURM, whose variable the daemons of an mpirun that srun has started hand on to their ranks.
-_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "JSM_NAMESPACE_SIZE", "SLURM_STEP_NUM_TASKS")
-_INDICES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "MV2_COMM_WORLD_RANK")  # which of them this one is
+# Flux, torchrun, and SLURM, whose variable the daemons of an mpirun that srun has started hand on to their ranks.
+_SIZES = (
+    "OMPI_COMM_WORLD_SIZE",
+    "PMI_SIZE",
+    "MV2_COMM_WORLD_SIZE",
+    "JSM_NAMESPACE_SIZE",
+    "FLUX_JOB_SIZE",
+    "WORLD_SIZE",
+    "SLURM_STEP_NUM_TASKS",
+)
+# Which of them this one is; HPE's PALS says no more than that.
+_INDICES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "MV2_COMM_WORLD_RANK", "PALS_RANKID", "FLUX_TASK_RANK")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ FORMAT = 1  # raised whenever older checkpoints can no longer be read
 ARRAYS, MANIFEST = "state.safetensors", "manifest.json"
 UNFINISHED = ".unfinished-"
 LARGEST_MANIFEST = 2**20  # bytes; a config and some numbers take a few thousand
+ATTEMPTS = 100  # to read a checkpoint, while another process writes new ones and removes old ones
 LARGEST_HEADER = 2**24  # bytes of names and shapes before the arrays
 
 Like = Callable[[Any, int], jm.Snapshot]  # from what the loop kept, and the iteration, to a snapshot of the same shapes
@@ -58,14 +59,24 @@ class Checkpoints:
 
         The refused ones are renamed when the next checkpoint is written, so that they never count as kept.
         """
-        reasons: list[str] = []
-        for path in self.paths():
-            try:
-                return self.read(path, like), reasons
-            except Refused as error:
-                reasons.append(str(error))
-                self._refused.append(path)
+        for paths in self.listed():
+            reasons: list[str] = []
+            self._refused = []
+            for path in paths:
+                try:
+                    return self.read(path, like), reasons
+                except Refused as error:
+                    if path.exists():
+                        reasons.append(str(error))
+                        self._refused.append(path)
         return None, reasons
+
+    def listed(self) -> Iterator[list[Path]]:
+        """`paths()`, and again as long as one of those it gave has gone: a training may go on meanwhile."""
+        for _ in range(ATTEMPTS):
+            yield (paths := self.paths())
+            if all(path.exists() for path in paths):
+                return
 
     def write(self, checkpoint: Checkpoint) -> Path:
         """Write a checkpoint of an iteration that has none, then remove all but the latest `keep`.

@@ -149,7 +149,9 @@ def output_folder(config: Config) -> Path:
     try:
         return Path(str(config.output.folder)).expanduser()
     except RuntimeError as error:
-        raise ConfigError(f"output.folder = {config.output.folder!r}: {error}. Write the path in full.") from None
+        raise ConfigError(
+            f"output.folder = {config.output.folder!r}: {str(error).rstrip('.')}. Write the path in full."
+        ) from None
 
 
 def _new_folder(config: Config) -> Path:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 import jaxmgrit as jm
 from experiments.config.schema import Config
@@ -56,32 +55,33 @@ def load_trained(config: Config, data: Data, folder: Path, iteration: int | None
 
     def of_end() -> tuple[jm.Params, Config]:
         params = load_final(folder, final)
-        if _shapes(params) != _shapes(build.initial_params(config, data)):
+        if _shapes(params) != _shapes(jax.eval_shape(lambda: build.initial_params(config, data))):
             raise ValueError(f"{folder / PARAMETERS}: its arrays are not those of this run's network")
         return params, config
 
-    sources: list[tuple[int, Callable[[], tuple[jm.Params, Config]]]] = []
-    if final.iteration is not None and (folder / PARAMETERS).exists():
-        sources.append((final.iteration, of_end))
-    sources += [(int(path.name), functools.partial(of_checkpoint, path)) for path in checkpoints.paths()]
-    sources.sort(key=lambda source: -source[0])  # stable: of one iteration, the final parameters come first
-    wanted = [source for source in sources if iteration in (None, source[0])]
+    for paths in checkpoints.listed():
+        sources: list[tuple[int, Callable[[], tuple[jm.Params, Config]]]] = []
+        if final.iteration is not None and (folder / PARAMETERS).exists():
+            sources.append((final.iteration, of_end))
+        sources += [(int(path.name), functools.partial(of_checkpoint, path)) for path in paths]
+        sources.sort(key=lambda source: -source[0])  # stable: of one iteration, the final parameters come first
+        wanted = [source for source in sources if iteration in (None, source[0])]
+        reasons: list[str] = []
+        for number, load in wanted:
+            try:
+                params, network = load()
+            except ConfigError:
+                raise
+            except ValueError as error:
+                reasons.append(str(error))
+            else:
+                return Trained(params, number, network, reasons)
     if iteration is not None and not wanted:
         known = ", ".join(map(str, dict.fromkeys(number for number, _ in reversed(sources)))) or "none"
         raise ConfigError(f"--iteration {iteration}: expected that of a checkpoint in {folder}: {known}.")
-    reasons: list[str] = []
-    for number, load in wanted:
-        try:
-            params, network = load()
-        except ConfigError:
-            raise
-        except ValueError as error:
-            reasons.append(str(error))
-        else:
-            return Trained(params, number, network, reasons)
     raise ConfigError("\n".join([*reasons, f"{folder}: expected {PARAMETERS} or a checkpoint that can be used."]))
 
 
 def _shapes(params: jm.Params) -> dict[str, Any]:
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {jax.tree_util.keystr(path): (np.shape(leaf), np.asarray(leaf).dtype) for path, leaf in leaves}
+    return {jax.tree_util.keystr(path): (leaf.shape, leaf.dtype) for path, leaf in leaves}

@@ -1,4 +1,4 @@
-"""What is said on stdout and stderr; neither ends a training when nobody reads it any more.
+"""What is said on stdout and stderr; neither ends a program when nobody reads it any more.
 
 A closed pipe (`| head`), a terminal that is gone, a full disk under a log file: the stream is given up, with one
 sentence on the other. Characters that a terminal's encoding lacks are written as backslash escapes.
@@ -7,7 +7,8 @@ sentence on the other. Characters that a terminal's encoding lacks are written a
 import contextlib
 import os
 import sys
-from typing import Any, TextIO
+from collections.abc import Callable
+from typing import Any, NoReturn, TextIO
 
 
 class Stream:
@@ -20,6 +21,7 @@ class Stream:
     def __init__(self, name: str) -> None:
         self._name = name
         self._lost: TextIO | None = None
+        self._own: TextIO | None = None
         self.remark = ""
 
     def write(self, text: str) -> int:
@@ -46,9 +48,18 @@ class Stream:
         self.write("".join(line + "\n" for line in lines))
         self.flush()
 
+    def take(self) -> None:
+        """Stand in for the stream: what is printed, by whatever library, never raises either."""
+        self._own = getattr(sys, self._name)
+        setattr(sys, self._name, self)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
     @property
     def _stream(self) -> TextIO | None:
-        stream: TextIO | None = getattr(sys, self._name)
+        stream: Any = getattr(sys, self._name)
+        stream = self._own if stream is self else stream
         return None if stream is None or stream is self._lost or stream.closed else stream
 
     def _attempt(self, act: Any) -> None:
@@ -86,3 +97,21 @@ def occupy_closed_streams() -> None:
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """Run a command as a program: a reader that goes away or a full disk under its output does not end it.
+
+    Args:
+        main: From the command line to the exit code. Ctrl-C ends it with a word and the code 130.
+    """
+    occupy_closed_streams()
+    OUT.take()
+    ERR.take()
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        ERR.say("interrupted")
+        code = 130
+    OUT.flush()
+    sys.exit(code)

@@ -202,3 +202,23 @@ def test_what_is_written_is_read_bit_for_bit(crashed, checkpoints_of, like, tmp_
     assert again.loop == checkpoint.loop
     for a, b in zip(jax.tree.leaves(again.snapshot), jax.tree.leaves(checkpoint.snapshot), strict=True):
         assert a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
+def test_checkpoints_that_another_process_replaces_meanwhile_are_looked_for_again(crashed, checkpoints_of, like):
+    checkpoints, read = checkpoints_of(crashed), []
+
+    def slow(path, like):
+        read.append(path.name)
+        if len(read) < 3:
+            path.rename(path.with_name(f"{int(path.name) + 2 ** len(read):08d}"))
+        return type(checkpoints).read(checkpoints, path, like)
+
+    manifest = json.loads((crashed / "checkpoints" / "00000014" / "manifest.json").read_text())
+    for path in (crashed / "checkpoints").iterdir():
+        if path.name != "00000014":
+            path.rename(crashed / path.name)
+    checkpoints.read = slow
+    checkpoint, refused = checkpoints.latest(like)
+    assert manifest["iteration"] == 14 and checkpoint is None
+    assert read == ["00000014", "00000016", "00000020"]
+    assert refused == [f"{crashed / 'checkpoints' / '00000020'}: it is the checkpoint of iteration 14"]

@@ -1,0 +1,70 @@
+"""A reader that goes away, a full disk, an encoding without accents: no command ends by them, nor in a traceback."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.runs.terminal import Stream
+
+PROGRAM = """
+import sys
+from experiments.runs import terminal
+def main():
+    for i in range(20_000):
+        print(i, "gr\u00fcn", flush=i % 100 == 0)
+    print("at the end", file=sys.stderr)
+    if "interrupted" in sys.argv:
+        raise KeyboardInterrupt
+    return 3
+terminal.run(main)
+"""
+ROOT = Path(__file__).parents[3]
+
+
+def run(redirection, *words, **environment):
+    """Exit code and standard error of the program."""
+    command = ["sh", "-c", f'"$@" {redirection}', "sh", sys.executable, "-c", PROGRAM, *words]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("redirection", ["> /dev/full", ">&-", "", "| head -n 1 >&2"])
+def test_a_command_comes_to_its_end_whoever_reads_it(redirection):
+    code, said = run(redirection, PYTHONIOENCODING="ascii")
+    assert code == (0 if "head" in redirection else 3)  # of a pipeline, its last command's
+    assert "at the end" in said and "Traceback" not in said and "Exception ignored" not in said
+
+
+def test_a_lost_stderr_is_borne_too_and_ctrl_c_is_a_word():
+    assert run("2> /dev/full") == (3, "")
+    code, said = run("> /dev/null", "interrupted")
+    assert (code, said) == (130, "at the end\ninterrupted\n")
+
+
+def test_a_stream_that_is_taken_writes_to_what_was_there_until_it_is_lost(monkeypatch):
+    class Pipe(io.StringIO):
+        encoding = "ascii"
+        broken = False
+
+        def write(self, text):
+            if self.broken:
+                raise BrokenPipeError(32, "Broken pipe")
+            text.encode(self.encoding)
+            return super().write(text)
+
+    pipe = Pipe()
+    monkeypatch.setattr(sys, "stdout", pipe)
+    stream = Stream("stdout")
+    stream.take()
+    assert sys.stdout is stream
+    print("gr\u00fcn")
+    assert pipe.getvalue() == "gr\\xfcn\n"
+    pipe.broken = True
+    print("lost")
+    pipe.broken = False
+    print("given up")
+    assert pipe.getvalue() == "gr\\xfcn\n"
