@@ -10,9 +10,10 @@ from jaxmgrit._pytree import all_finite, split
 from jaxmgrit._types import Layers, State, StepSize
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.backend.local import LOCAL
-from jaxmgrit.differentiable import CONVERGED, chosen, is_plain, plainly, solved
 from jaxmgrit.solvers.base import Solver
+from jaxmgrit.solvers.mgrit.solver import CONVERGED
 from jaxmgrit.solvers.result import result_code
+from jaxmgrit.verbs.differentiable import chosen, is_plain, plainly, solved
 
 PyTree = Any
 

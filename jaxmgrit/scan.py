@@ -14,10 +14,11 @@ from jaxmgrit._checks import check_backend, check_carry, check_layers
 from jaxmgrit._types import Arrays, Layers, State, StepSize
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.backend.local import LOCAL
-from jaxmgrit.differentiable import CONVERGED, chosen, is_plain, plainly, solved
 from jaxmgrit.solvers.base import Solver
 from jaxmgrit.solvers.mgrit.coarse import midpoint, same_step
+from jaxmgrit.solvers.mgrit.solver import CONVERGED
 from jaxmgrit.solvers.sequential import SEQUENTIAL
+from jaxmgrit.verbs.differentiable import chosen, is_plain, plainly, solved
 
 PyTree = Any
 

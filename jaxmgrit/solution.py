@@ -8,10 +8,18 @@ from typing import Any, NamedTuple, Self
 import jax
 import numpy as np
 
+from jaxmgrit._checks import check_backend, check_like, check_type
+from jaxmgrit._pytree import repeat
+from jaxmgrit._types import State
+from jaxmgrit.backend.base import REPLICATED, SHARDED, SHARDED_STATES, STATE, Backend
 from jaxmgrit.solvers.result import Result, check
+from jaxmgrit.system.network import Network
 from jaxmgrit.system.partition import Level
 
 PyTree = Any
+
+# Of what `state_data` gives.
+STATE_SPECS = (SHARDED, STATE, REPLICATED, SHARDED_STATES)
 
 
 class CPoints(NamedTuple):
@@ -116,3 +124,39 @@ class AdjointSolution(_Checked):
     scale: jax.Array
     level: Level = field(metadata={"static": True})
     tolerance: bool = field(metadata={"static": True})
+
+
+def check_solution(sol: Any) -> None:
+    """Raise a TypeError unless `sol` is what `solve` returns."""
+    check_type(sol, Solution, "sol", "give what jm.solve returned.")
+
+
+def check_partition(level: Level, layers: int, backend: Backend, name: str) -> None:
+    """Raise a ValueError unless a solution belongs to a network of so many layers on this backend."""
+    check_backend(backend)
+    if level.steps != layers:
+        raise ValueError(
+            f"{name} belongs to a network of {level.steps} layers, but theta has {layers}; solve again with this theta."
+        )
+    if level.devices != backend.size:
+        raise ValueError(
+            f"{name} was computed on {level.devices} devices, but backend has {backend.size}; pass the "
+            "backend it was made with."
+        )
+
+
+def check_guess(guess: CPoints | None, initial: State, level: Level, backend: Backend) -> None:
+    """Raise a ValueError unless a guess holds the C-points of this partition."""
+    if guess is None:
+        return
+    expected = jax.eval_shape(lambda: CPoints(initial, repeat(initial, level.intervals // backend.blocks)))
+    remedy = (
+        "Give the c_points of a solve of the same network with the same coarsening factor and number of devices "
+        "(or a jax.tree.map of them)."
+    )
+    check_like(guess, expected, "guess", remedy)
+
+
+def state_data(network: Network, sol: Solution, backend: Backend) -> tuple[PyTree, ...]:
+    """What a program needs to know of a solved state: slots, u^0, what is shared, C-points (see STATE_SPECS)."""
+    return network.on(sol.level, backend), sol.c_points.initial, network.shared, sol.c_points.ends

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 
 from jaxmgrit._pytree import PyTree, euclidean_norm, is_inexact, merge, split, subtract
 from jaxmgrit._types import Arrays, Layers, State, StepSize
-from jaxmgrit.adjoint import adjoint_network
 from jaxmgrit.backend.base import Backend, check_parts
 from jaxmgrit.propagate import propagate
-from jaxmgrit.solve import solve_network
 from jaxmgrit.solvers.base import Solver
 from jaxmgrit.solvers.sequential import Sequential, match_segments
 from jaxmgrit.system.network import make_network
+from jaxmgrit.verbs.adjoint import adjoint_network
+from jaxmgrit.verbs.state import solve_network
 
 # Calls of one program, of which the quickest counts: what else the machine does only ever adds to a time. All together
 # take about so many seconds at most.

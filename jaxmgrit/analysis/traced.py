@@ -12,17 +12,17 @@ import jax.numpy as jnp
 
 from jaxmgrit._pytree import PyTree, real_dtype
 from jaxmgrit._types import Layers, State
-from jaxmgrit.adjoint import adjoint_network
 from jaxmgrit.analysis import marks
 from jaxmgrit.analysis.counting import Counting
 from jaxmgrit.analysis.counts import NOTHING, Counts, Sizes
 from jaxmgrit.analysis.walk import Tally, Walk
 from jaxmgrit.solution import Solution
-from jaxmgrit.solve import solve_network
 from jaxmgrit.solvers.base import Solver
 from jaxmgrit.system.network import Network
 from jaxmgrit.system.step import Equation, Shared, Slot
 from jaxmgrit.training.schedules.base import Head, Schedule, Setting
+from jaxmgrit.verbs.adjoint import adjoint_network
+from jaxmgrit.verbs.state import solve_network
 
 
 @dataclass(frozen=True)

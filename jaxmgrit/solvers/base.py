@@ -9,7 +9,7 @@ import jax
 
 from jaxmgrit._pytree import PyTree, all_finite
 from jaxmgrit._types import State
-from jaxmgrit.backend.base import Backend, broadcast
+from jaxmgrit.backend.base import REPLICATED, SHARDED_STATES, STATE, Backend, broadcast
 from jaxmgrit.system.grid import Grid
 from jaxmgrit.system.network import Network
 from jaxmgrit.system.partition import Level
@@ -146,3 +146,6 @@ def at_last_interval(grid: Grid, value: Callable[[int], PyTree]) -> PyTree:
     level = grid.level
     device, local = divmod(level.first_interval if grid.backward else level.last_interval, level.share)
     return broadcast(grid.backend, value(local), device)
+
+
+OUTCOME_SPECS = Outcome(SHARDED_STATES, STATE, REPLICATED, REPLICATED, REPLICATED, REPLICATED)

@@ -15,7 +15,6 @@ from jaxmgrit._pytree import merge, split, where
 from jaxmgrit._types import Arrays, Layers, State, Warm
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.solution import CPoints
-from jaxmgrit.solve import propagate_exactly, solve_network
 from jaxmgrit.solvers.result import Result
 from jaxmgrit.system.network import Network, make_network
 from jaxmgrit.system.partition import lay_out
@@ -24,6 +23,7 @@ from jaxmgrit.training.penalty import first_layers, penalty_gradient, penalty_va
 from jaxmgrit.training.problem import Params, Problem, check_objective
 from jaxmgrit.training.running_cost import total_running_cost
 from jaxmgrit.training.schedules.base import Found, Head, Schedule, Setting
+from jaxmgrit.verbs.state import propagate_exactly, solve_network
 
 PyTree = Any
 

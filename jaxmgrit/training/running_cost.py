@@ -12,8 +12,8 @@ from jaxmgrit._programs import cached
 from jaxmgrit._pytree import real_dtype, where
 from jaxmgrit._types import Arrays, Layers, Mask, State
 from jaxmgrit.backend.base import REPLICATED, Backend
-from jaxmgrit.solution import Solution
-from jaxmgrit.solve import STATE_SPECS, finest_grid, state_data
+from jaxmgrit.solution import STATE_SPECS, Solution, state_data
+from jaxmgrit.solvers.mgrit.grids import finest_grid
 from jaxmgrit.system.network import Network
 from jaxmgrit.system.partition import Level
 from jaxmgrit.system.step import Equation

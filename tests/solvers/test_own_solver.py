@@ -12,15 +12,15 @@ from helpers import networks as nets
 
 import jaxmgrit as jm
 from jaxmgrit import cost_model
-from jaxmgrit.adjoint import adjoint_network
 from jaxmgrit.solution import CPoints
-from jaxmgrit.solve import solve_network
 from jaxmgrit.solvers.base import Outcome, Solver, at_last_interval, is_finite
 from jaxmgrit.solvers.convergence import total_norm
 from jaxmgrit.solvers.result import result_code
 from jaxmgrit.system.grid import run_interval
 from jaxmgrit.system.partition import cut
 from jaxmgrit.training.schedules.base import Found
+from jaxmgrit.verbs.adjoint import adjoint_network
+from jaxmgrit.verbs.state import solve_network
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ from jaxmgrit.backend.local import Local
 from jaxmgrit.solvers.base import Solver
 from jaxmgrit.solvers.mgrit.coarse import all_layers
 from jaxmgrit.solvers.mgrit.fas import restrict
+from jaxmgrit.solvers.sequential import SEQUENTIAL
 from jaxmgrit.system.grid import Grid
 from jaxmgrit.system.kept_layers import Kept, over_kept_layers
 from jaxmgrit.system.linearise import (
@@ -264,3 +265,9 @@ def _transpose(equation: Equation, shared: Shared, stride: int, slot_and_state: 
 
 def _expand(equation: Equation, shared: Shared, offset: int, block: AdjointBlock) -> PyTree:
     return record(partial(_vjp_state, equation, shared), block, offset).taped
+
+
+def finest_grid(equation: Equation, slots: Layers, shared: PyTree, level: Level, u0: State, backend: Backend) -> Grid:
+    """The state's finest grid alone, of a given partition."""
+    batch = sweep_batch(SEQUENTIAL, u0, backend.platform, level.share)
+    return state_grids(equation, slots, shared, (level,), SEQUENTIAL, backend, batch)[0]

@@ -8,7 +8,14 @@ from functools import partial
 
 import jax
 
-from jaxmgrit._checks import alike, check_batch_axis, check_scalar, check_step, describe, evaluated
+from jaxmgrit._checks import (
+    alike,
+    check_batch_axis,
+    check_scalar,
+    check_step,
+    describe,
+    evaluated,
+)
 from jaxmgrit._pytree import PyTree, repeat
 from jaxmgrit._types import State
 from jaxmgrit.solvers.base import Outcome, Solver
@@ -127,3 +134,6 @@ def _several(one: PyTree, count: int) -> PyTree:
 
 
 DEFAULT = MGRIT()
+
+# To the dtype's rounding, whatever the network.
+CONVERGED = MGRIT(cycles=50, rtol=0.0, sequential_fallback=True)

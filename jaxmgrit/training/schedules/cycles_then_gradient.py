@@ -10,13 +10,13 @@ import jax.numpy as jnp
 
 from jaxmgrit._pytree import repeat
 from jaxmgrit._types import State, Warm
-from jaxmgrit.adjoint import adjoint_network
 from jaxmgrit.solution import CPoints
-from jaxmgrit.solve import solve_network
 from jaxmgrit.solvers.result import worse
 from jaxmgrit.system.network import Network
 from jaxmgrit.system.partition import Level
 from jaxmgrit.training.schedules.base import Found, LossHead, Setting
+from jaxmgrit.verbs.adjoint import adjoint_network
+from jaxmgrit.verbs.state import solve_network
 
 PyTree = Any
 

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jaxmgrit._programs import cached
 from jaxmgrit._pytree import add, fit, fold, real_dtype, subtract, where
 from jaxmgrit._types import Layers, State, Warm
-from jaxmgrit.adjoint import GRADIENT_SPECS
 from jaxmgrit.backend.base import REPLICATED, SHARDED, SHARDED_STATES, STATE, WHOLE_STATES, Backend, broadcast
 from jaxmgrit.backend.local import LOCAL
 from jaxmgrit.solvers.mgrit.cycle import Grids, solve_level
@@ -24,6 +23,7 @@ from jaxmgrit.system.grid import Grid, entry
 from jaxmgrit.system.linearise import AdjointBlock, Linearisation, record_all
 from jaxmgrit.system.partition import Level, fine_grid_data
 from jaxmgrit.system.step import Equation, Shared, Slot, Vjp
+from jaxmgrit.verbs.adjoint import GRADIENT_SPECS
 
 PyTree = Any
 

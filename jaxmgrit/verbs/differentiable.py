@@ -14,21 +14,17 @@ from jaxmgrit._checks import check_pair, check_solver, check_state, check_step, 
 from jaxmgrit._programs import cached
 from jaxmgrit._pytree import merge, split, vary, varying_axes
 from jaxmgrit._types import Arrays, Layers, State, StepSize
-from jaxmgrit.adjoint import adjoint_network
 from jaxmgrit.backend.base import Backend, check_parts
-from jaxmgrit.solve import outputs_network, solve_network
 from jaxmgrit.solvers.base import Solver
-from jaxmgrit.solvers.mgrit.solver import MGRIT
 from jaxmgrit.solvers.sequential import SEQUENTIAL, Sequential, match_segments
 from jaxmgrit.system.network import Network, make_network
 from jaxmgrit.system.plain import plain_scan
 from jaxmgrit.system.reverse_only import differentiable_once, reverse_mode_only
 from jaxmgrit.system.step import Equation, Slot
+from jaxmgrit.verbs.adjoint import adjoint_network
+from jaxmgrit.verbs.state import outputs_network, solve_network
 
 PyTree = Any
-
-# To the dtype's rounding, whatever the network.
-CONVERGED = MGRIT(cycles=50, rtol=0.0, sequential_fallback=True)
 
 
 def is_plain(solver: Solver | None, adjoint: Solver | None, backend: Backend, layers: int) -> bool:
