@@ -1,9 +1,11 @@
 """Train a network as a config file says: `python -m experiments.train configs/level_sets.yaml [--key VALUE ...]`.
 
-Or go on with a run that was interrupted: `python -m experiments.train --resume RUN [--backend.devices ...]`. Everything
-the run leaves is in its folder, see `experiments.runs.folder`. Exit code 0: done; 1: stopped because training went
-wrong or nothing more could be written; 2: the config cannot be run; 128 + N: interrupted by signal N, such as 130 by
-Ctrl-C and 143 by SIGTERM, with a checkpoint.
+Or go on with a run that was interrupted: `python -m experiments.train --resume RUN [--backend.devices ...]`; or go on
+if there is something to go on with, else begin: `CONFIG --resume auto --output.folder FOLDER [--key VALUE ...]`.
+
+Everything the run leaves is in its folder, see `experiments.runs.folder`. Exit code 0: done; 1: stopped because
+training went wrong or nothing more could be written; 2: the config cannot be run; 128 + N: interrupted by signal N,
+such as 130 by Ctrl-C and 143 by SIGTERM, with a checkpoint.
 """
 
 import contextlib
@@ -136,6 +138,8 @@ def run(
         interruption.end_at_once(recorder.last["iteration"])
         if config.output.pictures:
             with recorder.writing():
+                if not config.output.quiet:
+                    OUT.say("drawing ...")
                 _draw(folder, config, data, loop, params)
     except Interrupted as error:
         raise Interrupted(error.signal, error.iteration, finished=True) from None

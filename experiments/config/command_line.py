@@ -101,6 +101,7 @@ def _parser(program: str, everything: bool = True) -> _Parser:
     epilog = EXAMPLES.format(program)
     if program in RESUMABLE:
         epilog += f"\n  python -m {program} --resume RUN             go on with an interrupted run"
+        epilog += f"\n  python -m {program} CONFIG --resume auto --output.folder FOLDER    go on there, or begin"
     if not everything:
         epilog += "\n\n" + textwrap.fill(f"--help-all: every key, of {sections}", 110)
     parser = _Parser(

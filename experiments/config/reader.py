@@ -21,6 +21,7 @@ from experiments.foundation.files import read_limited
 
 LARGEST = 2**16  # bytes of a config; a whole one has 3000
 FREE = ("iterations", "evaluation", "checkpoints", "backend", "output")  # what --resume may change
+AUTO = Path("auto")  # as the run to resume: the one of output.folder, if there is one
 QUIET = "output.quiet"  # changes nothing that is kept
 PLACES = (
     "problem.folder",
@@ -46,7 +47,7 @@ def read(arguments: Sequence[str], program: str) -> Config:
 
 
 def read_run(arguments: Sequence[str], program: str) -> tuple[Config, Path | None]:
-    """Read `CONFIG [--section.key VALUE ...]` or `--resume RUN [--section.key VALUE ...]`.
+    """Read `CONFIG [--section.key VALUE ...]`, also with `--resume auto`, or `--resume RUN [--section.key VALUE ...]`.
 
     Returns:
         The config, and the folder of the run to go on with, if any; then only `PLACES` and keys under `FREE` may be
@@ -58,6 +59,8 @@ def read_run(arguments: Sequence[str], program: str) -> tuple[Config, Path | Non
     rest, folder = _resume(list(arguments))
     if folder is None:
         return read(rest, program), None
+    if folder == AUTO:
+        return _started_or_not(read(rest, program))
     file = folder / "config.yaml"
     if not file.is_file():
         raise ConfigError(
@@ -74,6 +77,27 @@ def read_run(arguments: Sequence[str], program: str) -> tuple[Config, Path | Non
     for section in {key.partition(".")[0] for key in overrides if "." in key and key not in (*PLACES, QUIET)}:
         values.pop(section, None)
     return _checked(values, {**overrides, "output.folder": str(folder)}, str(file)), folder
+
+
+def _started_or_not(config: Config) -> tuple[Config, Path | None]:
+    """What `--resume auto` means: to go on with the run of `output.folder`, or to begin it.
+
+    The config is the one that is given, also for a run that goes on; its checkpoints refuse that of another training.
+    """
+    if config.output.folder is None:
+        raise ConfigError(
+            "--resume auto: expected --output.folder with it, the same whenever it is started: a run there goes on, "
+            "else it begins."
+        )
+    try:
+        folder = Path(config.output.folder).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"output.folder = {config.output.folder!r}: {error}. Write the path in full.") from None
+    # A run that was ended while its folder was being made has but empty files.
+    inside = list(folder.iterdir()) if folder.is_dir() else []
+    begun = any(file.name == "config.yaml" for file in inside)
+    barely = bool(inside) and all(file.is_file() and file.stat().st_size == 0 for file in inside)
+    return config, folder if begun or barely else None
 
 
 def _resume(words: list[str]) -> tuple[list[str], Path | None]:

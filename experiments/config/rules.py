@@ -133,7 +133,7 @@ def _warmup(config: Config) -> Iterator[str]:
     if config.optimizer.name != "published" and config.optimizer.warmup >= config.iterations:
         yield (
             f"optimizer.warmup = {config.optimizer.warmup}: expected fewer than iterations = {config.iterations}. "
-            "Shorten the warm-up or train longer."
+            f"Shorten the warm-up, --optimizer.warmup {config.iterations // 10} say, or train longer."
         )
 
 

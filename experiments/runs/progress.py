@@ -37,7 +37,7 @@ class Progress:
         self._quiet = config.output.quiet
         if not self._quiet:
             OUT.say(*header(config, data, devices, folder))
-            OUT.say("", "  ".join(title for title, _, _ in COLUMNS))
+            OUT.say("", "compiling ...", "  ".join(title for title, _, _ in COLUMNS))
         hidden = self._quiet or not OUT.isatty()
         self._bar = tqdm(total=most_iterations(config), disable=hidden, file=OUT, leave=False)
 

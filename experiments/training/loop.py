@@ -14,7 +14,7 @@ from experiments.training.checkpoint import Checkpoint
 from experiments.training.controller import KEPT, Controller
 from experiments.training.course import FAILED_SEARCHES
 from experiments.training.evaluation import EvaluationStopped
-from experiments.training.records import Listener, Row, figures
+from experiments.training.records import Gap, Listener, Row, figures
 from experiments.training.recovery import stepped_back, trouble
 from experiments.training.session import Session, is_finite
 from jaxmgrit.analysis.control import EXACT, observe
@@ -37,6 +37,7 @@ class Loop:
         self._session = Session(config, data)
         self._control = Controller(config)
         self._good: Checkpoint | None = None
+        self._gap = Gap(config.training.batch_size, min(len(data.train.y), config.evaluation.points or 2**62))
 
     @property
     def trainer(self) -> Trainer:
@@ -109,6 +110,8 @@ class Loop:
             params = self._session.params() if at_end and not asked else None
             row = self._iterate(iteration, evaluation, at_end)
             listener.row(row)
+            if lie := self._gap.sentence(row):
+                self._decided(listener, {"iteration": iteration, "action": "warning", "reason": lie})
             if reason := self._trouble(row, checkpoint):
                 iteration = self._step_back(row, reason, listener)
                 continue

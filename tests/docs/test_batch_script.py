@@ -64,16 +64,15 @@ def test_it_asks_slurm_for_an_array_a_signal_and_requeueing():
 def test_a_training_that_is_done_does_not_queue_again(start):
     assert start("configs/level_sets.yaml", "--iterations", "5").wait(20) == 0
     assert start.calls() == [
-        "srun python -m experiments.train configs/level_sets.yaml --seed 3 --output.folder runs/level_sets-seed-3 "
-        "--iterations 5 --backend.coordinator detect"
+        "srun python -m experiments.train configs/level_sets.yaml --seed 3 --iterations 5 --resume auto "
+        "--output.folder runs/level_sets-seed-3 --backend.coordinator detect"
     ]
 
 
-def test_a_second_start_goes_on_with_the_same_folder(start):
-    (start.folder / "runs" / "level_sets-seed-3").mkdir(parents=True)
-    assert start("configs/level_sets.yaml").wait(20) == 0
-    (call,) = start.calls()
-    assert call == "srun python -m experiments.train --resume runs/level_sets-seed-3 --backend.coordinator detect"
+def test_a_second_start_is_the_same_command(start):
+    assert start("configs/level_sets.yaml").wait(20) == start("configs/level_sets.yaml").wait(20) == 0
+    first, second = start.calls()
+    assert first == second and "--resume auto --output.folder runs/level_sets-seed-3" in first
 
 
 def test_a_training_that_goes_wrong_does_not_queue_again(start):

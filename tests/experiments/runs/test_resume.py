@@ -121,6 +121,25 @@ def test_wrong_ways_to_resume(words, message, undisturbed, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_one_command_begins_goes_on_and_does_no_harm_to_what_is_done(tiny, undisturbed, tmp_path, capsys):
+    words = [tiny, "--resume", "auto", "--output.folder", str(tmp_path / "run")]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").touch()  # ended while the folder was being made
+    assert main([*words, "--iterations", "6"]) == 0
+    assert "going on from iteration 0" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "run")
+    shutil.copytree(undisturbed, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "00000014")
+    for said in ("going on from iteration 12", "going on from iteration 14, the last: it is evaluated again"):
+        assert main(words) == 0
+        assert said in capsys.readouterr().out
+        assert_same(tmp_path / "run", undisturbed)
+    assert main([*words, "--optimizer.learning-rate", "0.5"]) == 2
+    assert "it belongs to another training: optimizer.learning_rate was 0.02, now it is 0.5" in capsys.readouterr().err
+    assert main([tiny, "--resume", "auto"]) == 2
+    assert "--resume auto: expected --output.folder with it" in capsys.readouterr().err
+
+
 def test_two_processes_cannot_go_on_with_one_run(crashed, capsys):
     with (crashed / "metrics.jsonl").open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
