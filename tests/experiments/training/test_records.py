@@ -46,7 +46,8 @@ def test_a_training_that_lies_says_so(tmp_path, capsys):
         "iterations: 60\nproblem: {name: level_sets, train_per_class: 30, validation_per_class: 10}\n"
         "network: {layers: 32, width: 6, initialisation: independent, final_time: 20.0}\n"
         "optimizer: {learning_rate: 0.02}\ntraining: {schedule: predict_then_sweep, start: cold, batch_size: 150}\n"
-        "solver: {coarsening_factor: 8, levels: 2, coarse_params: average, coarse_step: midpoint}\nevaluation: {every: 10}\n"
+        "solver: {coarsening_factor: 8, levels: 2, coarse_params: average, coarse_step: midpoint}\n"
+        "evaluation: {every: 10}\n"
         "output: {pictures: false}\n"
     )
     before = jax.config.jax_enable_x64
