@@ -116,8 +116,8 @@ def layer_gradients(
     check_partition(adj.level, network.layers, backend, "adj")
 
     program = gradient_program(network.equation, sol.level, adj.level, backend)
-    found = program(state_data(network, sol, backend), adj.c_points.initial, adj.c_points.ends)
-    return like_theta(found.slots.theta, theta, network.layers, backend)
+    swept = program(state_data(network, sol, backend), adj.c_points.initial, adj.c_points.ends)
+    return like_theta(swept.slots.theta, theta, network.layers, backend)
 
 
 def like_theta(d_theta: Arrays, theta: Layers, layers: int, backend: Backend) -> PyTree:

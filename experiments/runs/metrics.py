@@ -20,6 +20,7 @@ from experiments.runs.files import Unreadable, open_regular, write_all
 Row = dict[str, Any]
 METRICS = "metrics.jsonl"
 LONGEST = 4096  # bytes of a line: 15 numbers with their names
+MOST_DAMAGED = 2**20  # bytes in a row that hold no row; then the file is none of metrics, such as one huge hole
 NUMBERS = (  # what every row holds
     "inexact_loss",
     "inexact_accuracy",
@@ -72,10 +73,13 @@ def read_table(path: Path, most: int | None = None) -> Table:
         size = os.fstat(file.fileno()).st_size
         if most is not None and size > (most + 2) * LONGEST:
             raise Unreadable(f"its {size} bytes are more than {most} rows can have")
-        candidates, damaged, position, number = [], [], 0, 1
+        candidates, damaged, position, number, idle = [], [], 0, 1, 0
         for piece in _lines(file):
             position += len(piece)
             row = _row(piece)
+            idle = 0 if row is not None else idle + len(piece)
+            if idle > MOST_DAMAGED:
+                raise Unreadable(f"it holds no row in more than {MOST_DAMAGED} bytes")
             if row is not None:
                 candidates.append((row, position, number))
             elif piece.endswith(b"\n"):

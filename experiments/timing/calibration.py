@@ -56,11 +56,11 @@ def calibrate(
     """
     jax.config.update("jax_enable_x64", case.dtype == "float64")
     problem, params, (x, _) = network(case, layout)
-    found = Network(problem.step, params.layers, x, problem.h)
-    message, byte = messages(found.u0, devices) if devices.count > 1 else (0.0, 0.0)
-    alone = three(found, 1, length, 1, devices)
-    swept = three(found, devices.count, length, batch, devices)
-    coarse = coarse_steps(found, solver, length, devices)
+    own = Network(problem.step, params.layers, x, problem.h)
+    message, byte = messages(own.u0, devices) if devices.count > 1 else (0.0, 0.0)
+    alone = three(own, 1, length, 1, devices)
+    swept = three(own, devices.count, length, batch, devices)
+    coarse = coarse_steps(own, solver, length, devices)
     return Costs(*swept, *alone, *coarse, message, byte, evaluations(solver))
 
 
@@ -100,8 +100,8 @@ def coarse_steps(network: Network, solver: jm.MGRIT, factor: int, devices: Devic
 
         return jax.lax.scan(one, lam, (t, rhs, rhs), reverse=True)
 
-    there, back = (_seconds(_everywhere(f, devices), theta, states, network.u0) / count for f in (forward, backward))
-    return there, max(0.0, back - there)
+    ahead, back = (_seconds(_everywhere(f, devices), theta, states, network.u0) / count for f in (forward, backward))
+    return ahead, max(0.0, back - ahead)
 
 
 def three(network: Network, parts: int, length: int, batch: int, devices: Devices) -> tuple[float, float, float]:
@@ -217,11 +217,11 @@ def _seconds(f: Callable[..., Any], *args: Any) -> float:
     jax.block_until_ready(f(*args))
     once = time.perf_counter() - start
     times = agreed(max(1, round(0.01 / once)))
-    found = []
+    seconds = []
     for _ in range(REPEATS):
         start = time.perf_counter()
         for _ in range(times):
             last = f(*args)
         jax.block_until_ready(last)
-        found.append((time.perf_counter() - start) / times)
-    return statistics.median(found)
+        seconds.append((time.perf_counter() - start) / times)
+    return statistics.median(seconds)

@@ -245,8 +245,8 @@ def _scan(case: Case, layout: Layout, devices: Devices, segments: bool, layers: 
 
     def step(state: Any, batch: Any) -> tuple[Any, Any]:
         params, kept = state
-        value, found = gradient(params, *batch)
-        updates, kept = _optimizer().update(found, kept, params)
+        value, gradients = gradient(params, *batch)
+        updates, kept = _optimizer().update(gradients, kept, params)
         return (optax.apply_updates(params, updates), kept), value
 
     state = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), (params, _optimizer().init(params)))

@@ -28,10 +28,10 @@ def time_loop(memory: Any, case: Case, repeats: int) -> float:
             u = u + h * torch.tanh(torch.addmm(bias, u, weight))
         torch.autograd.grad((u**2).mean(), (w, b))
 
-    found = []
+    seconds = []
     gradient()
     for _ in range(repeats):
         start = time.perf_counter()
         gradient()
-        found.append(time.perf_counter() - start)
-    return statistics.median(found)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)

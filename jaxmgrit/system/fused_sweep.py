@@ -33,8 +33,8 @@ def vjp_sweep(
     ends: State,
     lam_final: State,
     step_sizes: bool,
-    finish: Callable[..., tuple[PyTree, PyTree]] = lambda arrived, lam, beside: (None, None),
-    beside: Arrays = None,
+    finish: Callable[..., tuple[PyTree, PyTree]] = lambda arrived, lam, extra: (None, None),
+    extra: Arrays = None,
     total: State = None,
     edge: State = None,
     tapes: Tape | None = None,
@@ -49,9 +49,9 @@ def vjp_sweep(
         ends: C-points of the adjoint, leaves (share, ...).
         lam_final: C-point 0 of the adjoint.
         step_sizes: whether h (and what the step closes over) is to be differentiated too.
-        finish: (what an interval's state arrives at, its adjoint, its entry of `beside`) -> what is wanted of them,
+        finish: (what an interval's state arrives at, its adjoint, its entry of `extra`) -> what is wanted of them,
             while they are in the cache, and the increment to its entry of `total`.
-        beside: leaves (share, ...).
+        extra: leaves (share, ...).
         total: leaves (share, ...).
         edge: the adjoint that enters this device's intervals, where that is known.
         tapes: of all intervals by `vjp_all`, where they have been recorded, leaves (share, ...).
@@ -69,17 +69,17 @@ def vjp_sweep(
         and jax.tree.leaves(zero_shared(shared, step_sizes))
     ):
         return _side_by_side(
-            equation, grid, shared, offset, grid.starts(ends, lam_final, edge), step_sizes, chunk, finish, beside, total
+            equation, grid, shared, offset, grid.starts(ends, lam_final, edge), step_sizes, chunk, finish, extra, total
         )
 
-    def one(lam: State, block: AdjointBlock, tape: Tape | None, beside: Arrays) -> tuple[PyTree, PyTree]:
+    def one(lam: State, block: AdjointBlock, tape: Tape | None, extra: Arrays) -> tuple[PyTree, PyTree]:
         arrived, lam, gradients = interval_gradient(equation, shared, block, offset, lam, step_sizes, tape)
-        kept, increment = finish(arrived, lam, beside)
+        kept, increment = finish(arrived, lam, extra)
         return (gradients, kept), increment
 
-    (found, kept), total = grid.accumulate(one, ends, lam_final, total, grid.blocks, tapes, beside, edge=edge)
-    summed = jax.tree.map(lambda x: jnp.sum(x, axis=0), (found.shared, found.cost))
-    return Gradients(unfold(found.slots), *summed), kept, total
+    (gradients, kept), total = grid.accumulate(one, ends, lam_final, total, grid.blocks, tapes, extra, edge=edge)
+    summed = jax.tree.map(lambda x: jnp.sum(x, axis=0), (gradients.shared, gradients.cost))
+    return Gradients(unfold(gradients.slots), *summed), kept, total
 
 
 def _side_by_side(
@@ -91,7 +91,7 @@ def _side_by_side(
     step_sizes: bool,
     chunk: int,
     finish: Callable[..., tuple[PyTree, PyTree]],
-    beside: Arrays,
+    extra: Arrays,
     total: State,
 ) -> tuple[Gradients, PyTree, PyTree]:
     """The fused sweep where something shared is differentiated: its cotangent is summed over `chunk` intervals at once.
@@ -100,22 +100,22 @@ def _side_by_side(
     """
 
     def several(args: Arrays) -> tuple[PyTree, ...]:
-        lam, block, beside = args
+        lam, block, extra = args
         slots, states = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (block.slots, block.states))
         block = block._replace(slots=slots, states=states)
-        arrived, lam, found = interval_gradient(equation, shared, block, offset, lam, step_sizes, together=True)
-        by_interval = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), found.slots)
-        return found._replace(slots=by_interval), *jax.vmap(finish)(arrived, lam, beside)
+        arrived, lam, gradients = interval_gradient(equation, shared, block, offset, lam, step_sizes, together=True)
+        by_interval = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), gradients.slots)
+        return gradients._replace(slots=by_interval), *jax.vmap(finish)(arrived, lam, extra)
 
-    args = (starts, grid.blocks, beside)
+    args = (starts, grid.blocks, extra)
     if chunk == grid.level.share:
-        found, kept, increment = several(args)
+        gradients, kept, increment = several(args)
     else:
-        found, kept, increment = jax.lax.map(several, fold(args, chunk))
-        summed = jax.tree.map(lambda x: jnp.sum(x, axis=0), (found.shared, found.cost))
-        slots, kept, increment = unfold((found.slots, kept, increment))
-        found = Gradients(slots, *summed)
-    return found._replace(slots=unfold(found.slots)), kept, add(total, increment)
+        gradients, kept, increment = jax.lax.map(several, fold(args, chunk))
+        summed = jax.tree.map(lambda x: jnp.sum(x, axis=0), (gradients.shared, gradients.cost))
+        slots, kept, increment = unfold((gradients.slots, kept, increment))
+        gradients = Gradients(slots, *summed)
+    return gradients._replace(slots=unfold(gradients.slots)), kept, add(total, increment)
 
 
 def interval_gradient(
@@ -139,8 +139,8 @@ def interval_gradient(
         lam, total = carry
         (pullback, seed), cost, inside = inputs
         d_slot, before, d_shared = pullback((lam, seed))
-        found = (d_slot, d_shared, cost)
-        d_slot, d_shared, cost = where(inside, found, jax.tree.map(jnp.zeros_like, found))
+        own = (d_slot, d_shared, cost)
+        d_slot, d_shared, cost = where(inside, own, jax.tree.map(jnp.zeros_like, own))
         return (where(inside, before, lam), add(total, d_shared)), (d_slot, cost)
 
     start = (lam, zero_shared(shared, step_sizes))

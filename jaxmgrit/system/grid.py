@@ -101,8 +101,8 @@ class Grid:
         share = self.level.share
         if self.batch > 1 or share == 1:
             intervals = (self.starts(ends, initial, edge), *data)
-            found, increment = by_intervals(lambda args: f(*args), intervals, share, self.batch)
-            return found, add(total, increment)
+            results, increment = by_intervals(lambda args: f(*args), intervals, share, self.batch)
+            return results, add(total, increment)
 
         # One by one, nothing is copied: starts are looked up, and the total is changed where it is.
         edge = self.edge(ends, initial) if edge is None else edge
@@ -113,12 +113,12 @@ class Grid:
             start = where(j == first, edge, entry(ends, jnp.clip(j + before, 0, share - 1)))
             if (begins := self._begins(j)) is not None:
                 start = where(begins, initial, start)
-            found, increment = f(start, *own)
-            return jax.tree.map(lambda x, y: x.at[j].add(y), total, increment), found
+            results, increment = f(start, *own)
+            return jax.tree.map(lambda x, y: x.at[j].add(y), total, increment), results
 
         with sweep():
-            total, found = jax.lax.scan(one, total, (jnp.arange(share, dtype=jnp.int32), data))
-        return found, total
+            total, results = jax.lax.scan(one, total, (jnp.arange(share, dtype=jnp.int32), data))
+        return results, total
 
 
 def entry(tree: Arrays, index: Index) -> PyTree:

@@ -140,10 +140,10 @@ class Equation:
         return self._vjp(f, slot, u, differentiable, u, d_shared if step_sizes else Shared())
 
     def _vjp(self, f: Callable[..., Any], slot: Slot, u: State, *args: PyTree) -> Vjp:
-        (after, beside), pullback = jax.vjp(keeping_little(f, u), *args)
+        (after, cost), pullback = jax.vjp(keeping_little(f, u), *args)
         if self.outputs:
             return Vjp(after, jnp.zeros((), real_dtype(u)), pullback, slot.y_bar)
-        return Vjp(after, beside, pullback, jnp.ones_like(beside))
+        return Vjp(after, cost, pullback, jnp.ones_like(cost))
 
     def _layer(self, slot: Slot, u: State, shared: Shared) -> tuple[PyTree, Any]:
         """The next state, and what `Vjp.seed` is the cotangent of: differentiable outputs, or the running cost."""

@@ -57,7 +57,7 @@ def adjoint_network(
     check_guess(guess, lam_final, levels[0], backend)
     equation = network.with_coarse_step(solver)
     program = _adjoint_program(equation, sol.level, levels, solver, backend, gradients, step_sizes)
-    outcome, found = program(state_data(network, sol, backend), lam_final, None if guess is None else guess.ends)
+    outcome, swept = program(state_data(network, sol, backend), lam_final, None if guess is None else guess.ends)
     points = CPoints(lam_final, outcome.ends)
     adj = AdjointSolution(
         outcome.final,
@@ -69,7 +69,7 @@ def adjoint_network(
         levels[0],
         solver.has_tolerance,
     )
-    return adj, found
+    return adj, swept
 
 
 @cached
@@ -86,29 +86,29 @@ def _adjoint_program(
         grids, lin = _grids(equation, state, levels, solver, backend, data)
         shared = data[2]
         if gradients and solver.is_sequential(levels) and backend.size == 1:
-            ends, found = sequential_gradient(equation, grids[0], shared, lin.offset, lam_final, step_sizes)
-            return sequential_outcome(grids[0], ends, lam_final), _collect(found, levels[0], state, backend)
+            ends, swept = sequential_gradient(equation, grids[0], shared, lin.offset, lam_final, step_sizes)
+            return sequential_outcome(grids[0], ends, lam_final), _collect(swept, levels[0], state, backend)
         guess = repeat(lam_final, levels[0].share) if ends is None else ends
         if not gradients:
             return solver.run(grids, guess, lam_final), None
 
         def sweep(ends: State) -> tuple[PyTree, Gradients]:
-            found, arrived, _ = vjp_sweep(
+            swept, arrived, _ = vjp_sweep(
                 equation, grids[0], shared, lin.offset, ends, lam_final, step_sizes, lambda u, lam, _: (lam, None)
             )
-            return arrived, found
+            return arrived, swept
 
-        outcome, found = solver.run_and_sweep(grids, guess, lam_final, sweep)
-        return outcome, _collect(found, levels[0], state, backend)
+        outcome, swept = solver.run_and_sweep(grids, guess, lam_final, sweep)
+        return outcome, _collect(swept, levels[0], state, backend)
 
     specs = (OUTCOME_SPECS, GRADIENT_SPECS if gradients else None)
     return backend.lift(body, (STATE_SPECS, STATE, SHARDED_STATES), specs)
 
 
-def _collect(found: Gradients, source: Level, target: Level, backend: Backend) -> Gradients:
+def _collect(swept: Gradients, source: Level, target: Level, backend: Backend) -> Gradients:
     """Gradients in the state's partition, and what is summed over all layers; all summed over the whole batch."""
-    slots = relayout(found.slots, source, target, backend)
-    return backend.data_sum(Gradients(slots, *backend.all_sum((found.shared, found.cost))))
+    slots = relayout(swept.slots, source, target, backend)
+    return backend.data_sum(Gradients(slots, *backend.all_sum((swept.shared, swept.cost))))
 
 
 @cached
@@ -117,8 +117,8 @@ def gradient_program(equation: Equation, state: Level, level: Level, backend: Ba
 
     def body(data: Arrays, lam_final: State, ends: State) -> Gradients:
         (grid,), lin = _grids(equation, state, (level,), SEQUENTIAL, backend, data)
-        found, _, _ = vjp_sweep(equation, grid, data[2], lin.offset, ends, lam_final, False)
-        return _collect(found, level, state, backend)
+        swept, _, _ = vjp_sweep(equation, grid, data[2], lin.offset, ends, lam_final, False)
+        return _collect(swept, level, state, backend)
 
     return backend.lift(body, (STATE_SPECS, STATE, SHARDED_STATES), GRADIENT_SPECS)
 

@@ -180,12 +180,12 @@ def _backward(problem: _Static, kept: Any, cotangents: Arrays) -> Any:
         network = problem.network(differentiable, others)
         network = replace(network, slots=network.slots._replace(y_bar=ys_bar))
         lam_final = backend.split_batch(u_bar)
-        adj, found = adjoint_network(
+        adj, swept = adjoint_network(
             network, sol, lam_final, problem.adjoint, None, backend, gradients=True, step_sizes=True
         )
-        assert found is not None
-        d_slots: Slot = jax.tree.map(lambda x: x[: problem.layers], backend.gather(found.slots))
-        return (d_slots, found.shared), backend.join_batch(adj.lam_initial)
+        assert swept is not None
+        d_slots: Slot = jax.tree.map(lambda x: x[: problem.layers], backend.gather(swept.slots))
+        return (d_slots, swept.shared), backend.join_batch(adj.lam_initial)
 
     gradients, lam_initial = problem.once(solve, problem.adjoint)(kept, u_bar, ys_bar)
     return gradients, None, lam_initial

@@ -84,10 +84,10 @@ def _keep_layers(block: Slot, mask: Mask) -> Slot:
     elif mask is not None:
         inside = inside & mask[..., None]
 
-    def beside(x: Arrays) -> Any:
+    def by_slot(x: Arrays) -> Any:
         return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])
 
-    theta, h, inside = jax.tree.map(beside, (block.theta, block.h, inside))
+    theta, h, inside = jax.tree.map(by_slot, (block.theta, block.h, inside))
     return Slot(theta, h, kept=Kept(inside))
 
 
@@ -114,13 +114,13 @@ def _backend_of(level: Level, backend: Backend) -> Backend:
 
 
 def coarse_blocks(
-    block: Slot, levels: tuple[Level, ...], solver: Solver, backend: Backend, beside: Arrays = None
+    block: Slot, levels: tuple[Level, ...], solver: Solver, backend: Backend, extra: Arrays = None
 ) -> tuple[tuple[Slot, ...], PyTree]:
     """The slots of the levels below the finest, leaves (share, factor, ...), made from those of the finest.
 
-    `beside`, values by interval of the finest level, goes to the next level in the same message.
+    `extra`, values by interval of the finest level, goes to the next level in the same message.
     """
-    found = []
+    blocks = []
     for depth, (fine, coarse) in enumerate(itertools.pairwise(levels)):
         on = _backend_of(fine, backend)
         mask = fine.slot_mask(on.index())
@@ -131,16 +131,16 @@ def coarse_blocks(
                 block = block._replace(theta=_padded_by_interval(block.theta, mask))
             made = coarsen(block, mask, solver)
         if depth == 0:
-            made, beside = coarse_grid_data((made, beside), fine, coarse, on)
+            made, extra = coarse_grid_data((made, extra), fine, coarse, on)
         else:
             made = coarse_grid_data(made, fine, coarse, on)
         block = fold(made, coarse.factor)
         if block.kept is not None:
             exact = _exact(solver.exact_first, coarse, levels[0].factor, _backend_of(coarse, backend))
-            found.append(block._replace(kept=block.kept._replace(exact=exact)))
+            blocks.append(block._replace(kept=block.kept._replace(exact=exact)))
         else:
-            found.append(block)
-    return tuple(found), beside
+            blocks.append(block)
+    return tuple(blocks), extra
 
 
 def state_grids(

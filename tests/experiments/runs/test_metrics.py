@@ -92,6 +92,8 @@ def test_a_file_that_is_too_large_a_device_or_missing_is_refused(file, tmp_path)
         opened.truncate(2**40)  # a hole, which takes no space
     with pytest.raises(Unreadable, match="its 1099511627776 bytes are more than 10 rows can have"):
         read_table(file, most=10)
+    with pytest.raises(Unreadable, match="it holds no row in more than 1048576 bytes"):
+        read_table(file)
     (tmp_path / "endless").symlink_to("/dev/zero")
     for act in (read_table, Lines):
         with pytest.raises(Unreadable, match="expected a regular file"):

@@ -1,11 +1,19 @@
 """Steps back: from what goes wrong to the last good state, a bounded number of times."""
 
+import dataclasses
 import json
 
 import pytest
 from helpers.runs import checkpoints, rows
 
+import jaxmgrit as jm
+from experiments.config.schema import Recovery
+from experiments.errors import TrainingStopped
 from experiments.train import main
+from experiments.training.checkpoint import Checkpoint
+from experiments.training.course import Course
+from experiments.training.recovery import stepped_back
+from jaxmgrit.analysis.control import ControlState
 
 SGD = ["--optimizer.name", "sgd", "--optimizer.anticipate", "0", "--optimizer.schedule", "constant"]
 
@@ -42,3 +50,16 @@ def test_what_is_not_finite_never_gets_into_a_checkpoint(tiny, tmp_path):
     words = [*SGD, "--optimizer.learning-rate", "1e300", "--recovery.attempts", "0", "--checkpoints.every", "1"]
     assert main([tiny, *words, "--output.folder", str(folder)]) == 1
     assert checkpoints(folder) == ["00000000"]
+
+
+def test_a_step_back_shrinks_the_rate_as_the_config_says_and_takes_a_more_exact_solver():
+    good = Checkpoint(jm.Snapshot(None, None, None, 40), Course(rate=0.5, events=3, setbacks=1).to_json())
+    course = Course(seconds=9.0, events=5, rate=0.5, setbacks=1, diverging=7, control=ControlState(rung=1, check=90))
+    recovery = Recovery(attempts=3, rate_factor=0.3)
+    after = stepped_back(course, good, {"iteration": 47}, "it diverges", recovery, rungs=3)
+    assert after.rate == pytest.approx(0.15) and after.setbacks == 2
+    assert after.control == ControlState(rung=2, check=40, since=40)
+    assert (after.seconds, after.events, after.diverging) == (9.0, 5, 0)
+    assert stepped_back(after, good, {"iteration": 47}, "again", recovery, rungs=3).control.rung == 2  # the last
+    with pytest.raises(TrainingStopped, match="iteration 47, after 3 steps back .*: again"):
+        stepped_back(dataclasses.replace(after, setbacks=3), good, {"iteration": 47}, "again", recovery, rungs=3)
