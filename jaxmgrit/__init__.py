@@ -17,6 +17,7 @@ from jaxmgrit.solvers.mgrit.solver import MGRIT
 from jaxmgrit.solvers.newton.solver import Newton
 from jaxmgrit.solvers.result import Result, SolveError, check
 from jaxmgrit.solvers.sequential import Sequential
+from jaxmgrit.training.common import Common
 from jaxmgrit.training.nested import refine
 from jaxmgrit.training.one_shot import OneShot
 from jaxmgrit.training.penalty import LayerwisePenalty, published_penalty
@@ -40,6 +41,7 @@ __all__ = [
     "AdjointSolution",
     "Advice",
     "CPoints",
+    "Common",
     "Comparison",
     "Control",
     "CyclesThenGradient",

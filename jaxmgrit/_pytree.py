@@ -88,6 +88,11 @@ def repeat(tree: Arrays, count: int) -> PyTree:
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x))), tree)
 
 
+def copies(tree: Arrays) -> PyTree:
+    """Copies of all leaves, which share no buffer with anything."""
+    return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
+
+
 def strong(tree: Arrays) -> PyTree:
     """Arrays of definite (not weak) dtype, so that no dtype changes inside a loop."""
     return jax.tree.map(_strong, tree)

@@ -11,15 +11,16 @@ import numpy as np
 from jaxmgrit._checks import check_backend, check_like, check_type
 from jaxmgrit._pytree import repeat
 from jaxmgrit._types import State
-from jaxmgrit.backend.base import REPLICATED, SHARDED, SHARDED_STATES, STATE, Backend
+from jaxmgrit.backend.base import SHARDED, SHARDED_STATES, STATE, Backend
 from jaxmgrit.solvers.result import Result, check
 from jaxmgrit.system.network import Network
 from jaxmgrit.system.partition import Level
+from jaxmgrit.system.step import SHARED_SPECS
 
 PyTree = Any
 
 # Of what `state_data` gives.
-STATE_SPECS = (SHARDED, STATE, REPLICATED, SHARDED_STATES)
+STATE_SPECS = (SHARDED, STATE, SHARED_SPECS, SHARDED_STATES)
 
 
 class CPoints(NamedTuple):

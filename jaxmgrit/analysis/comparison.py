@@ -11,13 +11,13 @@ import optax
 from jaxmgrit._types import Arrays
 from jaxmgrit.solvers.sequential import Sequential
 from jaxmgrit.system.partition import Level, lay_out
+from jaxmgrit.training.common import Extra
 from jaxmgrit.training.objective import Training
 from jaxmgrit.training.one_shot import OneShot
 from jaxmgrit.training.problem import Params
 from jaxmgrit.training.schedules.base import Setting
 from jaxmgrit.training.schedules.cycles_then_gradient import CyclesThenGradient
 from jaxmgrit.training.state import TrainState
-from jaxmgrit.training.warm import take
 
 PyTree = Any
 
@@ -46,7 +46,13 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    trainer: OneShot, state: TrainState, batch: tuple[Any, Any], samples: jax.Array | None = None
+    trainer: OneShot,
+    state: TrainState,
+    batch: tuple[Any, Any],
+    samples: jax.Array | None = None,
+    *,
+    context: PyTree = None,
+    key: Any = None,
 ) -> Comparison:
     """Compare the gradient that the next step would use with the exact one; pure, jit it.
 
@@ -57,6 +63,8 @@ def compare(
         state: of the trainer.
         batch: as for `trainer.step`.
         samples: likewise.
+        context: likewise.
+        key: likewise.
 
     Returns:
         A `Comparison` of scalars, shape ().
@@ -74,16 +82,17 @@ def compare(
         >>> bool(jm.compare(trainer, state, batch).cosine > 0.9)
         True
     """
-    training, layers = trainer.training, state.layers
-    warm = state.warm if samples is None else take(state.warm, samples)
-    first = training.evaluate(state.params, warm, batch, layers)
-    again = training.evaluate(state.params, first.found.warm, batch, layers)
-    exact = _exact_gradient(training, state.params, batch, layers)
+    training, layers, extra = trainer.training, state.layers, Extra(context, key)
+    warm = trainer.opening_values(state, batch, samples, key).warm
+    first = training.evaluate(state.params, warm, batch, layers, extra)
+    again = training.evaluate(state.params, first.found.warm, batch, layers, extra)
+    exact = _exact_gradient(training, state.params, batch, layers, extra)
 
     def inner(a: Params, b: Params) -> jax.Array:
-        return training.backend.total(optax.tree.vdot(a.layers, b.layers)) + optax.tree.vdot(
-            (a.opening, a.closing), (b.opening, b.closing)
-        )
+        whole = optax.tree.vdot(a._replace(layers=None), b._replace(layers=None))
+        if not jax.tree.leaves(a.layers):
+            return jnp.asarray(whole)
+        return training.backend.total(optax.tree.vdot(a.layers, b.layers)) + whole
 
     def ratio(after: jax.Array, before: jax.Array) -> jax.Array:
         return jnp.where(before > 0, after / jnp.where(before > 0, before, 1), 0)
@@ -97,7 +106,7 @@ def compare(
     )
 
 
-def _exact_gradient(training: Training, params: Params, batch: tuple[Any, Any], layers: int) -> Params:
+def _exact_gradient(training: Training, params: Params, batch: tuple[Any, Any], layers: int, extra: Extra) -> Params:
     """The exact gradient, laid out as the trainer's own."""
     solver, _, backend = training.setting
     # Segments of the trainer's own interval length, so that the layers stay where they are.
@@ -111,5 +120,6 @@ def _exact_gradient(training: Training, params: Params, batch: tuple[Any, Any], 
         whole = jax.tree.map(lambda x: x[:layers], backend.gather(tree))
         return backend.scatter(lay_out(whole, target))
 
-    found = exactly.evaluate(params._replace(layers=moved(params.layers, there)), (None, None), batch, layers).gradients
+    moved_there = params._replace(layers=moved(params.layers, there))
+    found = exactly.evaluate(moved_there, (None, None), batch, layers, extra).gradients
     return found._replace(layers=training.mask(moved(found.layers, here), layers))

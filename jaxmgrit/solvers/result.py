@@ -32,6 +32,8 @@ class Result(enum.IntEnum):
     STALLED = 4
     SEQUENTIAL = 5
     COUPLED = 6
+    REPEATED_SAMPLES = 7
+    OTHER_BATCH = 8
 
     @property
     def sentence(self) -> str:
@@ -40,7 +42,7 @@ class Result(enum.IntEnum):
 
 
 # How bad each code is, by its number: exact values first, then the less to be trusted the later.
-_SEVERITY = (0, 3, 5, 6, 4, 1, 2)
+_SEVERITY = (0, 3, 7, 8, 4, 1, 2, 6, 5)
 
 _SENTENCES = {
     Result.CONVERGED: "The solve converged.",
@@ -71,6 +73,15 @@ _SENTENCES = {
         "Jacobians of single samples do not know, so it took more iterations than it should, or a sequential run: give "
         "jm.Newton(batch_axis=None) if the whole state is small, else use jm.Sequential()."
     ),
+    Result.REPEATED_SAMPLES: (
+        "`samples` names a sample more than once, but every sample has one warm value: draw the samples of a step "
+        "without replacement."
+    ),
+    Result.OTHER_BATCH: (
+        "The batch is not the one that the warm values belong to, so the cycles started from another batch's states: "
+        "name the `samples` of the batch given to init that it holds, or take jm.OneShot(start='cold') for batches "
+        "that do not come again."
+    ),
 }
 
 
@@ -85,7 +96,8 @@ class SolveError(RuntimeError):
 def worse(a: ArrayLike, b: ArrayLike) -> jax.Array:
     """The worse of two codes, by a table of how far their values are to be trusted; shapes broadcast.
 
-    From good to bad: CONVERGED, SEQUENTIAL, COUPLED, CYCLES_USED_UP, STALLED, DIVERGED, NOT_FINITE.
+    From good to bad: CONVERGED, SEQUENTIAL, COUPLED, CYCLES_USED_UP, STALLED, OTHER_BATCH, REPEATED_SAMPLES, DIVERGED,
+    NOT_FINITE.
     """
     # Not a maximum of codes: the numbers of earlier versions are not in order of severity.
     severity = jnp.asarray(_SEVERITY, jnp.int32)
@@ -93,7 +105,9 @@ def worse(a: ArrayLike, b: ArrayLike) -> jax.Array:
 
 
 def check(result: ArrayLike, *, tolerance: bool = False, details: str = "") -> None:
-    """Raise if a result code (or any of an array of them) reports divergence or values that are not finite.
+    """Raise if a result code (or any of an array of them) reports values not to be used, or samples mixed up.
+
+    That is: divergence, values that are not finite, another batch's warm values, samples named twice.
 
     Args:
         result: an integer code or array of codes, on the host (not inside a jitted function).
@@ -114,7 +128,7 @@ def check(result: ArrayLike, *, tolerance: bool = False, details: str = "") -> N
     """
     worst = Result(max(np.asarray(result).ravel().tolist(), key=lambda code: _SEVERITY[code]))
     unmet = worst in (Result.CYCLES_USED_UP, Result.STALLED)
-    if worst in (Result.DIVERGED, Result.NOT_FINITE) or (tolerance and unmet):
+    if _SEVERITY[worst] >= _SEVERITY[Result.OTHER_BATCH] or (tolerance and unmet):
         raise SolveError(worst, f"{worst.sentence} {details}".strip())
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmgrit._pytree import add, fold, split, unfold, where
+from jaxmgrit._pytree import add, fold, unfold, where
 from jaxmgrit._types import Arrays, State
 from jaxmgrit.system.grid import Grid
 from jaxmgrit.system.linearise import AdjointBlock, Tape, record, unroll
@@ -153,7 +153,7 @@ def interval_gradient(
 
 def zero_shared(shared: Shared, step_sizes: bool) -> Shared:
     """Where the cotangent of what is shared starts from."""
-    return jax.tree.map(jnp.zeros_like, split(shared)[0]) if step_sizes else Shared()
+    return jax.tree.map(jnp.zeros_like, shared.differentiated(step_sizes)[0])
 
 
 def sequential_gradient(

@@ -21,7 +21,7 @@ from jaxmgrit._types import Layers, State, StepSize
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.system.partition import Level, lay_out
 from jaxmgrit.system.programs import Programs
-from jaxmgrit.system.step import Equation, Shared, Slot
+from jaxmgrit.system.step import Equation, Given, Shared, Slot
 
 PyTree = Any
 
@@ -68,11 +68,13 @@ def make_network(
     layers: int | None = None,
     parts: int = 1,
     outputs: bool = False,
+    given: Given | None = None,
 ) -> Network:
     """Check step, parameters, state, step size and solvers against each other; nothing is computed.
 
     The number of layers is the leading axis of theta, unless `layers` says that theta is laid out and sharded already.
-    `parts` is the number of parts of the batch. With `outputs` step is a scan's: (theta, u, h) -> (u_next, y).
+    `parts` is the number of parts of the batch. With `outputs` step is a scan's: (theta, u, h) -> (u_next, y). What is
+    `given` is a fourth argument of step and running cost.
 
     Raises:
         TypeError, ValueError: what does not fit, what was expected and what to do.
@@ -88,10 +90,18 @@ def make_network(
     number, scalar, per_layer = check_step_size(h, layers, u0)
     programs = Programs()
     network = Network(
-        Equation(step, running_cost, h=number, parts=parts, outputs=outputs, programs=programs),
+        Equation(
+            step,
+            running_cost,
+            h=number,
+            parts=parts,
+            outputs=outputs,
+            given=given is not None,
+            programs=programs,
+        ),
         layers,
         Slot(theta, per_layer),
-        Shared(scalar),
+        Shared(scalar, given=given or Given()),
         spread,
     )
     slot = jax.eval_shape(lambda slots: jax.tree.map(lambda x: x[0], slots), network.slots)
@@ -105,4 +115,4 @@ def make_network(
     for solver in solvers:
         check_solver("solver", solver)
         solver.check(network, slot, state)
-    return replace(network, shared=Shared(scalar, programs.close()))
+    return replace(network, shared=network.shared._replace(constants=programs.close()))

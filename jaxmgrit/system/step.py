@@ -1,7 +1,7 @@
 """One step of a level, for the state and for the adjoint: the only code that calls the user's Phi.
 
 A slot is `(theta, h)`: one layer's parameters and its step size, None where the step size is one scalar for all. What
-all layers share (a traced scalar step size, arrays that the user's step closes over) is `shared`.
+all layers share (a traced scalar step size, arrays that the step closes over, what it is given besides) is `shared`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxmgrit._pytree import merge, real_dtype, split
 from jaxmgrit._types import Arrays, State
+from jaxmgrit.backend.base import REPLICATED, STATE
 from jaxmgrit.system.kept_layers import Kept, over_kept_layers
 from jaxmgrit.system.programs import Programs
 
@@ -31,11 +32,42 @@ class Slot(NamedTuple):
     """Of a coarse slot that keeps all its layers; theta (and h, if there is one per layer) then have them as axis."""
 
 
+class Given(NamedTuple):
+    """What the step is given in a fourth argument, the same for all layers.
+
+    Attributes:
+        params: parameters that all layers share; differentiated.
+        whole: what every part of the batch is given alike.
+        parts: what belongs to a part of the batch: leading axis the samples (or whatever a data axis cuts).
+    """
+
+    params: PyTree = None
+    whole: PyTree = None
+    parts: PyTree = None
+
+
 class Shared(NamedTuple):
-    """What all layers share: a traced scalar step size, and arrays the step closes over."""
+    """What all layers share: a traced scalar step size, arrays the step closes over, and what it is given."""
 
     h: Any = None
     constants: tuple[Any, ...] = ()
+    given: Given = Given()
+
+    def differentiated(self, all_of_it: bool) -> tuple[Shared, Shared]:
+        """As by `split`: the leaves of the given parameters, or all leaves, that are differentiated; the others."""
+        if all_of_it:
+            pair: tuple[Shared, Shared] = split(self)
+            return pair
+        own, fixed = split(self.given.params)
+        nothing: Shared = jax.tree.map(lambda _: None, self)
+        return (
+            nothing._replace(given=nothing.given._replace(params=own)),
+            self._replace(given=self.given._replace(params=fixed)),
+        )
+
+
+SHARED_SPECS = Shared(REPLICATED, REPLICATED, Given(REPLICATED, REPLICATED, STATE))
+"""What of it is spread, see `Backend.lift`."""
 
 
 class Vjp(NamedTuple):
@@ -56,11 +88,12 @@ class Equation:
     """The state equation u^{n+1} = Phi(theta^n, u^n, h) and its transpose.
 
     Attributes:
-        step: (theta, u, h) -> u_next; with `outputs` (u_next, y).
+        step: (theta, u, h) -> u_next; with `outputs` (u_next, y); with `given` of one argument more.
         running_cost: (theta, u, h) -> scalar, or None.
         coarse_step: (step, theta, u, h, m) -> u_next, used on all levels but the finest.
         parts: of the batch; the running cost of one is a mean over its samples and counts 1/parts.
         h: a step size that is a Python number, the same for all layers; None if it is in the slots or shared.
+        given: whether step and running cost have a fourth parameter, `Shared.given`.
         outputs: whether every layer has an output y beside its next state. Then there is no running cost: what
             <y_bar, y> would be as a running cost is pulled back instead.
         programs: the traces of step and coarse steps; None: they are called as they are.
@@ -72,6 +105,7 @@ class Equation:
     h: float | None = None
     parts: int = 1
     outputs: bool = False
+    given: bool = False
     programs: Programs | None = field(default=None, compare=False)
 
     def advance(self, slot: Slot, u: State, shared: Shared, stride: int = 1, fine: bool = True) -> PyTree:
@@ -82,9 +116,11 @@ class Equation:
         if slot.kept is not None:
             h = jnp.broadcast_to(jnp.asarray(self._step_size(slot, shared, 1), real_dtype(u)), (stride,))
 
-        def coarse(theta: PyTree, u: PyTree, h: Any, kept: Kept | None, constants: tuple[Any, ...]) -> PyTree:
+        def coarse(theta: PyTree, u: PyTree, h: Any, kept: Kept | None, given: Given, constants: PyTree) -> PyTree:
+            own = shared._replace(given=given, constants=constants)
+
             def step(theta: PyTree, u: PyTree, h: Any) -> PyTree:
-                result = self._step(theta, u, h, constants)
+                result = self._step(theta, u, h, own)
                 return result[0] if self.outputs else result
 
             assert self.coarse_step is not None
@@ -94,18 +130,19 @@ class Equation:
 
         # The library's own coarse steps close over nothing: it is enough that the step is traced.
         if self.programs is None or getattr(self.coarse_step, "__module__", "").startswith("jaxmgrit."):
-            return coarse(slot.theta, u, h, slot.kept, shared.constants)
+            return coarse(slot.theta, u, h, slot.kept, shared.given, shared.constants)
         name = "coarse", id(self.coarse_step), stride
-        return self.programs.run(name, coarse, (slot.theta, u, h, slot.kept), shared.constants)
+        return self.programs.run(name, coarse, (slot.theta, u, h, slot.kept, shared.given), shared.constants)
 
-    def _step(self, theta: PyTree, u: PyTree, h: Any, constants: tuple[Any, ...]) -> PyTree:
+    def _step(self, theta: PyTree, u: PyTree, h: Any, shared: Shared) -> PyTree:
+        args = (theta, u, h, shared.given) if self.given else (theta, u, h)
         if self.programs is None:
-            return self.step(theta, u, h)
-        return self.programs.run("step", lambda *args: self.step(*args[:-1]), (theta, u, h), constants)
+            return self.step(*args)
+        return self.programs.run("step", lambda *args: self.step(*args[:-1]), args, shared.constants)
 
     def call(self, slot: Slot, u: State, shared: Shared) -> PyTree:
         """What the user's function returns for one layer."""
-        return self._step(slot.theta, u, self._step_size(slot, shared, 1), shared.constants)
+        return self._step(slot.theta, u, self._step_size(slot, shared, 1), shared)
 
     def advance_with_output(self, slot: Slot, u: State, shared: Shared) -> tuple[PyTree, PyTree]:
         """One layer: its next state, and its output (None without outputs)."""
@@ -124,20 +161,21 @@ class Equation:
     def vjp_all(self, slot: Slot, u: State, shared: Shared, step_sizes: bool, together: bool = False) -> Vjp:
         """One layer with its pullback to its parameters, its state and what is shared, in this order.
 
-        With `step_sizes` the first is a slot, with the cotangent of h where h is per layer; else the parameters alone.
+        With `step_sizes` the first is a slot, with the cotangent of h where h is per layer, and the last that of all
+        that is shared; else of parameters alone.
         With `together` slot and state have a leading axis, of layers side by side, over which the cotangent of what is
         shared is summed: one product for all rather than one each.
         """
         run = jax.vmap(self._layer, in_axes=(0, 0, None)) if together else self._layer
         differentiable, others = split(slot._replace(y_bar=None) if step_sizes else slot.theta)
-        d_shared, fixed = split(shared)
+        d_shared, fixed = shared.differentiated(step_sizes)
 
         def f(d: State, v: Arrays, s: PyTree) -> Any:
             own = merge(d, others)
             own = own if step_sizes else Slot(own, slot.h)
-            return run(own, v, merge(s, fixed) if step_sizes else shared)
+            return run(own, v, merge(s, fixed))
 
-        return self._vjp(f, slot, u, differentiable, u, d_shared if step_sizes else Shared())
+        return self._vjp(f, slot, u, differentiable, u, d_shared)
 
     def _vjp(self, f: Callable[..., Any], slot: Slot, u: State, *args: PyTree) -> Vjp:
         (after, cost), pullback = jax.vjp(keeping_little(f, u), *args)
@@ -155,7 +193,8 @@ class Equation:
     def cost(self, slot: Slot, u: State, shared: Shared) -> Any:
         """The running cost of one layer."""
         assert self.running_cost is not None
-        cost = self.running_cost(slot.theta, u, self._step_size(slot, shared, 1))
+        given = (shared.given,) if self.given else ()
+        cost = self.running_cost(slot.theta, u, self._step_size(slot, shared, 1), *given)
         return cost if self.parts == 1 else cost / self.parts
 
     def _step_size(self, slot: Slot, shared: Shared, stride: int) -> Any:

@@ -10,30 +10,40 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmgrit._checks import alike, check_finite, check_layers, check_state, describe
-from jaxmgrit._pytree import merge, split, where
+from jaxmgrit._checks import check_carry, check_finite, check_state
+from jaxmgrit._pytree import copies, merge, split, where
 from jaxmgrit._types import Arrays, Layers, State, Warm
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.solution import CPoints
 from jaxmgrit.solvers.result import Result
-from jaxmgrit.system.network import Network, make_network
+from jaxmgrit.system.network import Network
 from jaxmgrit.system.partition import lay_out
+from jaxmgrit.training.common import NOTHING, Extra, Layer
 from jaxmgrit.training.optimizer_state import Storage
 from jaxmgrit.training.penalty import first_layers, penalty_gradient, penalty_value
-from jaxmgrit.training.problem import Params, Problem, check_objective
+from jaxmgrit.training.problem import (
+    Params,
+    Problem,
+    check_objective,
+    hidden_layers,
+    number_of_layers,
+    takes_common,
+)
 from jaxmgrit.training.running_cost import total_running_cost
 from jaxmgrit.training.schedules.base import Found, Head, Schedule, Setting
+from jaxmgrit.training.warm import SAME, UNKNOWN, Opening, check_warm, fingerprint
 from jaxmgrit.verbs.state import propagate_exactly, solve_network
 
 PyTree = Any
 
 
 class Start(NamedTuple):
-    """Parameters and warm values before the first iteration, placed on the devices; and N."""
+    """Parameters and warm values before the first iteration, placed on the devices; N; the batch's fingerprint."""
 
     params: Params
     warm: PyTree
     layers: int
+    batch: jax.Array
 
 
 class Evaluated(NamedTuple):
@@ -83,18 +93,23 @@ class Training:
             raise TypeError(f"params is a {type(params).__name__}; give jm.Params(opening, layers, closing).")
         if not isinstance(batch, tuple) or len(batch) != 2:
             raise TypeError("batch must be a tuple (x, y) of inputs and targets.")
+        layers = number_of_layers(problem, params.layers)
+        for name in Params._fields:
+            check_carry(getattr(params, name), f"params.{name}")
         check_finite(params, "params")
         check_finite(batch, "batch")
+        known = self.backend.replicate(fingerprint(batch))
         batch = self.backend.split_batch(batch)
-        layers = check_layers(params.layers, "params.layers")
         u0 = check_state(problem.opening(params.opening, batch[0]), "opening(params.opening, x)")
-        self.network(params.layers, u0)
+        # A step that wants a context or a key can be looked at where there is one: in the first iteration.
+        if not takes_common(problem, params):
+            hidden_layers(problem, params, u0, NOTHING, self.setting.solvers, self.backend, layers)
         check_objective(problem, params, u0, batch[1])
         # Made where they belong, so that no device ever holds those of all layers.
         warm = jax.jit(lambda u0: self._cold(u0, layers))(u0)
         # Copies, so that no two leaves share a buffer and donating the state never eats the caller's arrays.
         params, warm = copies((params, warm))
-        return Start(self.spread(params, layers), warm, layers)
+        return Start(self.spread(params, layers), warm, layers, copies(known))
 
     def cold(self, params: Params, warm: Warm, batch: tuple[Any, Any], layers: int) -> PyTree:
         """Warm values for another batch, at laid-out parameters: cold but for what the schedule carries on."""
@@ -104,25 +119,35 @@ class Training:
             return self.backend.scatter_states(carry_on(warm, layers, u0, self.setting))
         return self._cold(u0, layers)
 
+    def carried(self, warm: Warm) -> PyTree:
+        """Of warm values what goes on to another batch, where every step starts cold; the others are forgotten."""
+        carry_on = getattr(self.schedule, "carried", None)
+        return carry_on(warm) if carry_on else tuple(None for _ in warm)
+
+    def opening_of(self, warm: Warm, known: jax.Array | None, batch: tuple[Any, Any]) -> Opening:
+        """Warm values as they are, with a code if a batch is not, by its fingerprint, the one they belong to."""
+        if known is None or not jax.tree.leaves(warm):
+            return Opening(warm, SAME, known)
+        own = fingerprint(batch)
+        code = jnp.where(
+            (known == jnp.asarray(UNKNOWN, known.dtype)) | (known == own), SAME, Result.OTHER_BATCH.value
+        ).astype(jnp.int32)
+        return Opening(warm, code, self.backend.replicate(own))
+
     def _cold(self, u0: State, layers: int) -> PyTree:
         return self.backend.scatter_states(self.schedule.init(layers, u0, self.setting))
 
-    def network(self, theta: Layers, u0: State, layers: int | None = None) -> Network:
-        """The hidden layers; `layers` is N where theta is laid out already."""
-        problem, (solver, adjoint, _) = self.problem, self.setting
-        return make_network(
-            problem.step,
-            theta,
-            u0,
-            problem.h,
-            solver,
-            adjoint,
-            running_cost=problem.running_cost,
-            layers=layers,
-            parts=self.backend.data_size,
+    def network(self, params: Params, u0: State, layers: int, extra: Extra) -> tuple[Network, Setting]:
+        """The hidden layers at laid-out parameters, and the setting with solvers that suit them."""
+        level = self.schedule.level(layers, self.setting)
+        network, [solver, adjoint] = hidden_layers(
+            self.problem, params, u0, extra, self.setting.solvers, self.backend, layers, level
         )
+        return network, Setting(solver, adjoint, self.backend)
 
-    def evaluate(self, params: Params, warm: Warm, batch: tuple[Any, Any], layers: int) -> Evaluated:
+    def evaluate(
+        self, params: Params, warm: Warm, batch: tuple[Any, Any], layers: int, extra: Extra = NOTHING
+    ) -> Evaluated:
         """The objective and its gradient at laid-out parameters, from warm values; `found.warm` are the next ones."""
         problem, backend = self.problem, self.backend
         x, y = backend.split_batch(batch)
@@ -143,20 +168,25 @@ class Training:
             return Head(value, self._mean_over_parts(aux), d_closing, lam_final)
 
         u0, pull_opening = jax.vjp(opening, differentiable.opening)
-        _check_warm(warm, u0)
-        found = self.schedule.gradient(self.network(params.layers, u0, layers), u0, head, warm, self.setting)
+        check_warm(warm, u0)
+        network, setting = self.network(params, u0, layers, extra)
+        found = self.schedule.gradient(network, u0, head, warm, setting)
         d_opening = backend.data_total(pull_opening(found.lam_initial)[0])
-        gradients = Params(d_opening, found.layers, found.head.d_closing)
+        # Of layers that are numbered the parameters are one half.
+        d_layers = found.layers.theta if isinstance(found.layers, Layer) else found.layers
+        gradients = Params(d_opening, d_layers, found.head.d_closing, found.shared)
         objective = found.head.loss + found.running_cost.astype(found.head.loss.dtype)
         if problem.penalty is not None:
-            value, extra = penalty_gradient(problem.penalty, differentiable, others, layers, backend)
-            objective, gradients = objective + value, jax.tree.map(jnp.add, gradients, extra)
+            value, more = penalty_gradient(problem.penalty, differentiable, others, layers, backend)
+            objective, gradients = objective + value, jax.tree.map(jnp.add, gradients, more)
         gradients = gradients._replace(layers=self.mask(gradients.layers, layers))
         found = found._replace(warm=self.place_warm(found.warm))
         code = jnp.where(jnp.isfinite(objective), found.result, Result.NOT_FINITE.value)
         return Evaluated(objective, gradients, code, found)
 
-    def objective_of(self, others: Params, warm: PyTree, batch: tuple[Any, Any], layers: int) -> Callable[..., Any]:
+    def objective_of(
+        self, others: Params, warm: PyTree, batch: tuple[Any, Any], layers: int, extra: Extra = NOTHING
+    ) -> Callable[..., Any]:
         """The objective as a function of plain parameters (leading axis N), for optimisers that search along a line.
 
         Its value and derivative are those of one iteration from given warm values: as inexact as a step's.
@@ -166,10 +196,11 @@ class Training:
             warm: where the state and adjoint solves start from.
             batch: (x, y).
             layers: N.
+            extra: what the batch comes with.
         """
 
         def at(params: Params) -> Evaluated:
-            return self.evaluate(merge(self.spread(params, layers), others), warm, batch, layers)
+            return self.evaluate(merge(self.spread(params, layers), others), warm, batch, layers, extra)
 
         @jax.custom_vjp
         def objective(params: Params) -> jax.Array:
@@ -185,13 +216,13 @@ class Training:
         objective.defvjp(forward, backward)
         return lambda params: objective(params)
 
-    def exact(self, params: Params, batch: tuple[Any, Any], layers: int) -> tuple[Any, Any]:
+    def exact(self, params: Params, batch: tuple[Any, Any], layers: int, extra: Extra = NOTHING) -> tuple[Any, Any]:
         """Loss and aux of the network evaluated one layer after another, at laid-out parameters."""
         x, y = batch
         u0 = check_state(self.problem.opening(params.opening, x), "opening(params.opening, x)")
-        level = self.schedule.level(layers, self.setting)
-        network = self.network(params.layers, u0, layers)
-        u_final = propagate_exactly(network, u0, level, self.backend.undivided())
+        level, backend = self.schedule.level(layers, self.setting), self.backend.undivided()
+        network, _ = hidden_layers(self.problem, params, u0, extra, (), backend, layers, level)
+        u_final = propagate_exactly(network, u0, level, backend)
         return self.problem.loss(params.closing, u_final, y)
 
     def _mean_over_parts(self, aux: Arrays) -> PyTree:
@@ -209,10 +240,10 @@ class Training:
 
         C-points that are not finite would spoil every later solve: then `otherwise` is handed on.
         """
-        problem, (solver, _, backend) = self.problem, self.setting
+        problem, backend = self.problem, self.backend
         x, y = backend.split_batch(batch)
         u0 = check_state(problem.opening(params.opening, x))
-        network = self.network(params.layers, u0, layers)
+        network, (solver, *_) = self.network(params, u0, layers, NOTHING)
         sol = solve_network(network, u0, solver, None if ends is None else CPoints(u0, ends), backend)
         loss, _ = problem.loss(params.closing, sol.u_final, y)
         loss = backend.data_total(loss / self._parts)
@@ -234,7 +265,7 @@ class Training:
 
     def _with_layers(self, params: Params, layers: Layers) -> Params:
         replicate = self.backend.replicate
-        return Params(replicate(params.opening), layers, replicate(params.closing))
+        return Params(replicate(params.opening), layers, replicate(params.closing), replicate(params.shared))
 
     def place_warm(self, warm: Warm) -> PyTree:
         """Spread warm values, as an iteration leaves them, over the devices."""
@@ -263,22 +294,7 @@ class Training:
 
     def norm(self, gradients: Params) -> jax.Array:
         """Euclidean norm over all parameters."""
-        layers = self.backend.total(optax.tree.norm(gradients.layers, squared=True))
-        return jnp.sqrt(layers + optax.tree.norm((gradients.opening, gradients.closing), squared=True))
-
-
-def _check_warm(warm: Warm, u0: State) -> None:
-    """Raise a ValueError unless warm values (by interval) are those of states like u0."""
-    for values in warm:
-        own = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), values)
-        if values is not None and not alike(own, u0):
-            raise ValueError(
-                f"the batch gives states {describe(u0)}, but the warm values belong to states {describe(own)}: "
-                "they are those of the samples given to init. Step with the same batch, name its `samples`, or start "
-                "`trainer.cold`."
-            )
-
-
-def copies(tree: Arrays) -> PyTree:
-    """Copies of all leaves."""
-    return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
+        whole = optax.tree.norm(gradients._replace(layers=None), squared=True)
+        if not jax.tree.leaves(gradients.layers):
+            return jnp.sqrt(whole)
+        return jnp.sqrt(self.backend.total(optax.tree.norm(gradients.layers, squared=True)) + whole)

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxmgrit._checks import check_backend, check_solver
-from jaxmgrit._pytree import merge, split
+from jaxmgrit._pytree import copies, merge, split
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.backend.local import Local
 from jaxmgrit.solvers.base import Solver
 from jaxmgrit.solvers.mgrit.solver import MGRIT
+from jaxmgrit.solvers.result import Result, worse
 from jaxmgrit.solvers.sequential import match_segments
-from jaxmgrit.training.objective import Training, copies
+from jaxmgrit.training.common import Extra
+from jaxmgrit.training.objective import Training
 from jaxmgrit.training.optimizer_state import init_optimizer, layer_axes, update_optimizer
 from jaxmgrit.training.problem import Params, Problem
 from jaxmgrit.training.schedules.base import Schedule, Setting, check_schedule
 from jaxmgrit.training.schedules.cycles_then_gradient import CyclesThenGradient
 from jaxmgrit.training.snapshot import Snapshot, export, restore
 from jaxmgrit.training.state import Info, TrainState
-from jaxmgrit.training.warm import put, take
+from jaxmgrit.training.warm import SAME, UNKNOWN, Opening, fingerprint, put, repeated, take
 
 PyTree = Any
 
@@ -39,10 +41,19 @@ class OneShot:
         adjoint: likewise.
         schedule: `CyclesThenGradient()` (the default, as published) or `PredictThenSweep()`.
         backend: where the layers live, `Local()` by default.
+        start: where the cycles of a step start from.
+            "warm": where the last step on the same samples ended. The batch is the one given to `init`, whole, or those
+            of its samples that `step(..., samples=...)` names. Another batch is noticed by a fingerprint: the
+            step's result is then `Result.OTHER_BATCH`, at which `check` raises.
+            "samples": likewise, and every step must name its samples.
+            "cold": from the default guess, and nothing is kept: for batches that do not come again as they were (random
+            augmentation, more data than memory, a key per iteration), of any size. With few cycles,
+            `MGRIT(skip_first_down=True)` gives such a start a first coarse solve.
 
-    Warm values belong to the samples they were computed for. With mini-batches, give all samples to `init` and each
-    step the `samples` it is about, whose values it takes and puts back; or, where a sample does not come again as it
-    was (random augmentation, more data than memory), start every step `cold`.
+    Raises:
+        TypeError, ValueError: an option is not what it should be; the message names it.
+
+    Warm values belong to the samples they were computed for, and to one draw of a random layer.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, jaxmgrit as jm
@@ -69,6 +80,7 @@ class OneShot:
     adjoint: Solver | None = None
     schedule: Schedule = CyclesThenGradient()
     backend: Backend = Local()
+    start: Literal["warm", "cold", "samples"] = "warm"
 
     def __post_init__(self) -> None:
         check_schedule(self.schedule, "OneShot: schedule")
@@ -76,6 +88,8 @@ class OneShot:
             if getattr(self, name) is not None:
                 check_solver(f"OneShot: {name}", getattr(self, name))
         check_backend(self.backend, "OneShot: backend")
+        if self.start not in ("warm", "cold", "samples"):
+            raise ValueError(f"OneShot: start={self.start!r} is unknown; choose 'warm', 'cold' or 'samples'.")
         if not hasattr(self.optimizer, "update"):
             raise TypeError(
                 f"OneShot: optimizer={self.optimizer!r} is not an optax transformation, such as optax.adam(1e-2)."
@@ -104,13 +118,16 @@ class OneShot:
         storage = training.storage(start.layers)
         optimizer = copies(init_optimizer(self.optimizer, split(params)[0], storage))
         iteration = self.backend.replicate(jnp.zeros((), jnp.int32))
-        return TrainState(start.params, optimizer, start.warm, iteration, start.layers)
+        warm = training.carried(start.warm) if self.start == "cold" else start.warm
+        return TrainState(start.params, optimizer, warm, iteration, start.layers, start.batch)
 
     def params(self, state: TrainState) -> Params:
         """The parameters, layers with leading axis N; copies, which donating the state does not eat."""
         return self.training.whole(state.params, state.layers)
 
-    def evaluate(self, state: TrainState, batch: tuple[Any, Any]) -> tuple[Any, Any]:
+    def evaluate(
+        self, state: TrainState, batch: tuple[Any, Any], *, context: PyTree = None, key: Any = None
+    ) -> tuple[Any, Any]:
         """The loss and its aux of the network evaluated exactly, one layer after another, where its layers live.
 
         What a user of the trained network gets; pure. Unlike `problem.evaluate(trainer.params(state), batch)` it never
@@ -119,8 +136,10 @@ class OneShot:
         Args:
             state: from `init` or `step`.
             batch: any (x, y); with a data axis too it is whole on every device.
+            context: what it comes with, see `Common`.
+            key: of random layers; None, the usual choice: `common.key` is None.
         """
-        return self.training.exact(state.params, batch, state.layers)
+        return self.training.exact(state.params, batch, state.layers, Extra(context, key))
 
     def export(self, state: TrainState) -> Snapshot:
         """The state as NumPy arrays that belong to no layout, to be saved or restored; the same on every process.
@@ -140,7 +159,9 @@ class OneShot:
         Raises:
             ValueError: the snapshot's structure, shapes or dtypes are not those of this trainer's states.
         """
-        return TrainState(*restore(self.training, state, self._axes(state), snapshot), state.layers)
+        # A snapshot does not say which batch its warm values belong to: the next one is believed.
+        batch = None if state.batch is None else self.backend.replicate(jnp.full_like(state.batch, UNKNOWN))
+        return TrainState(*restore(self.training, state, self._axes(state), snapshot), state.layers, batch)
 
     def _axes(self, state: TrainState) -> PyTree:
         """The axis over the layers of every leaf of the optimiser's state."""
@@ -150,19 +171,56 @@ class OneShot:
     def cold(self, state: TrainState, batch: tuple[Any, Any]) -> TrainState:
         """The state with cold warm values for a batch, as `init` makes them; everything else is kept.
 
-        A schedule's moving average goes on (`PredictThenSweep(moving_average=0.8)`).
-
-        Pure: `jax.jit(lambda state, batch: trainer.step(trainer.cold(state, batch), batch), donate_argnums=0)` trains
-        on batches that change. With few cycles, `MGRIT(skip_first_down=True)` gives such a start a first coarse solve.
+        A schedule's moving average goes on (`PredictThenSweep(moving_average=0.8)`). Pure. With start="cold" every step
+        does it by itself.
 
         Args:
             state: from `init`, `cold` or `step`, for a batch of any size.
             batch: (x, y) of the next step.
         """
-        return replace(state, warm=self.training.cold(state.params, state.warm, batch, state.layers))
+        if self.start == "cold":
+            return state
+        warm = self.training.cold(state.params, state.warm, batch, state.layers)
+        return replace(state, warm=warm, batch=self.backend.replicate(fingerprint(batch)))
+
+    def opening_values(
+        self, state: TrainState, batch: tuple[Any, Any], samples: jax.Array | None = None, key: Any = None
+    ) -> Opening:
+        """The warm values that a step on this batch starts from; arguments as in `step`.
+
+        Raises:
+            ValueError: `samples` or `key` do not go with `start`, or with the backend.
+        """
+        training, layers = self.training, state.layers
+        if key is not None and self.start != "cold" and jax.tree.leaves(state.warm):
+            raise ValueError(
+                f"key: warm values belong to one draw of the random layers, but start={self.start!r} keeps them from "
+                "step to step; with a key per iteration take jm.OneShot(start='cold')."
+            )
+        if samples is None and self.start == "samples":
+            raise ValueError("samples: with start='samples' every step names those that its batch consists of.")
+        if samples is not None and self.start == "cold":
+            raise ValueError("samples: with start='cold' no sample's values are kept; leave samples out.")
+        if samples is not None and self.backend.batch_parts > 1:
+            raise ValueError(
+                "samples: with the batch split over MPI ranks, warm values are kept for a fixed batch only; take "
+                "jm.OneShot(start='cold'), MPI(data=1), or a Mesh with a data axis."
+            )
+        if self.start == "cold":
+            return Opening(training.cold(state.params, state.warm, batch, layers), SAME, state.batch)
+        if samples is None:
+            return training.opening_of(state.warm, state.batch, batch)
+        code = jnp.where(repeated(samples), Result.REPEATED_SAMPLES.value, SAME).astype(jnp.int32)
+        return Opening(take(state.warm, samples), code, state.batch)
 
     def step(
-        self, state: TrainState, batch: tuple[Any, Any], samples: jax.Array | None = None
+        self,
+        state: TrainState,
+        batch: tuple[Any, Any],
+        samples: jax.Array | None = None,
+        *,
+        context: PyTree = None,
+        key: Any = None,
     ) -> tuple[TrainState, Info]:
         """One iteration: inexact loss and gradient, one optimiser update.
 
@@ -170,24 +228,23 @@ class OneShot:
 
         Args:
             state: from `init` or the last `step`.
-            batch: (x, y), the same as in `init`, or those of its samples that `samples` names.
+            batch: (x, y), the same as in `init`, or those of its samples that `samples` names; any with start="cold".
             samples: which samples of the batch given to `init` these are, distinct integers of shape (batch,); the
                 leading axis of every leaf of a state must be that of the samples. None: all of them, in order.
+            context: what the batch comes with (masks, conditioning), any pytree, see `Common`.
+            key: this iteration's, for random layers (dropout, stochastic depth), see `Common`.
 
         Returns:
-            The next state, and `Info` about this one; `Result.NOT_FINITE` if there is no such sample.
+            The next state, and `Info` about this one. Its result is `Result.NOT_FINITE` if there is no such sample,
+            `Result.REPEATED_SAMPLES` or `Result.OTHER_BATCH` where samples are mixed up.
 
         Raises:
-            ValueError: `samples` under `MPI(data=...)`, where a rank has the warm values of its part of them only.
+            ValueError: `samples` under `MPI(data=...)`, where a rank has the warm values of its part of them only, or
+                with start="cold", or none with start="samples"; `key` where warm values are kept.
         """
-        if samples is not None and self.backend.batch_parts > 1:
-            raise ValueError(
-                "samples: with the batch split over MPI ranks, warm values are kept for a fixed batch only; start each "
-                "step cold (trainer.cold), use MPI(data=1), or a Mesh with a data axis."
-            )
-        training, layers = self.training, state.layers
-        warm = state.warm if samples is None else take(state.warm, samples)
-        here = training.evaluate(state.params, warm, batch, layers)
+        training, layers, extra = self.training, state.layers, Extra(context, key)
+        opening = self.opening_values(state, batch, samples, key)
+        here = training.evaluate(state.params, opening.warm, batch, layers, extra)
         seen = training.trainable(state.params, layers)
         updates, optimizer = update_optimizer(
             self.optimizer,
@@ -196,7 +253,7 @@ class OneShot:
             seen,
             training.storage(layers),
             here.objective,
-            training.objective_of(split(state.params)[1], here.found.warm, batch, layers),
+            training.objective_of(split(state.params)[1], here.found.warm, batch, layers, extra),
         )
         updates = updates._replace(layers=training.mask(updates.layers, layers))
         differentiable, others = split(state.params)
@@ -209,7 +266,9 @@ class OneShot:
             training.norm(here.gradients),
             found.residual_norm,
             found.adjoint_residual_norm,
-            here.result,
+            worse(here.result, opening.result),
         )
         warm = found.warm if samples is None else training.place_warm(put(state.warm, samples, found.warm))
-        return TrainState(params, optimizer, warm, self.backend.replicate(state.iteration + 1), layers), info
+        warm = training.carried(warm) if self.start == "cold" else warm
+        iteration = self.backend.replicate(state.iteration + 1)
+        return TrainState(params, optimizer, warm, iteration, layers, opening.batch), info

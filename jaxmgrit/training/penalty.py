@@ -25,7 +25,9 @@ PAIRS = slice(None, -1), slice(1, None)
 
 @dataclass(frozen=True)
 class LayerwisePenalty:
-    """sum_n layer(theta^n) + sum_{n>=1} neighbours(theta^{n-1}, theta^n) + ends(theta_open, theta_close).
+    """Sums over the layers, sum_n layer(theta^n) + sum_{n>=1} neighbours(theta^{n-1}, theta^n), and what is not of one.
+
+    The other terms are ends(theta_open, theta_close) and shared(theta_shared).
 
     Choose it over a general function `Problem(penalty=...)` where layers are spread over devices: every device
     evaluates its own layers and needs one layer of its neighbour, whereas a general function needs all layers in one
@@ -35,6 +37,7 @@ class LayerwisePenalty:
         layer: one layer's parameters -> scalar, or None.
         neighbours: (parameters of a layer, of the next one) -> scalar, or None.
         ends: (opening layer's, closing layer's parameters) -> scalar, or None.
+        shared: (parameters that all layers share) -> scalar, or None.
 
     Raises:
         TypeError: one of them is not a function.
@@ -43,9 +46,10 @@ class LayerwisePenalty:
     layer: Callable[[PyTree], Any] | None = None
     neighbours: Callable[[PyTree, PyTree], Any] | None = None
     ends: Callable[[PyTree, PyTree], Any] | None = None
+    shared: Callable[[PyTree], Any] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("layer", "neighbours", "ends"):
+        for name in ("layer", "neighbours", "ends", "shared"):
             f = getattr(self, name)
             if f is not None and not callable(f):
                 raise TypeError(f"LayerwisePenalty: {name}={f!r} is not a function; give one, or None.")
@@ -53,24 +57,30 @@ class LayerwisePenalty:
     def __call__(self, params: Any) -> Any:
         """The penalty of `Params`, layers with leading axis N."""
         terms = []
-        if self.layer is not None:
+        some = bool(jax.tree.leaves(params.layers))
+        if self.layer is not None and some:
             terms.append(jnp.sum(jax.vmap(self.layer)(params.layers)))
-        if self.neighbours is not None:
+        if self.neighbours is not None and some:
             before, after = (jax.tree.map(lambda x, part=part: x[part], params.layers) for part in PAIRS)
             terms.append(jnp.sum(jax.vmap(self.neighbours)(before, after)))
-        if self.ends is not None:
-            terms.append(self.ends(params.opening, params.closing))
+        if self.ends is not None or self.shared is not None:
+            terms.append(self.of_the_rest(params))
         return sum(terms[1:], terms[0]) if terms else jnp.zeros(())
+
+    def of_the_rest(self, params: Any) -> Any:
+        """The part of `Params` that belongs to no single hidden layer; 0 without one."""
+        ends = 0.0 if self.ends is None else self.ends(params.opening, params.closing)
+        return ends if self.shared is None else ends + self.shared(params.shared)
 
     def of_layers(self, theta: Layers, layers: int, backend: Backend) -> Any:
         """The layers' part, of parameters laid out in slots and spread over the backend; 0 without one."""
-        if self.layer is None and self.neighbours is None:
+        if (self.layer is None and self.neighbours is None) or not jax.tree.leaves(theta):
             return 0.0
         return _program(self, layers, backend, False)(theta)[0]
 
     def of_layers_with_gradient(self, theta: Layers, layers: int, backend: Backend) -> tuple[Any, PyTree]:
         """The layers' part and its gradient by slot, for the differentiable leaves."""
-        if self.layer is None and self.neighbours is None:
+        if (self.layer is None and self.neighbours is None) or not jax.tree.leaves(theta):
             return 0.0, jax.tree.map(jnp.zeros_like, split(theta)[0])
         return _program(self, layers, backend, True)(theta)
 
@@ -118,8 +128,7 @@ def _program(
 def penalty_value(penalty: Callable[..., Any], params: Params, layers: int, backend: Backend) -> Any:
     """A penalty of laid-out parameters of N layers."""
     if isinstance(penalty, LayerwisePenalty):
-        ends = penalty.ends(params.opening, params.closing) if penalty.ends is not None else 0.0
-        return ends + penalty.of_layers(params.layers, layers, backend)
+        return penalty.of_the_rest(params) + penalty.of_layers(params.layers, layers, backend)
     return penalty(params._replace(layers=first_layers(backend.gather(params.layers), layers)))
 
 
@@ -129,14 +138,12 @@ def penalty_gradient(
     """A penalty of laid-out parameters, split as by `split`, and its gradient, laid out."""
     if isinstance(penalty, LayerwisePenalty):
         value, d_layers = penalty.of_layers_with_gradient(merge(differentiable.layers, others.layers), layers, backend)
-        ends = differentiable._replace(layers=None)
-        d_ends = jax.tree.map(jnp.zeros_like, ends)
-        if (f := penalty.ends) is not None:
-            more, d_ends = jax.value_and_grad(
-                lambda p: f(merge(p.opening, others.opening), merge(p.closing, others.closing))
-            )(ends)
+        rest, fixed = (half._replace(layers=None) for half in (differentiable, others))
+        d_rest = jax.tree.map(jnp.zeros_like, rest)
+        if penalty.ends is not None or penalty.shared is not None:
+            more, d_rest = jax.value_and_grad(lambda p: penalty.of_the_rest(merge(p, fixed)))(rest)
             value = value + more
-        return value, d_ends._replace(layers=d_layers)
+        return value, d_rest._replace(layers=d_layers)
 
     def whole_penalty(p: Params) -> Any:
         whole: Params = merge(p, others)
@@ -175,7 +182,7 @@ def published_penalty(
 ) -> LayerwisePenalty:
     """The published penalties: Tikhonov, with a weight of its own for the last layer, and smoothness in depth.
 
-    gamma_tik/2 (|theta_open|^2 + c sum_n |theta^n|^2) + gamma_class/2 |theta_close|^2
+    gamma_tik/2 (|theta_open|^2 + |theta_shared|^2 + c sum_n |theta^n|^2) + gamma_class/2 |theta_close|^2
     + gamma_ddt/2 c sum_{n>=1} |(theta^n - theta^{n-1})/h|^2, where c = 1 as published.
 
     With `mesh_independent` c = h: the sums are then Riemann sums of the integrals of |theta(t)|^2 and |theta'(t)|^2
@@ -211,6 +218,12 @@ def published_penalty(
     def ends(opening: PyTree, closing: PyTree) -> Any:
         return 0.5 * (gamma_tik * _squares(opening) + gamma_class * _squares(closing))
 
+    def shared(theta: PyTree) -> Any:
+        return 0.5 * gamma_tik * _squares(theta)
+
     return LayerwisePenalty(
-        layer if gamma_tik else None, neighbours if gamma_ddt else None, ends if gamma_tik or gamma_class else None
+        layer if gamma_tik else None,
+        neighbours if gamma_ddt else None,
+        ends if gamma_tik or gamma_class else None,
+        shared if gamma_tik else None,
     )

@@ -23,6 +23,8 @@ class TrainState:
         warm: the schedule's warm values, which belong to the samples they were computed for.
         iteration: updates done so far.
         layers: N.
+        batch: a fingerprint of the batch that the warm values belong to; 0 where it may be any, such as after an
+            exchange of `warm` by hand.
     """
 
     params: Params
@@ -30,6 +32,7 @@ class TrainState:
     warm: PyTree
     iteration: jax.Array
     layers: int = field(metadata={"static": True})
+    batch: jax.Array | None = None
 
 
 class Info(NamedTuple):

@@ -76,12 +76,12 @@ OPTIMIZERS = {
     "ema": lambda: _then_sgd(optax.ema(0.9)),
     "muon": lambda: contrib.muon(1e-2),
     "schedule_free": lambda: contrib.schedule_free_adamw(1e-2),
-    "prodigy": lambda: contrib.prodigy(1.0),
-    "dog": lambda: contrib.dog(),
+    "prodigy": lambda: contrib.prodigy(1.0, estim_lr0=1e-3),
+    "dog": lambda: contrib.dog(init_step=("learning_rate", 1e-2)),
     "cocob": lambda: contrib.cocob(),
     "ademamix": lambda: contrib.ademamix(1e-2),
     "momo": lambda: contrib.momo(1e-1),
-    "dadapt": lambda: contrib.dadapt_adamw(1.0),
+    "dadapt": lambda: contrib.dadapt_adamw(1.0, estim_lr0=1e-3),
     "acprop": lambda: contrib.acprop(1e-2),
 }
 

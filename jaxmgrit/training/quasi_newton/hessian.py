@@ -44,7 +44,7 @@ def dot(a: Params, b: Params, space: Space) -> jax.Array:
         sums = jax.tree.map(lambda x, y: jnp.sum(jnp.real(x * jnp.conj(y))).astype(dtype), part, other)
         return sum(jax.tree.leaves(sums), jnp.zeros((), dtype))
 
-    ends = products((a.opening, a.closing), (b.opening, b.closing))
+    ends = products(a._replace(layers=None), b._replace(layers=None))
     return space.backend.total(products(a.layers, b.layers)) + ends
 
 
@@ -261,7 +261,7 @@ def _count(like: Params, space: Space) -> int:
     if not jax.tree.leaves(like):
         return 0
     per_layer = sum(x.size // x.shape[0] for x in jax.tree.leaves(like.layers))
-    return space.layers * per_layer + sum(x.size for x in jax.tree.leaves((like.opening, like.closing)))
+    return space.layers * per_layer + sum(x.size for x in jax.tree.leaves(like._replace(layers=None)))
 
 
 def _whole(params: Params, space: Space) -> Params:

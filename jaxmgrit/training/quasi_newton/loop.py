@@ -11,15 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmgrit._checks import check_backend, check_solver, integer, is_real
-from jaxmgrit._pytree import merge, split, subtract, where
+from jaxmgrit._pytree import copies, merge, split, subtract, where
 from jaxmgrit._types import Arrays, State
 from jaxmgrit.backend.base import Backend
 from jaxmgrit.backend.local import LOCAL, Local
 from jaxmgrit.solvers.base import Solver
 from jaxmgrit.solvers.mgrit.solver import MGRIT
+from jaxmgrit.solvers.result import worse
 from jaxmgrit.solvers.sequential import match_segments
 from jaxmgrit.system.partition import lay_out
-from jaxmgrit.training.objective import Evaluated, Training, copies
+from jaxmgrit.training.objective import Evaluated, Training
 from jaxmgrit.training.optimizer_state import layer_axes
 from jaxmgrit.training.problem import Params, Problem
 from jaxmgrit.training.quasi_newton.hessian import BFGS, LBFGS, Hessian, Space, SteepestDescent, dot
@@ -29,6 +30,7 @@ from jaxmgrit.training.schedules.base import Setting
 from jaxmgrit.training.schedules.cycles_then_gradient import CyclesThenGradient
 from jaxmgrit.training.snapshot import Snapshot, export, restore
 from jaxmgrit.training.state import TrainState
+from jaxmgrit.training.warm import UNKNOWN
 
 PyTree = Any
 
@@ -155,7 +157,7 @@ class PublishedLoop:
         memory = copies(self._first_memory(seen, Space(self.backend, start.layers)))
         memory = training.storage(start.layers).place(memory, self._axes(start.params, start.layers))
         iteration = self.backend.replicate(jnp.zeros((), jnp.int32))
-        return TrainState(start.params, memory, start.warm, iteration, start.layers)
+        return TrainState(start.params, memory, start.warm, iteration, start.layers, start.batch)
 
     def _first_memory(self, seen: Params, space: Space) -> Memory:
         return Memory(self.hessian.init(seen, space), seen, jax.tree.map(jnp.zeros_like, seen))
@@ -175,7 +177,8 @@ class PublishedLoop:
     def restore(self, state: TrainState, snapshot: Snapshot) -> TrainState:
         """Undo `export`; see `OneShot.restore`."""
         axes = self._axes(state.params, state.layers)
-        return TrainState(*restore(self._training, state, axes, snapshot), state.layers)
+        batch = None if state.batch is None else self.backend.replicate(jnp.full_like(state.batch, UNKNOWN))
+        return TrainState(*restore(self._training, state, axes, snapshot), state.layers, batch)
 
     def evaluate(self, state: TrainState, batch: tuple[Any, Any]) -> tuple[Any, Any]:
         """The loss and its aux of the network evaluated exactly, see `OneShot.evaluate`."""
@@ -199,7 +202,9 @@ class PublishedLoop:
         """
         training, layers = self._training, state.layers
         space, memory = Space(self.backend, layers), state.optimizer
-        here = training.evaluate(state.params, state.warm, batch, layers)
+        opening = training.opening_of(state.warm, state.batch, batch)
+        here = training.evaluate(state.params, opening.warm, batch, layers)
+        here = here._replace(result=worse(here.result, opening.result))
         x = self._scaled(training.trainable(state.params, layers), 1.0, training, layers)
         gradient = self._scaled(here.gradients, -1.0, training, layers)
         pair = subtract(x, memory.x), subtract(gradient, memory.gradient)
@@ -215,7 +220,8 @@ class PublishedLoop:
         failed = ~converged & ~search.accepted
         memory = Memory(self.hessian.forget(hessian, failed), training.place(x), training.place(gradient))
         warm = search.left, here.found.warm[1]
-        after = TrainState(params, memory, warm, self.backend.replicate(state.iteration + 1), layers)
+        iteration = self.backend.replicate(state.iteration + 1)
+        after = TrainState(params, memory, warm, iteration, layers, opening.batch)
         return after, _info(here, norm, search, converged, failed)
 
     def _search(

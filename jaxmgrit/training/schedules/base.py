@@ -26,10 +26,14 @@ class Head(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What one iteration finds at given parameters: the loss, an inexact gradient, how inexact, and warm values."""
+    """What one iteration finds at given parameters: the loss, an inexact gradient, how inexact, and warm values.
+
+    Of the gradient `layers` are the hidden layers' and `shared` what all of them share.
+    """
 
     head: Head
     layers: PyTree
+    shared: PyTree
     lam_initial: PyTree
     running_cost: jax.Array
     residual_norm: jax.Array
@@ -44,6 +48,11 @@ class Setting(NamedTuple):
     solver: Solver
     adjoint: Solver
     backend: Backend
+
+    @property
+    def solvers(self) -> tuple[Solver, Solver]:
+        """The state's and the adjoint's."""
+        return self.solver, self.adjoint
 
 
 LossHead = Callable[[PyTree], Head]

@@ -67,7 +67,8 @@ class CyclesThenGradient:
         keep_lam = None if lam_ends is None else adj.c_points.ends
         result = worse(sol.result, adj.result)
         norms = _last(sol.residual_norms), _last(adj.residual_norms)
-        return Found(top, found.slots.theta, adj.lam_initial, found.cost, *norms, result, (keep_state, keep_lam))
+        slots, shared = found.slots.theta, found.shared.given.params
+        return Found(top, slots, shared, adj.lam_initial, found.cost, *norms, result, (keep_state, keep_lam))
 
 
 def _guess(initial: State, ends: State) -> CPoints | None:

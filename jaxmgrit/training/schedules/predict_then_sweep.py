@@ -102,6 +102,10 @@ class PredictThenSweep:
             tau = jax.tree.map(lambda x, y: jnp.broadcast_to(y, x.shape), tau, own)
         return tau, *rest
 
+    def carried(self, warm: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
+        """Of warm values what a cold start takes over: the moving average."""
+        return (warm[0] if self.moving_average is not None else None, None, None, None)
+
     def warm_levels(self, layers: int, setting: Setting) -> tuple[Level, ...]:
         """The partitions the warm values belong to, one for each entry of `warm`."""
         return (self.level(layers, setting),) * 4
@@ -129,7 +133,8 @@ class PredictThenSweep:
         found = swept.gradients
         residuals = swept.residual_norm, swept.adjoint_residual_norm
         warm = (swept.tau, swept.sigma, ends, lam_ends)
-        return Found(top, found.slots.theta, swept.lam_initial, found.cost, *residuals, result, warm)
+        shared = found.shared.given.params
+        return Found(top, found.slots.theta, shared, swept.lam_initial, found.cost, *residuals, result, warm)
 
 
 def _refuse_idle_options(name: str, solver: MGRIT, two_levels: bool) -> None:

@@ -22,7 +22,7 @@ from jaxmgrit.system.fused_sweep import Gradients, vjp_sweep
 from jaxmgrit.system.grid import Grid, entry
 from jaxmgrit.system.linearise import AdjointBlock, Linearisation, record_all
 from jaxmgrit.system.partition import Level, fine_grid_data
-from jaxmgrit.system.step import Equation, Shared, Slot, Vjp
+from jaxmgrit.system.step import SHARED_SPECS, Equation, Shared, Slot, Vjp
 from jaxmgrit.verbs.adjoint import GRADIENT_SPECS
 
 PyTree = Any
@@ -124,7 +124,7 @@ def predict_program(
     lam_states, lam_blocks = _specs(adjoint_levels)
     return backend.lift(
         body,
-        (SHARDED, STATE, REPLICATED, SHARDED_STATES),
+        (SHARDED, STATE, SHARED_SPECS, SHARDED_STATES),
         (Predicted(states, lam_blocks, lam_states, lam_states), STATE),
     )
 
@@ -210,7 +210,7 @@ def sweep_program(
 
     states, whole = SHARDED_STATES, (REPLICATED, REPLICATED)
     predicted = Predicted(_specs(state_levels)[0], _specs(levels)[1], *(_specs(levels)[0],) * 2)
-    in_specs = (SHARDED, STATE, REPLICATED, predicted, states, states, STATE)
+    in_specs = (SHARDED, STATE, SHARED_SPECS, predicted, states, states, STATE)
     out_specs = Swept(states, states, states, states, STATE, GRADIENT_SPECS, *whole)
     return backend.lift(body, in_specs, out_specs)
 
