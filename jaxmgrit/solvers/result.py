@@ -74,8 +74,8 @@ _SENTENCES = {
         "jm.Newton(batch_axis=None) if the whole state is small, else use jm.Sequential()."
     ),
     Result.REPEATED_SAMPLES: (
-        "A sample is named more than once in `samples`, but has one warm value only: draw the samples of a step without "
-        "replacement."
+        "A sample is named more than once in `samples`, but has one warm value only: draw the samples of a step "
+        "without replacement."
     ),
     Result.OTHER_BATCH: (
         "The batch is not the one that the warm values belong to, so the cycles started from another batch's states: "
