@@ -263,6 +263,8 @@ def crash(
             if until(training, folder, choice, iterations):
                 act(by, training, folder, under)
                 left = left[1:]
+            else:
+                finished(training)
         count, kept = len(rows(folder)), checkpoints(folder)
         lost = 1 if by in ("HUP", "USR1") else EVERY + 1
         assert not kept or count - kept[-1] <= lost or count > iterations, f"{by}: {count} rows, checkpoints {kept}"
