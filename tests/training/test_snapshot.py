@@ -1,5 +1,7 @@
 """A training state taken out and put back, on the same layout and on others."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,3 +108,14 @@ def test_a_snapshot_of_another_network_is_refused():
         trainer.restore(fresh, snapshot._replace(params=snapshot.params._replace(layers=shorter)))
     with pytest.raises(ValueError, match=r"snapshot\.warm does not fit"):
         trainer.restore(fresh, snapshot._replace(warm=(None,) * 4))
+
+
+def test_warm_values_of_padding_are_left_out_where_the_padding_is():
+    trainer, state, _ = trainer_of("cycles", 3)  # 7 intervals of 4 layers in 9: state padded behind, adjoint in front
+    numbered = jax.tree.map(
+        lambda x: x * 0 + jnp.arange(x.shape[0], dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 1)), state.warm
+    )
+    exported = trainer.export(dataclasses.replace(state, warm=numbered)).warm
+    for ends, begin in zip(exported, (0, 2), strict=True):
+        (leaf,) = jax.tree.leaves(ends)
+        np.testing.assert_array_equal(leaf[:, 0, 0], np.arange(begin, begin + 7))
