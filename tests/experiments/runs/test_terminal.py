@@ -68,3 +68,9 @@ def test_a_stream_that_is_taken_writes_to_what_was_there_until_it_is_lost(monkey
     pipe.broken = False
     print("given up")
     assert pipe.getvalue() == "gr\\xfcn\n"
+
+
+def test_every_command_is_run_like_this():
+    commands = [path for path in (ROOT / "experiments").glob("*.py") if "__main__" in path.read_text()]
+    assert len(commands) > 8
+    assert [path.name for path in commands if "terminal.run(main)" not in path.read_text()] == []
