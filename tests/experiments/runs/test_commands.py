@@ -1,0 +1,127 @@
+"""Runs afterwards: predictions from a file, a table of runs, two side by side, sweeps."""
+
+import json
+import shutil
+import subprocess
+
+import jax
+import matplotlib.image
+import numpy as np
+import pytest
+
+from experiments import predict
+from experiments.problems import level_sets
+from experiments.runs import __main__ as runs
+from experiments.sweep import __main__ as sweep
+from experiments.train import main as train
+
+
+def test_predictions_are_those_of_the_exact_network(finished, tmp_path, capsys):
+    points = level_sets.grid(16)[:40]
+    np.savez(tmp_path / "points.npz", x=points)
+    (tmp_path / "points.csv").write_text("x1,x2\n" + "".join(f"{a!r},{b!r}\n" for a, b in points.tolist()))
+    said = []
+    for name in ("points.npz", "points.csv"):
+        assert predict.main([str(finished), "--input", str(tmp_path / name)]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    header, *lines = said[0].splitlines()
+    assert header == "point,class,probability" and len(lines) == 40
+    assert all(0.2 <= float(line.split(",")[2]) <= 1 for line in lines)
+    assert predict.main([str(finished), "--input", str(tmp_path / "points.npz"), "--output", str(tmp_path / "o")]) == 0
+    assert (tmp_path / "o").read_text() == said[0]
+    assert predict.main([str(finished), "--input", str(tmp_path / "points.npz"), "--iteration", "8"]) == 0
+    assert capsys.readouterr().out != said[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "--input: missing; expected a file of inputs"),
+        (["--inptu", "x"], "--inptu: unknown option. Did you mean --input?"),
+        (["--input", "nowhere.csv"], "--input nowhere.csv: no such file"),
+        (["--input", "WIDE"], "expected inputs of shape (points, 2), numbers as in training, found float64 of shape"),
+    ],
+)
+def test_predictions_that_cannot_be_had(words, message, undisturbed, tmp_path, capsys):
+    np.save(tmp_path / "wide.npy", np.zeros((3, 5)))
+    words = [str(tmp_path / "wide.npy") if word == "WIDE" else word for word in words]
+    assert predict.main([str(undisturbed), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_table_of_runs_and_two_side_by_side(finished, tmp_path, capsys):
+    other = shutil.copytree(finished, tmp_path / "other")
+    (other / "summary.json").unlink()
+    config = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(config.replace("learning_rate: 0.02", "learning_rate: 0.03"))
+    assert runs.main([str(tmp_path)]) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    accuracy = json.loads((finished / "summary.json").read_text())["exact_validation_accuracy"]
+    assert header.split() == list(runs.COLUMNS) and len(lines) == 2
+    found = {line.split()[0]: line.split()[1:] for line in lines}
+    assert found["finished"][:5] == ["finished", "14", "19", "one_shot", f"{accuracy:.2%}"]
+    assert found["other"][0] == "unfinished"
+    assert runs.main(["compare", str(finished), str(other), "--output", str(tmp_path / "c.png")]) == 0
+    assert "optimizer.learning_rate: 0.02 | 0.03" in capsys.readouterr().out
+    assert matplotlib.image.imread(tmp_path / "c.png").std() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "nowhere: no run below it"),
+        (["compare", "RUN"], "compare: expected two runs, given 1"),
+        (["compare", "RUN", "RUN"], "given twice. Name two runs."),
+        (["compare", "RUN", "nowhere"], "Name the folder of a run."),
+        (["--outptu", "x"], "--outptu: unknown option. Did you mean --output?"),
+    ],
+)
+def test_what_cannot_be_shown(words, message, undisturbed, capsys):
+    assert runs.main([str(undisturbed) if word == "RUN" else word for word in words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_sweep_trains_what_is_not_done_and_reports_medians(tiny, tmp_path, capsys, monkeypatch):
+    trained = []
+
+    def here(command):
+        trained.append(command[3:])
+        before = jax.config.jax_enable_x64
+        code = train(command[3:])
+        jax.config.update("jax_enable_x64", before)
+        return subprocess.CompletedProcess(command, code)
+
+    monkeypatch.setattr(subprocess, "run", here)
+    words = [tiny, "--iterations", "2", "--seeds", "0", "1", "2", "--vary", "optimizer.learning-rate", "0.01", "0.02"]
+    words += ["--folder", str(tmp_path / "sweep")]
+    assert sweep.main(words[: words.index("0.02")] + words[words.index("0.02") + 1 :]) == 0
+    assert len(trained) == 3
+    assert sweep.main(words) == 0
+    assert len(trained) == 6  # those done before are not done again
+    rows = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert [row["optimizer.learning_rate"] for row in rows] == ["0.01", "0.02"]
+    for row in rows:
+        members = (tmp_path / "sweep").glob(f"learning_rate={row['optimizer.learning_rate']},seed=*")
+        losses = [json.loads((member / "summary.json").read_text())["exact_train_loss"] for member in members]
+        assert row["exact_train_loss"]["median"] == np.median(losses) and row["finished"] == len(losses) == 3
+    assert "3 of 3" in capsys.readouterr().out
+    assert sweep.main([*words, "--network.layers", "23"]) == 2
+    assert "holds another training: network differs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--vary", "optimizer.larning_rate", "1"], "--vary optimizer.larning_rate: unknown key"),
+        (["--vary", "optimizer.learning_rate"], "--vary optimizer.learning_rate: expected values after it"),
+        (["--vary", "network.layers", "16", "-1"], "network.layers = -1: expected an integer >= 1"),
+        (["--vary", "seed", "1"], "--vary seed: given twice, or decided by the sweep"),
+        (["--seeds", "1", "1"], "--seeds, --vary: expected each value once"),
+        (["--sedes", "1"], "--sedes: unknown option. Did you mean --seeds"),
+    ],
+)
+def test_sweeps_that_cannot_be_run_are_refused_before_the_first_training(words, message, tiny, tmp_path, capsys):
+    assert sweep.main([tiny, "--folder", str(tmp_path / "sweep"), *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "sweep").exists()
