@@ -11,6 +11,7 @@ from jaxmgrit._checks import Explained, check_layers, integer
 from jaxmgrit._types import Arrays, State, StepSize
 from jaxmgrit.adapters.framework import check_version
 from jaxmgrit.adapters.stack import is_list, scan_function, stack_layers, step_function, unlike
+from jaxmgrit.training.problem import Params, Problem
 
 check_version("equinox")
 import equinox as eqx  # noqa: E402
@@ -136,6 +137,95 @@ def to_propagate(
     return step_function(run, "to_propagate", _REMEDY), theta
 
 
+def to_one_shot(
+    opening: eqx.Module,
+    layers: eqx.Module,
+    closing: eqx.Module,
+    loss: Callable[[Any, State, Arrays], tuple[Any, Any]],
+    *,
+    h: StepSize,
+    call: Call | None = None,
+    keys: bool = False,
+    **options: Any,
+) -> tuple[Problem, Params]:
+    """(problem, params) for `jm.OneShot(problem, optimizer)` of a network of three modules.
+
+    `put_back(params, opening, layers, closing)` are the modules with trained parameters.
+
+    Args:
+        opening: (x) -> u0, of a batch.
+        layers: a stack of modules.
+        closing: what `loss` is given.
+        loss: (closing, u_final, y) -> (scalar, aux).
+        h: step size, see `Problem`.
+        call: (module, u, h[, key=key]) -> u_next; None: the module itself. `jm.adapters.residual`: u + h module(u).
+        keys: whether the layers are given a `key`, which the trainer's step must have; where there is none, as in
+            `evaluate`, they are in `inference_mode` and get `key=None`.
+        options: of `Problem`: `penalty`, `running_cost`.
+
+    Raises:
+        TypeError, ValueError: layers that are no stack; modules with state (batch norm), which has no place in one-shot
+            training.
+
+    Example:
+        >>> import equinox as eqx, jax, jax.numpy as jnp, jaxmgrit as jm
+        >>> keys = jax.random.split(jax.random.key(0), 3)
+        >>> opening, closing = eqx.nn.Linear(2, 4, key=keys[0]), eqx.nn.Linear(4, 1, key=keys[1])
+        >>> layers = jm.adapters.equinox.init_stack(lambda key: eqx.nn.Linear(4, 4, key=key), 16, keys[2])
+        >>> problem, params = jm.adapters.equinox.to_one_shot(
+        ...     jax.vmap(opening), layers, closing,
+        ...     lambda closing, u, y: (jnp.mean((jax.vmap(closing)(u) - y) ** 2), None),
+        ...     h=1 / 16, call=lambda layer, u, h: u + h * jax.vmap(layer)(u),
+        ... )
+        >>> float(problem.evaluate(params, (jnp.ones((8, 2)), jnp.zeros((8, 1))))[0]) > 0
+        True
+    """
+    for module in (opening, layers, closing):
+        _check_state(module, None, "to_one_shot", "use group or layer norm: one-shot training has no place for state.")
+    run, (arrays, _, _) = _run(layers, None, None, call, "to_one_shot", keep_state=False)
+    resting, _ = _run(eqx.nn.inference_mode(layers), None, None, call, "to_one_shot", keep_state=False)
+    ends, functions = zip(*(eqx.partition(module, eqx.is_array) for module in (opening, closing)), strict=True)
+
+    def random_step(theta: PyTree, u: State, h: StepSize, common: Any) -> PyTree:
+        if common.key is None:
+            return resting((theta, None, _NO_KEY), u, h)[0]
+        return run((theta, None, common.key), u, h)[0]
+
+    problem = Problem(
+        lambda params, x: eqx.combine(params, functions[0])(x),
+        random_step if keys else lambda theta, u, h: run((theta, None, None), u, h)[0],
+        lambda params, u, y: loss(eqx.combine(params, functions[1]), u, y),
+        h,
+        **options,
+    )
+    return problem, Params(ends[0], arrays, ends[1])
+
+
+def put_back(params: Params, opening: Module, layers: Module, closing: Module) -> tuple[Module, Module, Module]:
+    """The modules, as given to `to_one_shot`, with trained parameters (`trainer.params(state)`) in them.
+
+    Args:
+        params: of those modules.
+        opening: the first module, which stays as it is, as do the others.
+        layers: the stack.
+        closing: the last module.
+
+    Example:
+        >>> import equinox as eqx, jax, jaxmgrit as jm
+        >>> modules = [eqx.nn.Linear(4, 4, key=key) for key in jax.random.split(jax.random.key(0), 3)]
+        >>> params = jm.Params(*(eqx.filter(module, eqx.is_array) for module in modules))
+        >>> modules = jm.adapters.equinox.put_back(params, *modules)
+    """
+    first, stack, last = (
+        eqx.combine(arrays, eqx.filter(module, eqx.is_array, inverse=True))
+        for arrays, module in zip(params, (opening, layers, closing), strict=False)
+    )
+    return first, stack, last
+
+
+_NO_KEY = "none"  # of layers in inference mode that are called with key=None
+
+
 def _run(
     layers: eqx.Module,
     state: eqx.nn.State | None,
@@ -146,7 +236,8 @@ def _run(
 ) -> tuple[Callable[..., tuple[PyTree, PyTree]], PyTree]:
     """The module as a function of its arrays, state and key, and those of all layers."""
     is_list(layers, name)
-    _check_state(layers, state, name)
+    remedy = "give state=..., which init_stack(eqx.nn.make_with_state(Block), ...) returns beside the layers."
+    _check_state(layers, state, name, remedy)
     arrays, static = eqx.partition(layers, eqx.is_array)
     depth = check_layers((arrays, state), f"{name}: layers")
     keys = None if key is None else jax.random.split(key, depth)
@@ -155,7 +246,7 @@ def _run(
         own, own_state, own_key = x
         module = eqx.combine(own, static)
         positional = h if own_state is None else (*h, own_state)
-        keywords = {} if own_key is None else {"key": own_key}
+        keywords = {} if own_key is None else {"key": None if own_key is _NO_KEY else own_key}
         result = module(u, *positional, **keywords) if call is None else call(module, u, *positional, **keywords)
         returned = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], eqx.nn.State)
         if returned:
@@ -167,14 +258,11 @@ def _run(
     return run, (arrays, state, keys)
 
 
-def _check_state(layers: PyTree, state: eqx.nn.State | None, name: str) -> None:
+def _check_state(layers: PyTree, state: eqx.nn.State | None, name: str, remedy: str) -> None:
     """Raise a ValueError where layers have state that is not given."""
     if state is not None and not isinstance(state, eqx.nn.State):
         raise TypeError(f"{name}: state={state!r} is not an eqx.nn.State, such as make_with_state returns.")
     leaves = jax.tree_util.tree_leaves_with_path(layers, is_leaf=lambda x: isinstance(x, eqx.nn.StateIndex))
     paths = [jax.tree_util.keystr(path) for path, leaf in leaves if isinstance(leaf, eqx.nn.StateIndex)]
     if paths and state is None:
-        raise ValueError(
-            f"{name}: the layers have state ({', '.join(paths)}) that is not given; give state=..., which "
-            "init_stack(eqx.nn.make_with_state(Block), ...) returns beside the layers."
-        )
+        raise ValueError(f"{name}: the layers have state ({', '.join(paths)}) that is not given; {remedy}")

@@ -10,7 +10,8 @@ import jax
 from jaxmgrit._checks import check_layers, integer
 from jaxmgrit._types import Arrays, Layers, State, StepSize
 from jaxmgrit.adapters.framework import check_version
-from jaxmgrit.adapters.stack import is_list, scan_function, step_function
+from jaxmgrit.adapters.stack import is_list, refuse, scan_function, step_function
+from jaxmgrit.training.problem import Params, Problem
 
 check_version("flax")
 from flax import linen  # noqa: E402
@@ -120,6 +121,72 @@ def to_propagate(
     """
     run, theta = _run(module, variables, rngs, call, "to_propagate", all_mutable=False)
     return step_function(run, "to_propagate", _REMEDY), theta
+
+
+def to_one_shot(
+    opening: tuple[linen.Module, PyTree],
+    layers: tuple[linen.Module, PyTree],
+    closing: tuple[linen.Module, PyTree],
+    loss: Callable[[Any, State, Arrays], tuple[Any, Any]],
+    *,
+    h: StepSize,
+    call: Call | None = None,
+    stream: str | None = None,
+    inference: linen.Module | None = None,
+    **options: Any,
+) -> tuple[Problem, Params]:
+    """(problem, params) for `jm.OneShot(problem, optimizer)` of three modules; `params` are their variables.
+
+    Args:
+        opening: (module, variables), (x) -> u0.
+        layers: (module of one layer, variables of the stack).
+        closing: (module, variables), what `loss` is given, bound to its variables.
+        loss: (closing, u_final, y) -> (scalar, aux).
+        h: step size, see `Problem`.
+        call: (module, u, h) -> u_next; None: `module(u, h)`. `jm.adapters.residual`: u + h module(u).
+        stream: of random numbers, "dropout" say, that the layers draw from: it starts from the trainer's `key`.
+        inference: the layer's module where there is no key, as in `evaluate`; None: the same one.
+        options: of `Problem`: `penalty`, `running_cost`.
+
+    Raises:
+        TypeError, ValueError: variables that are no stack, or hold other collections than "params" (batch norm), which
+            have no place in one-shot training.
+
+    Example:
+        >>> from flax import linen
+        >>> import jax, jax.numpy as jnp, jaxmgrit as jm
+        >>> x, u, key = jnp.ones((8, 2)), jnp.ones((8, 4)), jax.random.key(0)
+        >>> block, ends = linen.Dense(4), (linen.Dense(4), linen.Dense(1))
+        >>> problem, params = jm.adapters.linen.to_one_shot(
+        ...     (ends[0], ends[0].init(key, x)),
+        ...     (block, jm.adapters.linen.init_stack(block, 16, key, u)),
+        ...     (ends[1], ends[1].init(key, u)),
+        ...     lambda closing, u, y: (jnp.mean((closing(u) - y) ** 2), None),
+        ...     h=1 / 16, call=jm.adapters.residual,
+        ... )
+        >>> float(problem.evaluate(params, (x, jnp.zeros((8, 1))))[0]) > 0
+        True
+    """
+    for what, (_, variables) in zip(("opening", "layers", "closing"), (opening, layers, closing), strict=True):
+        others = {collection: x for collection, x in variables.items() if collection != "params"}
+        refuse(others, f"to_one_shot: {what}", "one-shot training has no place for it: use group or layer norm.")
+    module, variables = layers
+    run, _ = _run(module, variables, None, call, "to_one_shot", all_mutable=False)
+    resting, _ = _run(inference or module, variables, None, call, "to_one_shot", all_mutable=False)
+
+    def random_step(theta: PyTree, u: State, h: StepSize, common: Any) -> PyTree:
+        if common.key is None:
+            return resting((theta, {}), u, h)[0]
+        return run((theta, {stream: common.key}), u, h)[0]
+
+    problem = Problem(
+        lambda params, x: opening[0].apply(params, x),
+        random_step if stream else lambda theta, u, h: run((theta, {}), u, h)[0],
+        lambda params, u, y: loss(closing[0].bind(params), u, y),
+        h,
+        **options,
+    )
+    return problem, Params(opening[1], variables, closing[1])
 
 
 def _run(

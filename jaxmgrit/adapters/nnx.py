@@ -10,7 +10,8 @@ import jax
 from jaxmgrit._checks import check_layers, integer
 from jaxmgrit._types import Arrays, State, StepSize
 from jaxmgrit.adapters.framework import check_version
-from jaxmgrit.adapters.stack import is_list, scan_function, stack_layers, step_function, unlike
+from jaxmgrit.adapters.stack import is_list, refuse, scan_function, stack_layers, step_function, unlike
+from jaxmgrit.training.problem import Params, Problem
 
 check_version("flax")
 from flax import nnx  # noqa: E402
@@ -137,6 +138,122 @@ def to_propagate(layers: nnx.Module, *, call: Call | None = None) -> tuple[Calla
         (8, 4)
     """
     return step_function(_run(layers, call, "to_propagate"), "to_propagate", _REMEDY), nnx.state(layers)
+
+
+def to_one_shot(
+    opening: nnx.Module,
+    layers: nnx.Module,
+    closing: nnx.Module,
+    loss: Callable[[Any, State, Arrays], tuple[Any, Any]],
+    *,
+    h: StepSize,
+    call: Call | None = None,
+    keys: bool = False,
+    **options: Any,
+) -> tuple[Problem, Params]:
+    """(problem, params) for `jm.OneShot(problem, optimizer)` of a network of three modules.
+
+    `put_back(params, opening, layers, closing)` puts trained parameters into the modules.
+
+    Args:
+        opening: (x) -> u0.
+        layers: a stack of modules.
+        closing: what `loss` is given.
+        loss: (closing, u_final, y) -> (scalar, aux).
+        h: step size, see `Problem`.
+        call: (module, u, h) -> u_next; None: `module(u, h)`. `jm.adapters.residual`: u + h module(u).
+        keys: whether the layers' streams of random numbers (dropout) start from the trainer's `key` in every iteration;
+            where none is given, as by `evaluate`, the layers are in `eval()` mode.
+        options: of `Problem`: `penalty`, `running_cost`.
+
+    Raises:
+        TypeError, ValueError: layers that are no stack, modules with state other than parameters and streams of random
+            numbers (batch norm), which has no place in one-shot training; when it runs, random layers without `keys`.
+
+    Example:
+        >>> from flax import nnx
+        >>> import jax.numpy as jnp, jaxmgrit as jm
+        >>> rngs = nnx.Rngs(0)
+        >>> opening, closing = nnx.Linear(2, 4, rngs=rngs), nnx.Linear(4, 1, rngs=rngs)
+        >>> layers = jm.adapters.nnx.init_stack(lambda rngs: nnx.Linear(4, 4, rngs=rngs), 16, rngs)
+        >>> problem, params = jm.adapters.nnx.to_one_shot(
+        ...     opening, layers, closing, lambda closing, u, y: (jnp.mean((closing(u) - y) ** 2), None),
+        ...     h=1 / 16, call=jm.adapters.residual,
+        ... )
+        >>> float(problem.evaluate(params, (jnp.ones((8, 2)), jnp.zeros((8, 1))))[0]) > 0
+        True
+    """
+    name = "to_one_shot"
+    opening_graph, opening_params, _ = _trained(opening, f"{name}: opening")
+    closing_graph, closing_params, _ = _trained(closing, f"{name}: closing")
+    training = _run(layers, call, name)
+    _, params, streams = _trained(layers, f"{name}: layers", streams=True)
+    resting = nnx.clone(layers)
+    resting.eval()
+    evaluating = _run(resting, call, name)
+    streams = jax.tree.map(lambda x: x[0], streams)
+
+    def step(theta: PyTree, u: State, h: StepSize) -> PyTree:
+        u_next, changed = training(nnx.merge_state(theta, streams), u, h)
+        refuse(
+            changed, name, "give keys=True, and the trainer's step a key, for dropout; batch norm has no place here."
+        )
+        return u_next
+
+    def random_step(theta: PyTree, u: State, h: StepSize, common: Any) -> PyTree:
+        run = evaluating if common.key is None else training
+        u_next, changed = run(nnx.merge_state(theta, _started(streams, common.key)), u, h)
+        _, others = nnx.split_state(changed, nnx.RngState, ...)
+        refuse(others, name, "one-shot training has no place for it.")
+        return u_next
+
+    problem = Problem(
+        lambda params, x: nnx.merge(opening_graph, params)(x),
+        random_step if keys else step,
+        lambda params, u, y: loss(nnx.merge(closing_graph, params), u, y),
+        h,
+        **options,
+    )
+    return problem, Params(opening_params, params, closing_params)
+
+
+def put_back(params: Params, opening: nnx.Module, layers: nnx.Module, closing: nnx.Module) -> None:
+    """Put trained parameters (`trainer.params(state)`) into the modules they were made from by `to_one_shot`.
+
+    Args:
+        params: of those modules.
+        opening: changed in place, as are the others.
+        layers: the stack.
+        closing: the last module.
+
+    Example:
+        >>> from flax import nnx
+        >>> import jaxmgrit as jm
+        >>> rngs = nnx.Rngs(0)
+        >>> modules = [nnx.Linear(4, 4, rngs=rngs) for _ in range(3)]
+        >>> jm.adapters.nnx.put_back(jm.Params(*(nnx.state(module) for module in modules)), *modules)
+    """
+    for module, state in zip((opening, layers, closing), params, strict=False):
+        nnx.update(module, state)
+
+
+def _trained(module: nnx.Module, name: str, streams: bool = False) -> tuple[Any, PyTree, PyTree]:
+    """Graph, parameters and streams of random numbers of a module without any other state."""
+    graph, params, random, others = nnx.split(module, nnx.Param, nnx.RngState, ...)
+    refuse(others if streams else nnx.merge_state(random, others), name, "one-shot training has no place for it.")
+    return graph, params, random
+
+
+def _started(streams: PyTree, key: jax.Array | None) -> PyTree:
+    """Streams of random numbers that start from a key."""
+    if key is None:
+        return streams
+    leaves, structure = jax.tree.flatten(streams)
+    started = [
+        jax.random.fold_in(key, n) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf * 0
+        for n, leaf in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(structure, started)
 
 
 def _run(layers: nnx.Module, call: Call | None, name: str) -> Callable[..., tuple[PyTree, PyTree]]:

@@ -1,0 +1,1 @@
+"""Five networks, one page each: run them by `python -m examples.NAME`, in reduced form with `--quick`."""
