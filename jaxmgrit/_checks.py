@@ -50,7 +50,8 @@ def check_layers(theta: Layers, name: str = "theta", least: int = 1) -> int:
     leaves = jax.tree_util.tree_leaves_with_path(theta)
     if not leaves:
         raise ValueError(
-            f"{name} has no leaves, so the number of layers is unknown; give at least one array with leading axis N."
+            f"{name} has no leaves, so the number of layers is unknown; give at least one array with leading axis N "
+            "(in training, jm.Problem(layers=N) says it where no parameter belongs to one layer)."
         )
     sizes: dict[str, int] = {}
     for path, leaf in leaves:
@@ -59,14 +60,14 @@ def check_layers(theta: Layers, name: str = "theta", least: int = 1) -> int:
         if not leaf.shape:
             raise ValueError(
                 f"{name}{_path(path)} has no axes; every leaf of {name} needs the leading axis N (one entry per "
-                "layer): repeat it for every layer, or close over it in the step."
+                "layer): repeat it for every layer, or close over it in the step (in training: jm.Params(shared=...))."
             )
         sizes[_path(path)] = leaf.shape[0]
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{name}{path}: {size}" for path, size in sizes.items())
         raise ValueError(
-            f"the leaves of {name} have different leading axes ({listed}); all must be N, the number of layers."
-            + _if_a_list(theta)
+            f"the leaves of {name} have different leading axes ({listed}); all must be N, the number of layers. "
+            "What all layers share the step closes over (in training: jm.Params(shared=...))." + _if_a_list(theta)
         )
     layers = next(iter(sizes.values()))
     if layers < least:

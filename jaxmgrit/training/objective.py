@@ -129,9 +129,8 @@ class Training:
         if known is None or not jax.tree.leaves(warm):
             return Opening(warm, SAME, known)
         own = fingerprint(batch)
-        code = jnp.where(
-            (known == jnp.asarray(UNKNOWN, known.dtype)) | (known == own), SAME, Result.OTHER_BATCH.value
-        ).astype(jnp.int32)
+        same = (known == UNKNOWN) | (known == own)
+        code = jnp.where(same, SAME, Result.OTHER_BATCH.value).astype(jnp.int32)
         return Opening(warm, code, self.backend.replicate(own))
 
     def _cold(self, u0: State, layers: int) -> PyTree:

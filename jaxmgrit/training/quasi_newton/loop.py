@@ -166,7 +166,8 @@ class PublishedLoop:
         """The axis over the layers of every leaf of the memory."""
 
         def plain(seen: Params) -> Memory:
-            return self._first_memory(seen, Space(LOCAL, jax.tree.leaves(seen.layers)[0].shape[0]))
+            count = next((x.shape[0] for x in jax.tree.leaves(seen.layers)), layers)
+            return self._first_memory(seen, Space(LOCAL, count))
 
         return layer_axes(plain, self._training.storage(layers).shapes(split(params)[0]), layers)
 
