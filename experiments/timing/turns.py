@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -13,11 +12,15 @@ import jax
 PyTree = Any
 
 
+# Seconds of a turn of a quick program, short enough to be left alone now and then on a busy machine; and turns at most.
+TURN, MOST = 0.005, 200
+
+
 class Timed(NamedTuple):
     """One program's cost.
 
     Attributes:
-        seconds: median of one call.
+        seconds: of one call, in the quickest turn: what else the machine does only ever adds to a time.
         compile_seconds: of tracing and compiling.
         bytes: temporary memory, as the compiler says; None where it does not.
         value: what it returned.
@@ -47,7 +50,7 @@ def in_turns(
         programs: functions of `args`, to be jitted.
         args: what all are called with.
         seconds: about how long all calls may take together.
-        rounds: at least so many turns, each a median's sample; quick programs are called several times a turn.
+        rounds: at least so many turns; quick programs are called several times a turn, for some milliseconds.
     """
     compiled, cost = {}, {}
     for name, f in programs.items():
@@ -55,17 +58,14 @@ def in_turns(
         compiled[name] = jax.jit(f).lower(*args).compile()
         cost[name] = time.perf_counter() - start
     values = {name: jax.block_until_ready(f(*args)) for name, f in compiled.items()}
-    once = {name: _seconds(f, args, 1) for name, f in compiled.items()}
-    calls = {name: max(1, int(seconds / rounds / len(once) / (3 * t))) for name, t in once.items()}
+    once = {name: min(_seconds(f, args, 1) for _ in range(3)) for name, f in compiled.items()}
+    calls = {name: max(1, int(TURN / t)) for name, t in once.items()}
     samples: dict[str, list[float]] = {name: [] for name in compiled}
-    turns = max(rounds, min(25, int(seconds / sum(once[name] * calls[name] for name in once))))
+    turns = max(rounds, min(MOST, int(seconds / sum(once[name] * calls[name] for name in once))))
     for _ in range(turns):
         for name, f in compiled.items():
             samples[name].append(_seconds(f, args, calls[name]))
-    return {
-        name: Timed(statistics.median(samples[name]), cost[name], _memory(compiled[name]), values[name])
-        for name in compiled
-    }
+    return {name: Timed(min(samples[name]), cost[name], _memory(compiled[name]), values[name]) for name in compiled}
 
 
 def _seconds(f: Callable[..., PyTree], args: tuple[PyTree, ...], calls: int) -> float:

@@ -67,7 +67,7 @@ def _settled(x: Arrays, after: State) -> Any:
 
 # Where reverse mode keeps more bytes of all layers than this, writing and reading them takes longer than computing the
 # layers again: a few megabytes are what the caches of one CPU core hold.
-_KEPT_BYTES = 1 << 22
+_KEPT_BYTES = 3 << 20
 
 
 def _kept(f: Layer, init: State, x: Arrays) -> int:
