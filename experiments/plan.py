@@ -29,6 +29,7 @@ from experiments.config.arguments import Parser, above, at_least
 from experiments.config.reader import read
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
+from experiments.problems.data import cast
 from experiments.runs import terminal
 from experiments.timing import own_function
 from experiments.timing.calibration import Network, coarse_steps, evaluations, messages, sequential, three
@@ -141,7 +142,11 @@ def _problem(config: Config) -> tuple[jm.Problem, jm.Params, tuple[jax.Array, ja
     """The problem, its initial parameters and the first batch."""
     data = problems.load(config.problem, config.seed)
     x, y = (part[: config.training.batch_size] for part in (data.train.x, data.train.y))
-    return build.problem(config), build.initial_params(config, data), (jnp.asarray(x, config.dtype), jnp.asarray(y))
+    return (
+        build.problem(config),
+        build.initial_params(config, data),
+        (jnp.asarray(cast(x, config.dtype)), jnp.asarray(y)),
+    )
 
 
 def gradient_error(memory: Any, config: Config, solver: jm.MGRIT) -> float:

@@ -24,9 +24,11 @@ SIGNATURES = {  # by the last word of the key: what the function is called with,
     "coarse_params": "(theta of m layers, leading axis m) -> theta of one coarse layer",
     "network": "(layers, width) -> (opening, step, outputs, init), with opening(theta, x) -> u0, step(theta, u, h) -> "
     "u_next, outputs(theta, u) -> logits (batch, ..., classes), init(key, shape, classes) -> jm.Params of dicts",
+    "plan": "() -> (step, theta, u0, h), with step(theta, u, h) -> u_next, theta's leaves with leading axis N, u0 the "
+    "first state, h a scalar or one step size per layer",
     "problem": "(seed) -> (x, y, x_validation, y_validation), arrays with a point per row",
 }
-ARGUMENTS = {"loss": 2, "coarse_step": 5, "coarse_params": 1, "network": 2, "problem": 1}
+ARGUMENTS = {"loss": 2, "coarse_step": 5, "coarse_params": 1, "network": 2, "plan": 0, "problem": 1}
 
 KEYS = (
     "problem.function",

@@ -54,7 +54,7 @@ def test_a_function_of_ones_own_is_advised_on(module, capsys):
     assert printed.startswith("ms per gradient") and "Sequential is the best choice on one device" in printed
 
 
-SIGNATURE = "function() -> (step, theta, u0, h)"
+SIGNATURE = "a function plan() -> (step, theta, u0, h)"
 
 
 @pytest.mark.parametrize(
@@ -62,11 +62,11 @@ SIGNATURE = "function() -> (step, theta, u0, h)"
     [
         ("own_network_of_a_test:three", ["three() returned a tuple of 3", SIGNATURE]),
         ("own_network_of_a_test:failing", ["RuntimeError: no data here", SIGNATURE]),
-        ("own_network_of_a_test:number", ["'number' is not a function", SIGNATURE]),
-        ("own_network_of_a_test:nothing", ["'nothing' does not exist", SIGNATURE]),
+        ("own_network_of_a_test:number", ["number", "given 3", SIGNATURE, SIGNATURE]),
+        ("own_network_of_a_test:nothing", ["has no 'nothing'", SIGNATURE]),
         ("own_network_of_a_test:unfitting", ["step cannot be evaluated", SIGNATURE]),
-        ("own_broken_module_of_a_test:network", ["No module named 'no_such_module_at_all'", SIGNATURE]),
-        ("no_such_module_of_a_test:network", ["cannot be imported", SIGNATURE]),
+        ("own_broken_module_of_a_test:network", ["no module 'no_such_module_at_all'", SIGNATURE]),
+        ("no_such_module_of_a_test:network", ["there is no module", SIGNATURE]),
         ("own_network_of_a_test:network --network.layers 3", ["--network.layers 3: unexpected", "is a function"]),
     ],
 )
