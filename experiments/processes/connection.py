@@ -111,12 +111,16 @@ def _initialise(job: Job, section: Backend) -> None:
             heartbeat_timeout_seconds=HEARTBEAT if section.patience is None else max(1, round(section.patience)),
             shutdown_timeout_seconds=ENDING,
         )
+        # Arrays take connections of their own, between the addresses that the hosts' own names mean.
+        multihost_utils.process_allgather(np.zeros((), np.int32))
     except (ValueError, RuntimeError, TypeError) as error:
         raise ConfigError(
             f"backend.coordinator = {section.coordinator!r}: the processes were not connected within {CONNECTING} "
             f"seconds ({str(error).splitlines()[0]}). 'detect' knows the jobs of SLURM and Open MPI, 'mpi4py' any MPI; "
             "else give every process the coordinator's HOST:PORT (an address of the host of process 0, and a free port "
-            "on it), --backend.processes and its own --backend.process."
+            "on it), --backend.processes and its own --backend.process. Processes on different hosts also connect to "
+            f"each other by the names of their hosts: this one is {socket.gethostname()}, which means "
+            f"{_meaning(socket.gethostname())} here, and the others must reach it there (see /etc/hosts)."
         ) from None
 
 
@@ -129,6 +133,13 @@ def _own_address(job: Job) -> str:
         with socket.create_server(("", 0)) as free:
             port = str(free.getsockname()[1])
     return f"{host}:{job.gather(port)[0]}"
+
+
+def _meaning(host: str) -> str:
+    try:
+        return ", ".join(sorted({str(info[4][0]) for info in socket.getaddrinfo(host, None)}))
+    except OSError:
+        return "no address"
 
 
 def _warn_of_loopback(coordinator: str) -> None:

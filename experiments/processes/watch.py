@@ -44,7 +44,7 @@ class Watch:
 
     def remedy(self, sentence: str) -> None:
         """What to say besides that this process was lost; the last one counts."""
-        self._tell(f"{self._who} was lost: killed from outside, or crashed. {sentence}")
+        self._tell(f"{self._who} was lost: killed from outside, crashed, or cut off from the others. {sentence}")
 
     def __exit__(self, *error: object) -> None:
         self.close()

@@ -70,11 +70,11 @@ def test_patience_ends_a_stopped_process_with_a_word_on_how_to_go_on(watched):
     process = start(patience=1.0)
     process.send_signal(signal.SIGSTOP)
     assert process.wait(30) == -signal.SIGKILL
-    wait_for("was lost: killed from outside, or crashed. Go on with --resume RUN.", said)
+    wait_for("was lost: killed from outside, crashed, or cut off from the others. Go on with --resume RUN.", said)
     assert "has been stopped for 1 s (backend.patience) and is ended." in said.read_text()
 
 
 def test_a_killed_process_is_reported(watched):
     start, said = watched
     start().kill()
-    wait_for("was lost: killed from outside, or crashed. Go on with --resume RUN.", said)
+    wait_for("was lost: killed from outside, crashed, or cut off from the others. Go on with --resume RUN.", said)

@@ -1,0 +1,1 @@
+"""Programs over a network: two hosts on one machine, and what messages between them take."""

@@ -1,0 +1,141 @@
+"""Steps of training over two hosts: `python -m experiments.hosts [--mpi] [--output FILE] ...`, as root on Linux.
+
+For one link after another, two processes on the two ends of it measure what messages take and what steps of training
+take. The model's message time is fitted to the first link: what the programs themselves need beside the link's own
+latency and bandwidth. With it the steps over every other link are predicted: those over the first one, and what the
+messages that are counted in the program take longer.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.config.arguments import Parser, at_least
+from experiments.errors import ConfigError
+from experiments.hosts import probe
+from experiments.hosts.namespaces import ADDRESSES, Hosts, HostsError
+from jaxmgrit.analysis.cost_model import Sizes, iteration_counts
+
+# Bits per second, seconds; the first one is what the model is fitted to.
+LINKS = ((1e9, 0.0), (1e10, 0.0), (1e8, 0.0), (1e9, 5e-5), (1e9, 5e-4), (1e9, 5e-3), (1e8, 1e-3))
+PORT = 47700
+PATIENCE = 300.0  # seconds that a link may take
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = Parser("python -m experiments.hosts", description="Steps of training over two hosts on this machine.")
+    parser.add_argument("--mpi", action="store_true", help="two MPI ranks rather than processes of jax.distributed")
+    parser.add_argument("--layers", type=at_least(8), default=256, help="of the network")
+    parser.add_argument("--width", type=at_least(1), default=8, help="features of a state")
+    parser.add_argument("--batch", type=at_least(1), default=256, help="points")
+    parser.add_argument("--factor", type=at_least(2), default=16, help="layers of an interval")
+    parser.add_argument("--links", type=_link, nargs="+", default=LINKS, help="Gbit/s:ms ..., the first one is fitted")
+    parser.add_argument("--output", type=Path, help="for the figures, as JSON")
+    try:
+        options = parser.parse(sys.argv[1:] if arguments is None else arguments)
+        rows = [_measured(options, *link) for link in _shown(options.links)]
+    except (ConfigError, HostsError, subprocess.TimeoutExpired) as error:
+        print(f"hosts: {error}", file=sys.stderr)
+        return 2
+    counts = _messages(options)
+    for row in rows:
+        row["predicted"] = predicted(rows[0], row, counts)
+    print(table(rows))
+    if options.output:
+        options.output.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def predicted(fitted: dict[str, Any], row: dict[str, Any], counts: dict[str, tuple[int, int]]) -> dict[str, float]:
+    """Seconds of the steps over a link from those over the fitted one; "message" is that of a message."""
+    latency = row["latency"] - fitted["latency"]
+    byte = 8 / row["bandwidth"] - 8 / fitted["bandwidth"]
+    steps = {
+        name: fitted["steps"][name] + messages * latency + size * byte for name, (messages, size) in counts.items()
+    }
+    return {"message": fitted["message"] + latency, **steps}
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Measured and predicted times of all links."""
+    lines = [f"{'Gbit/s':>7} {'ms':>6}  {'':<22} {'measured':>9} {'predicted':>9}  ratio"]
+    for row in rows:
+        link = f"{row['bandwidth'] / 1e9:7g} {row['latency'] * 1e3:6g}"
+        for name, seconds in row["predicted"].items():
+            measured = row["message"] if name == "message" else row["steps"][name]
+            figures = f"{measured * 1e3:9.3f} {seconds * 1e3:9.3f}  {measured / seconds:5.2f}"
+            lines.append(f"{link}  {name:<22} {figures}")
+            link = " " * len(link)
+    return "\n".join(lines + ["", "Times in ms; the first link is what the model is fitted to."])
+
+
+def _measured(options: argparse.Namespace, bandwidth: float, latency: float) -> dict[str, Any]:
+    with Hosts(bandwidth, latency) as hosts, tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "measured.json"
+        sizes = [str(getattr(options, name)) for name in ("layers", "width", "batch", "factor")]
+        command = [sys.executable, "-m", "experiments.hosts.probe", str(out), *sizes]
+        if options.mpi:
+            commands = [[*hosts.mpirun(Path(folder)), *command, "mpi"]]
+        else:
+            commands = [hosts.on(i, [*command, f"{ADDRESSES[0]}:{PORT}", str(i)]) for i in range(2)]
+        _run(commands)
+        measured: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+    return {"bandwidth": bandwidth, "latency": latency, **measured}
+
+
+def _run(commands: list[list[str]]) -> None:
+    with tempfile.TemporaryFile("w+") as said:
+        started = [subprocess.Popen(c, stdout=said, stderr=said) for c in commands]
+        deadline = time.monotonic() + PATIENCE
+        try:
+            codes = [p.wait(deadline - time.monotonic()) for p in started]
+        finally:
+            for p in started:
+                p.kill()
+                p.wait()
+        if any(codes):
+            said.seek(0)
+            raise HostsError(f"the processes ended with codes {codes}:\n{said.read()[-2000:]}")
+
+
+def _messages(options: argparse.Namespace) -> dict[str, tuple[int, int]]:
+    """How many messages a step sends, and how many bytes."""
+    state, layer = 4 * options.width * options.batch, 4 * options.width * (options.width + 1)
+    counts = {}
+    for name, (solver, schedule) in probe.schedules(options.factor).items():
+        sizes = Sizes(state, layer, 4)
+        parts = iteration_counts(schedule, options.layers, solver, solver, 2, sizes)
+        levels = [level for part in parts for level in part]
+        counts[name] = sum(c.messages for c in levels), sum(c.bytes for c in levels)
+    return counts
+
+
+def _link(word: str) -> tuple[float, float]:
+    bandwidth, _, latency = word.partition(":")
+    try:
+        link = float(bandwidth) * 1e9, float(latency or 0) * 1e-3
+    except ValueError:
+        link = -1.0, -1.0
+    if not (1e6 <= link[0] <= 1e11 and 0 <= link[1] <= 1):
+        raise argparse.ArgumentTypeError(
+            f"expected Gbit/s:ms with 0.001 .. 100 Gbit/s and 0 .. 1000 ms, given {word!r}"
+        )
+    return link
+
+
+def _shown(links: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]:
+    """The links, each said before it is measured."""
+    for i, (bandwidth, latency) in enumerate(links):
+        print(f"link {i + 1} of {len(links)}: {bandwidth / 1e9:g} Gbit/s, {latency * 1e3:g} ms", file=sys.stderr)
+        yield bandwidth, latency
+
+
+if __name__ == "__main__":
+    sys.exit(main())
