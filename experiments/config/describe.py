@@ -19,7 +19,7 @@ def resolve(rule: Rule) -> Rule:
     return target
 
 
-def variant(rule: Rule, tag: Any) -> Rule | None:
+def variant(rule: Rule, tag: object) -> Rule | None:
     """The schema of one variant of a section, None if there is none of this name."""
     target: Rule | None = rule.get("discriminator", {}).get("mapping", {}).get(tag)
     return target and {"$ref": target}
@@ -63,13 +63,13 @@ def flag(key: str) -> str:
     return "--" + key.replace("_", "-")
 
 
-def words(value: Any) -> str:
+def words(value: object) -> str:
     """A value as one writes it on the command line."""
     items = value if isinstance(value, list) else [value]
     return " ".join(yaml.safe_dump(item).removesuffix("...\n").strip() for item in items)
 
 
-def show(value: Any) -> str:
+def show(value: object) -> str:
     """A value as it was given, shortened where it is long."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

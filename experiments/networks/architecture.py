@@ -9,6 +9,7 @@ import jaxmgrit as jm
 
 Layer = dict[str, jax.Array]  # parameters of one layer, or of the opening or closing one
 State: TypeAlias = Any  # an array, or a pytree of some, leading axis: the samples; checkers do not type pytrees
+Layers: TypeAlias = Any  # parameters of layers, every leaf with a leading axis for them, or of one of them
 Step: TypeAlias = float | jax.Array  # size of a layer's step
 
 

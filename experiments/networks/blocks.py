@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.networks.architecture import Layer, Step
+
 PyTree = Any
 
 
@@ -32,7 +34,7 @@ def transformer_parameters(random: np.random.Generator, layers: int, width: int)
 def transformer_block(heads: int) -> Callable[[PyTree, jax.Array, Any], jax.Array]:
     """A pre-LN block with causal attention: states (batch, characters, width), branches scaled by h."""
 
-    def step(p: PyTree, u: jax.Array, h: Any) -> jax.Array:
+    def step(p: Layer, u: jax.Array, h: Step) -> jax.Array:
         batch, length, width = u.shape
         q, k, v = jnp.split((layer_norm(u) @ p["qkv"]).reshape(batch, length, heads, -1), 3, axis=-1)
         scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * (width // heads) ** -0.5
@@ -53,10 +55,10 @@ def gru_weights(random: np.random.Generator, inputs: int, width: int) -> PyTree:
     }
 
 
-def gru_cell(weights: PyTree) -> Callable[[jax.Array, jax.Array, Any], jax.Array]:
+def gru_cell(weights: Layer) -> Callable[[jax.Array, jax.Array, Any], jax.Array]:
     """A GRU step: inputs (batch, inputs), states (batch, width)."""
 
-    def step(x: jax.Array, u: jax.Array, h: Any) -> jax.Array:
+    def step(x: jax.Array, u: jax.Array, h: Step) -> jax.Array:
         width = u.shape[-1]
         of_x, of_u = x @ weights["x"] + weights["b"], u @ weights["h"]
         gates = jax.nn.sigmoid(of_x[..., : 2 * width] + of_u[..., : 2 * width])
@@ -70,7 +72,7 @@ def gru_cell(weights: PyTree) -> Callable[[jax.Array, jax.Array, Any], jax.Array
 def runge_kutta(field: Callable[[PyTree, jax.Array], jax.Array]) -> Callable[[PyTree, jax.Array, Any], jax.Array]:
     """A step of the classical fourth-order method for u' = field(theta, u)."""
 
-    def step(p: PyTree, u: jax.Array, h: Any) -> jax.Array:
+    def step(p: Layer, u: jax.Array, h: Step) -> jax.Array:
         a = field(p, u)
         b = field(p, u + h / 2 * a)
         c = field(p, u + h / 2 * b)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.networks.architecture import Layer, State, Step
 from experiments.networks.blocks import (
     gru_cell,
     gru_weights,
@@ -43,7 +44,7 @@ class Specimen(NamedTuple):
     name: str
     step: Callable[[PyTree, PyTree, Any], PyTree]
     theta: PyTree
-    u0: PyTree
+    u0: State
     h: float
     about: str
 
@@ -66,7 +67,7 @@ def _tanh(name: str, layers: int, total: float, smooth: bool, batch: int = 32, w
         w = normal(random, layers, width, width, scale=0.3)
     theta = {"w": w, "b": jnp.zeros((layers, width), jnp.float32)}
 
-    def step(p: PyTree, u: jax.Array, h: Any) -> jax.Array:
+    def step(p: Layer, u: jax.Array, h: Step) -> jax.Array:
         return u + h * jnp.tanh(u @ p["w"] + p["b"])
 
     return Specimen(name, step, theta, normal(random, batch, width), total / layers, "smooth" if smooth else "rough")
@@ -75,7 +76,7 @@ def _tanh(name: str, layers: int, total: float, smooth: bool, batch: int = 32, w
 def _linear(layers: int = 256, width: int = 8, batch: int = 16) -> Specimen:
     random = np.random.default_rng(2)
 
-    def step(p: jax.Array, u: jax.Array, h: Any) -> jax.Array:
+    def step(p: jax.Array, u: jax.Array, h: Step) -> jax.Array:
         return u + h * (u @ p)
 
     theta = normal(random, layers, width, width, scale=0.3)
@@ -92,7 +93,7 @@ def _mlp(layers: int = 64, width: int = 64, batch: int = 64) -> Specimen:
         "w2": normal(random, layers, 4 * width, width, scale=(4 * width) ** -0.5),
     }
 
-    def step(p: PyTree, u: jax.Array, h: Any) -> jax.Array:
+    def step(p: Layer, u: jax.Array, h: Step) -> jax.Array:
         return u + h * (jax.nn.gelu(layer_norm(u) @ p["w1"]) @ p["w2"])
 
     return Specimen("pre-LN MLP", step, theta, normal(random, batch, width), layers**-0.5, "rough")
@@ -118,7 +119,7 @@ def _convolution(layers: int = 64, channels: int = 8, side: int = 14, batch: int
     random = np.random.default_rng(5)
     theta = normal(random, layers, 3, 3, channels, channels, scale=(9 * channels) ** -0.5)
 
-    def step(p: jax.Array, u: jax.Array, h: Any) -> jax.Array:
+    def step(p: jax.Array, u: jax.Array, h: Step) -> jax.Array:
         groups = u.reshape(*u.shape[:3], 4, -1)
         mean = jnp.mean(groups, (1, 2, 4), keepdims=True)
         spread = jax.lax.rsqrt(jnp.mean((groups - mean) ** 2, (1, 2, 4), keepdims=True) + 1e-5)
@@ -167,7 +168,7 @@ def _lstm(layers: int = 512, width: int = 8, batch: int = 8, inputs: int = 4) ->
     random = np.random.default_rng(8)
     w, v = normal(random, inputs, 4 * width, scale=0.5), normal(random, width, 4 * width, scale=width**-0.5)
 
-    def step(x: jax.Array, u: PyTree, h: Any) -> PyTree:
+    def step(x: jax.Array, u: State, h: Step) -> PyTree:
         gates = x @ w + u["hidden"] @ v
         i, f, o, g = jnp.split(gates, 4, axis=-1)
         cell = jax.nn.sigmoid(f) * u["cell"] + jax.nn.sigmoid(i) * jnp.tanh(g)
@@ -183,7 +184,7 @@ def _tanh_rnn(gain: float, layers: int = 256, width: int = 32, batch: int = 4) -
     random = np.random.default_rng(9)
     w = normal(random, width, width, scale=gain * width**-0.5)
 
-    def step(x: jax.Array, u: jax.Array, h: Any) -> jax.Array:
+    def step(x: jax.Array, u: jax.Array, h: Step) -> jax.Array:
         return jnp.tanh(u @ w + x)
 
     about = "chaotic" if gain > 1 else "recurrent"
@@ -214,7 +215,7 @@ def _lorenz(layers: int = 2048, batch: int = 1) -> Specimen:
     return Specimen("RK4 Lorenz", runge_kutta(field), force, u0, 20 / layers, "chaotic")
 
 
-def _scan(step: Callable[..., PyTree], theta: PyTree, u0: PyTree, h: Any) -> Any:
+def _scan(step: Callable[..., PyTree], theta: PyTree, u0: State, h: Step) -> Any:
     return jax.lax.scan(lambda u, p: (step(p, u, h), None), u0, theta)[0]
 
 

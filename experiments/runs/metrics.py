@@ -191,7 +191,7 @@ class Lines:
         self._file.close()
 
 
-def finite(value: Any) -> Any:
+def finite(value: object) -> Any:
     """A value as JSON can hold it: None for a number that is not finite."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -219,7 +219,7 @@ def _refuse(constant: str) -> Any:
     raise ValueError(constant)
 
 
-def _is_integer(value: Any) -> bool:
+def _is_integer(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**62
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 import jaxmgrit as jm
+from experiments.networks.architecture import Layers, State
 from experiments.networks.smooth import Layout
 from experiments.timing.contenders import Case, network
 from experiments.timing.devices import Devices
@@ -35,7 +36,7 @@ class Network(NamedTuple):
     """Layers to be measured: the step, parameters with leading axis N, a state, the step size."""
 
     step: Callable[..., Any]
-    theta: Any
+    theta: Layers
     u0: Any
     h: float
 
@@ -81,19 +82,19 @@ def coarse_steps(network: Network, solver: jm.MGRIT, factor: int, devices: Devic
     count = jax.tree.leaves(theta)[0].shape[0]
     states = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)) + jnp.zeros((), x.dtype), network.u0)
 
-    def step(t: Any, u: Any) -> Any:
+    def step(t: Layers, u: State) -> Any:
         h = jnp.full((factor,), network.h, jax.tree.leaves(u)[0].dtype) if kept else network.h * factor
         return solver.coarse_step(network.step, t, u, h, factor)
 
-    def forward(t: Any, rhs: Any, u: Any) -> Any:
-        def one(u: Any, inputs: Any) -> tuple[Any, Any]:
+    def forward(t: Layers, rhs: State, u: State) -> Any:
+        def one(u: State, inputs: Any) -> tuple[Any, Any]:
             u = jax.tree.map(jnp.add, step(inputs[0], u), inputs[1])
             return u, u
 
         return jax.lax.scan(one, u, (t, rhs))
 
-    def backward(t: Any, rhs: Any, lam: Any) -> Any:
-        def one(lam: Any, inputs: Any) -> tuple[Any, Any]:
+    def backward(t: Layers, rhs: State, lam: State) -> Any:
+        def one(lam: State, inputs: Any) -> tuple[Any, Any]:
             slot, u, source = inputs
             lam = jax.tree.map(jnp.add, jax.vjp(lambda v: step(slot, v), u)[1](lam)[0], source)
             return lam, lam
@@ -119,7 +120,7 @@ def three(network: Network, parts: int, length: int, batch: int, devices: Device
     count = max(1, layers // length // parts // batch) * batch  # intervals, in whole batches
     repeats = -(-count * length // layers)
 
-    def cut(t: Any) -> Any:
+    def cut(t: Layers) -> Any:
         return jnp.tile(t, (repeats, *[1] * (t.ndim - 1)))[: count * length].reshape(-1, batch, length, *t.shape[1:])
 
     theta = jax.tree.map(cut, network.theta)
@@ -127,18 +128,18 @@ def three(network: Network, parts: int, length: int, batch: int, devices: Device
 
     equation, shared = Equation(network.step, h=network.h), Shared()
 
-    def forward(t: Any, u: Any) -> Any:
+    def forward(t: Layers, u: State) -> Any:
         return jax.lax.scan(lambda u, t: (network.step(t, u, network.h), None), u, t)[0]
 
-    def to_state(t: Any, u: Any) -> Any:
+    def to_state(t: Layers, u: State) -> Any:
         tape = record(lambda slot, v: equation.vjp_state(slot, v, shared), _block(t, u), 0)
         return tape.end, jax.lax.scan(lambda lam, one: (pull_state(one, lam), None), u, tape.taped, reverse=True)[0]
 
-    def to_all(t: Any, u: Any) -> Any:
+    def to_all(t: Layers, u: State) -> Any:
         return interval_gradient(equation, shared, _block(t, u), 0, u, False)
 
     def measured(f: Callable[..., Any]) -> float:
-        def sweep(t: Any, u: Any) -> Any:
+        def sweep(t: Layers, u: State) -> Any:
             # As `by_intervals` does: one interval is not batched.
             one_by_one = jax.tree.map(lambda x: x[:, 0], (t, u)) if batch == 1 else (t, u)
             return jax.lax.map(lambda pair: (f if batch == 1 else jax.vmap(f))(*pair), one_by_one)
@@ -149,7 +150,7 @@ def three(network: Network, parts: int, length: int, batch: int, devices: Device
     return phi, max(0.0, state - phi), max(0.0, both - phi)
 
 
-def _block(theta: Any, start: Any) -> AdjointBlock:
+def _block(theta: Layers, start: Any) -> AdjointBlock:
     return AdjointBlock(Slot(theta), None, start, None, None)
 
 
@@ -157,15 +158,15 @@ def sequential(network: Network, segment: int) -> float:
     """Seconds of the gradient of all layers, one after the other: the faster of two rematerialised scans."""
     layers = jax.tree.leaves(network.theta)[0].shape[0]
 
-    def layer(u: Any, t: Any) -> tuple[Any, None]:
+    def layer(u: State, t: Layers) -> tuple[Any, None]:
         return network.step(t, u, network.h), None
 
     kept = keeping_little(layer, network.u0)
 
-    def objective(theta: Any, u: Any, length: int) -> Any:
+    def objective(theta: Layers, u: State, length: int) -> Any:
         whole = layers // length * length
 
-        def run(u: Any, t: Any) -> tuple[Any, None]:
+        def run(u: State, t: Layers) -> tuple[Any, None]:
             return jax.lax.scan(kept, u, t)[0], None
 
         segments = jax.tree.map(lambda t: t[:whole].reshape(-1, length, *t.shape[1:]), theta)
@@ -178,7 +179,7 @@ def sequential(network: Network, segment: int) -> float:
     return min(_seconds(f, network.theta, network.u0) for f in programs)
 
 
-def messages(state: Any, devices: Devices) -> tuple[float, float]:
+def messages(state: State, devices: Devices) -> tuple[float, float]:
     """Seconds per message, and per byte of it: what loops of some work take longer with a message in every pass."""
     backend = devices.backend
 

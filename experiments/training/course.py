@@ -53,7 +53,7 @@ class Course:
         return dataclasses.asdict(self)
 
 
-def read_course(values: Any, config: Config, iteration: int) -> Course:
+def read_course(values: object, config: Config, iteration: int) -> Course:
     """The course that a checkpoint holds, checked: a file whose checksum is right may still be made up.
 
     Args:
@@ -119,14 +119,14 @@ def _control_rules(rungs: int, iteration: int) -> list[Rule]:
     ]
 
 
-def _integer(value: Any, least: int, most: int = 2**62) -> bool:
+def _integer(value: object, least: int, most: int = 2**62) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
-def _number(value: Any) -> bool:
+def _number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1.8e308 and value == value
 
 
-def _show(value: Any) -> str:
+def _show(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -15,5 +15,5 @@ def used(state: Any) -> str:
     return json.dumps({**{name: _held(part) for name, part in parts.items()}, "peak_resident": peak})
 
 
-def _held(tree: Any) -> int:
+def _held(tree: object) -> int:
     return sum(shard.data.nbytes for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards)

@@ -109,6 +109,12 @@ def copy(tmp_path_factory):
         for key, value in {"iterations": 3, "warmup": 0, "train_per_class": 20, "validation_per_class": 20}.items():
             text = re.sub(rf"\b{key}: \d+", f"{key}: {value}", text)
         config.write_text(text + "\noutput: {pictures: false}\n")
+    demo = folder / "experiments" / "demo.py"
+    text = demo.read_text()
+    for given, quick in (("default=1024", "default=64"), ("RACE_SECONDS = 15.0", "RACE_SECONDS = 0.3")):
+        assert given in text
+        text = text.replace(given, quick)
+    demo.write_text(text)
     bin_ = folder / ".venv" / "bin"
     bin_.mkdir(parents=True)
     for name in ("pip", "ruff", "mypy"):
@@ -148,3 +154,5 @@ def test_the_readme_as_pasted(block, copy):
         assert [call.split()[0] for call in calls] == ["pip", "ruff", "ruff", "mypy", "pytest"]
     if "experiments.train" in block or block.startswith("sh run train"):
         assert list((folder / "runs").glob("*/summary.json"))
+    if block.startswith("sh run demo"):
+        assert list((folder / "runs").glob("demo-*/demo.png")) and "When it does not help" in ran.stdout
