@@ -146,7 +146,7 @@ def test_the_readme_as_pasted(block, copy):
         pytest.skip("MPI is not installed")
     (folder / "calls").write_text("")
     ran = subprocess.run(
-        ["bash", "-e", "-c", block], cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False
+        ["bash", "-e", "-c", block], cwd=folder, env=env, capture_output=True, text=True, timeout=600, check=False
     )
     assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-4000:]
     calls = (folder / "calls").read_text().splitlines()
