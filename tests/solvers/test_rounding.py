@@ -222,3 +222,13 @@ def test_a_residual_a_million_times_the_first_ends_the_solve_at_once():
     solver = jm.MGRIT(2, levels=2, cycles=50, rtol=1e-3, coarse_step=blown_up)
     sol = jm.solve(lambda p, u, h: 0.9 * u, jnp.zeros((64, 1)), jnp.ones((1, 1)), h=1.0, solver=solver)
     assert int(sol.cycles) <= 2 and sol.result == jm.Result.DIVERGED
+
+
+@pytest.mark.parametrize(("cycles", "growth", "diverged"), [(2, 9.76, False), (3, 22.2, True)])
+def test_a_solve_whose_residual_has_grown_more_than_tenfold_has_diverged(cycles, growth, diverged):
+    solver = jm.MGRIT(
+        4, levels=2, cf_relaxations=(0, 0), cycles=cycles, coarse_step=lambda step, theta, u, h, m: 1.2 * u
+    )
+    sol = jm.solve(lambda theta, u, h: u * theta, jnp.full((64, 1), 0.97), jnp.ones(1), h=1.0, solver=solver)
+    assert sol.residual_norms[-1] / sol.residual_norms[0] == pytest.approx(growth, rel=1e-2)
+    assert (sol.result == jm.Result.DIVERGED) == diverged
