@@ -1,0 +1,1 @@
+"""Trainings on rough layers, method beside method."""
