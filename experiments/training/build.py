@@ -1,6 +1,7 @@
 """From a config to the objects of jaxmgrit and optax it names."""
 
 import dataclasses
+import math
 import os
 from dataclasses import replace
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ import optax
 from jax.sharding import AxisType
 
 import jaxmgrit as jm
+from experiments.config.hierarchies import grid_sizes
 from experiments.config.schema import Backend, Config
 from experiments.config.solver import SCHEDULES, solver
 from experiments.errors import ConfigError
@@ -159,12 +161,19 @@ def ladder(config: Config) -> list[int | None]:
     if not config.control.active:
         return [config.solver.cycles]
     if climbs_by_sweeps(config):
-        own, m = config.solver.sweeps, config.solver.coarsening_factor
-        most = min(MOST_SWEEPS, (m[0] if isinstance(m, list) else m) - 1)  # m sweeps would be sequential
-        return [own + 1, *range(own + 2, most + 2), None]
+        own, m = config.solver.sweeps, _layers_of_a_coarse_step(config)
+        if own >= m:
+            return [own + 1]  # exact already
+        return [own + 1, *range(own + 2, min(MOST_SWEEPS, m - 1) + 2), None]  # m sweeps would be sequential
     cycles = config.solver.cycles if config.training.schedule == "cycles_then_gradient" else 1
     more = [cycles * 2**i for i in range(1, 20) if cycles * 2**i <= config.control.most_cycles]
     return [cycles, *more, None]
+
+
+def _layers_of_a_coarse_step(config: Config) -> int:
+    """m, on the coarsest level: as many Picard sweeps are exact."""
+    given = solver(config.solver)
+    return math.prod(given.factor(level) for level in range(len(grid_sizes(config, "solver")) - 1))
 
 
 def climbs_by_sweeps(config: Config) -> bool:

@@ -4,7 +4,8 @@ from typing import Any
 
 from experiments.config.schema import Config
 from experiments.training.build import climbs_by_sweeps, ladder
-from jaxmgrit.analysis.control import Control, ControlState, Measured, decide, is_due
+from experiments.training.records import Row
+from jaxmgrit.analysis.control import SETTLED, Control, ControlState, Measured, confirm, decide, follow, is_due, observe
 
 KEPT = "keep"  # the action of a decision that changes nothing
 
@@ -34,13 +35,40 @@ class Controller:
 
     def is_due(self, state: ControlState, iteration: int) -> bool:
         """Whether to compare before an iteration."""
-        return len(self.cycles) > 1 and is_due(self._control, state, iteration)
+        if len(self.cycles) == 1:
+            return False
+        if not self._by_sweeps:
+            return is_due(self._control, state, iteration)
+        settling = self.cycles[state.rung] is not None and state.origin != len(self.cycles) - 1
+        return iteration >= state.check and not (settling and iteration - state.since < SETTLED)
+
+    def observe(self, state: ControlState, row: Row) -> ControlState:
+        """Take note of what an iteration tells."""
+        if not self._by_sweeps:
+            return observe(state, row["objective"])
+        return observe(state, row["objective"], row["mismatch"], row["grad_norm"])
+
+    def follow(self, state: ControlState, iteration: int) -> tuple[Row | None, ControlState]:
+        """A change by the mismatch alone, as an event, and what to remember; None where nothing changes."""
+        if len(self.cycles) == 1 or not self._by_sweeps:
+            return None, state
+        after, reason = follow(self._control, state, iteration, len(self.cycles) - 1)
+        event = {"iteration": iteration, "action": self._action(state, after), "reason": reason} if reason else None
+        return event, after
 
     def decide(self, state: ControlState, iteration: int, measured: Measured) -> tuple[dict[str, Any], ControlState]:
         """What is decided, as an event, and what to remember."""
-        after, reason = decide(self._control, state, iteration, measured, self.cycles)
-        top = len(self.cycles) - 1
-        if self._by_sweeps and after.rung == top > state.rung + 1:
-            after = after._replace(rung=top - 1)  # the layers' law promises much of one sweep more: that is tried first
-        action = KEPT if after.rung == state.rung else f"{self.name(state.rung)} -> {self.name(after.rung)}"
-        return {"iteration": iteration, "action": action, "reason": reason, **measured._asdict()}, after
+        judge = confirm if self._by_sweeps else decide
+        after, reason = judge(self._control, state, iteration, measured, self.cycles)
+        if self._by_sweeps and self.cycles[after.rung] is None and after.rung != state.rung:
+            factors = f"{measured.factor:.2g} (state) and {measured.adjoint_factor:.2g} (adjoint)"
+            reason += f"; a cycle with {self.name(state.rung)} leaves {factors} of a residual"
+        return {
+            "iteration": iteration,
+            "action": self._action(state, after),
+            "reason": reason,
+            **measured._asdict(),
+        }, after
+
+    def _action(self, before: ControlState, after: ControlState) -> str:
+        return KEPT if after.rung == before.rung else f"{self.name(before.rung)} -> {self.name(after.rung)}"

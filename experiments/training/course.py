@@ -12,6 +12,7 @@ from experiments.training.checkpoint import Refused
 from jaxmgrit.analysis.control import ControlState
 
 FAILED_SEARCHES = 5  # line searches in a row that may fail before training ends; the states get better meanwhile
+FEWEST = 8  # values of the control in checkpoints of version 0.1
 PATIENCE = 20  # iterations in a row in which the solver may diverge; a few do no harm
 
 
@@ -75,8 +76,9 @@ def read_course(values: object, config: Config, iteration: int) -> Course:
         if not right(given[name]):
             raise Refused(f"loop.{name} is {_show(given[name])}, expected {expected}")
     state = given["control"]
-    if not isinstance(state, (list, tuple)) or len(state) != len(ControlState._fields):
-        raise Refused(f"loop.control is {_show(state)}, expected {len(ControlState._fields)} values")
+    most = len(ControlState._fields)
+    if not isinstance(state, (list, tuple)) or len(state) not in (FEWEST, most):
+        raise Refused(f"loop.control is {_show(state)}, expected {FEWEST} values, or {most}")
     control = ControlState(*state)
     for name, expected, right in _control_rules(rungs, iteration):
         if not right(getattr(control, name)):
@@ -114,8 +116,7 @@ def _control_rules(rungs: int, iteration: int) -> list[Rule]:
         ("patience", *count),
         ("since", f"an integer from 0 to {iteration}", lambda x: _integer(x, 0, iteration)),
         ("origin", f"an integer from -1 to {rungs - 1}", lambda x: _integer(x, -1, rungs - 1)),
-        ("lowest", *loss),
-        ("last", *loss),
+        *((name, *loss) for name in ("lowest", "last", "mismatch", "error", "grad_norm", "largest")),
     ]
 
 

@@ -17,7 +17,7 @@ from experiments.training.evaluation import EvaluationStopped
 from experiments.training.records import Gap, Listener, Row, figures
 from experiments.training.recovery import stepped_back, trouble
 from experiments.training.session import Session, is_finite
-from jaxmgrit.analysis.control import EXACT, observe
+from jaxmgrit.analysis.control import EXACT
 
 
 class Loop:
@@ -144,9 +144,10 @@ class Loop:
         start, course = time.perf_counter(), self._session.course
         info = self._session.update(iteration)
         course.seconds += 0.0 if at_end else time.perf_counter() - start
-        course.control = observe(course.control, float(info.objective))
         layers = {"layers": self._session.network.network.layers}
-        return {"iteration": iteration, **layers, **figures(info), **evaluation, "seconds": course.seconds}
+        told = figures(info)
+        course.control = self._control.observe(course.control, told | {"mismatch": _mismatch(info)})
+        return {"iteration": iteration, **layers, **told, **evaluation, "seconds": course.seconds}
 
     def _trouble(self, row: Row, checkpoint: Checkpoint | None) -> str:
         """What is wrong, if anything."""
@@ -170,6 +171,10 @@ class Loop:
     def _watch(self, iteration: int, listener: Listener) -> None:
         """Compare the gradient with the exact one where that is due, and change the solver where it must be."""
         start, session = time.perf_counter(), self._session
+        change, session.course.control = self._control.follow(session.course.control, iteration)
+        if change:
+            session.change(session.course)
+            self._decided(listener, change)
         while self._control.is_due(session.course.control, iteration):
             measured = session.measure(iteration, self._control.cycles[session.course.control.rung])
             event, session.course.control = self._control.decide(session.course.control, iteration, measured)
@@ -204,3 +209,7 @@ class Loop:
     def _decided(self, listener: Listener, event: Row) -> None:
         self._session.course.events += 1
         listener.event(event)
+
+
+def _mismatch(info: jm.Info | jm.PublishedInfo) -> float | None:
+    return float(info.mismatch) if isinstance(info, jm.Info) else None

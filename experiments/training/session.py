@@ -25,6 +25,7 @@ from experiments.training.records import Row
 from jaxmgrit.analysis.control import EXACT, ControlState, Measured
 
 REFRESHES = 10  # of warm values that start cold, before they are used
+ADAPTATIONS = 2  # of right-hand sides that another number of Picard sweeps has left
 TRIAL = 5  # steps after which a new solver is looked at
 
 Setting = tuple[int, float, int]  # network, factor on the learning rate, rung of the ladder of solvers
@@ -194,16 +195,17 @@ class Session:
             snapshot: The state; None: the present one.
         """
         snapshot = self.trainer.export(self.state) if snapshot is None else snapshot
-        self.course = course
+        self.course, before = course, self._programs
         self._adopt()
         fresh = self.trainer.init(snapshot.params, self._batches.first())
         cold = self.trainer.export(fresh).warm
         own: Any = jax.tree.structure(cold)
         kept = bool(own == jax.tree.structure(snapshot.warm))
         self.state = self.trainer.restore(fresh, snapshot if kept else snapshot._replace(warm=cold))
-        if not kept and self._batches.warm and jax.tree.leaves(cold):
+        if self._batches.warm and jax.tree.leaves(cold):
             batch = self._batches.at(int(snapshot.iteration))
-            for _ in range(REFRESHES):
+            swept_otherwise = build.climbs_by_sweeps(self.network) and self._programs is not before
+            for _ in range(REFRESHES if not kept else ADAPTATIONS if swept_otherwise else 0):
                 self.state = self._programs.refresh(self.state, batch)
 
     @property

@@ -3,6 +3,10 @@
 Pure decisions over what `compare` measures. The solvers form a ladder: rung 0 is the one asked for, every further one
 does more cycles, and the last is sequential. Whoever trains asks `is_due`, then `compare`s, then asks `decide`, and
 changes the solver where the rung has changed.
+
+Where rungs differ by Picard sweeps the mismatch that every sweep leaves behind tells most of it for free: one
+comparison says how large the gradient's error is for a mismatch, and from then on `follow` climbs and comes down by
+the mismatch alone, and a comparison confirms every change (`confirm`).
 """
 
 from __future__ import annotations
@@ -13,6 +17,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 NEGLIGIBLE = 0.1  # of the tolerance: the gradient is so good that slow cycles do no harm
+SETTLED = 5  # iterations until the mismatch of a new rung tells of it
+GAIN = 8.0  # by which one Picard sweep less may raise the mismatch
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,8 @@ class Control:
         soon: iterations to the next comparison after a change, >= 1.
         longest: iterations between comparisons while all is well, >= soon; the interval doubles until then.
         alarm: a comparison is made early where the objective exceeds the lowest one since the last by this factor, > 1.
+        near_zero: of the largest gradient norm so far, in [0, 1): of a smaller gradient no precision is asked (near a
+            minimum its relative error says nothing), its error is taken relative to this. Only where `follow` is used.
 
     Raises:
         ValueError: an option is out of its range.
@@ -43,6 +51,7 @@ class Control:
     soon: int = 10
     longest: int = 400
     alarm: float = 1.5
+    near_zero: float = 0.05
 
     def __post_init__(self) -> None:
         for name, wrong, expected in (
@@ -51,6 +60,7 @@ class Control:
             ("soon", self.soon < 1, ">= 1"),
             ("longest", self.longest < self.soon, f">= soon = {self.soon}"),
             ("alarm", not self.alarm > 1, "> 1"),
+            ("near_zero", not 0 <= self.near_zero < 1, ">= 0 and below 1"),
         ):
             if wrong:
                 raise ValueError(f"Control: {name}={getattr(self, name)} is out of range; give a number {expected}.")
@@ -68,6 +78,10 @@ class ControlState(NamedTuple):
         origin: the dearer rung to fall back to, where the one in use is on trial; -1 where it is not.
         lowest: objective since the last comparison; None right after it.
         last: objective of the last iteration.
+        mismatch: of the last iterations, averaged; None right after a change.
+        error: of the gradient over the mismatch, at the last comparison; None before there is one.
+        grad_norm: of the last iteration.
+        largest: gradient norm so far.
     """
 
     rung: int = 0
@@ -78,6 +92,10 @@ class ControlState(NamedTuple):
     origin: int = -1
     lowest: float | None = None
     last: float | None = None
+    mismatch: float | None = None
+    error: float | None = None
+    grad_norm: float | None = None
+    largest: float | None = None
 
 
 class Measured(NamedTuple):
@@ -99,9 +117,77 @@ def is_due(control: Control, state: ControlState, iteration: int) -> bool:
     return iteration >= state.check or (alarmed and rested)
 
 
-def observe(state: ControlState, objective: float) -> ControlState:
-    """Take note of an iteration's objective."""
-    return state._replace(last=objective, lowest=objective if state.lowest is None else min(state.lowest, objective))
+def observe(
+    state: ControlState, objective: float, mismatch: float | None = None, grad_norm: float | None = None
+) -> ControlState:
+    """Take note of an iteration's objective; and where `follow` is used of its mismatch and gradient norm."""
+    state = state._replace(last=objective, lowest=objective if state.lowest is None else min(state.lowest, objective))
+    if mismatch is not None:
+        state = state._replace(mismatch=mismatch if state.mismatch is None else 0.5 * (state.mismatch + mismatch))
+    if grad_norm is not None:
+        state = state._replace(grad_norm=grad_norm, largest=max(grad_norm, state.largest or 0.0))
+    return state
+
+
+def follow(control: Control, state: ControlState, iteration: int, top: int) -> tuple[ControlState, str]:
+    """Change the rung by the mismatch alone, without a comparison.
+
+    Args:
+        control: options.
+        state: from the last decision or observation.
+        iteration: the one about to be done.
+        top: index of the last rung, sequential sweeps; it is never entered nor left here.
+
+    Returns:
+        The next state and the reason for a change; "" if there is none. A comparison confirms every change, and is due
+        at once where the last rung before sequential sweeps would have to be left.
+    """
+    if state.rung == top or iteration - state.since < SETTLED or state.mismatch is None or state.error is None:
+        return state, ""
+    foreseen = state.error * state.mismatch
+    says = f"a mismatch of {state.mismatch:.2g}, so a relative distance of about {foreseen:.2g} from the exact gradient"
+    if not foreseen <= control.tolerance:
+        if state.rung == top - 1:
+            return state._replace(check=iteration), ""
+        patience = 2 * state.patience if state.origin >= 0 else state.patience
+        after = _changed(state._replace(patience=patience), iteration, state.rung + 1)
+        return _settling(after, iteration), f"{says}, above {control.tolerance:g}"
+    waited = iteration - state.since >= state.patience
+    if state.rung > 0 and waited and foreseen * GAIN <= 0.5 * control.tolerance:
+        after = _changed(state, iteration, state.rung - 1, origin=state.rung)
+        return _settling(after, iteration), f"{says}: one rung less will do"
+    return state, ""
+
+
+def confirm(
+    control: Control, state: ControlState, iteration: int, measured: Measured, cycles: Sequence[int | None]
+) -> tuple[ControlState, str]:
+    """What to do after a comparison where `follow` decides in between; arguments and results as of `decide`."""
+    if state.grad_norm is not None and state.largest:
+        part = state.grad_norm / max(state.grad_norm, control.near_zero * state.largest)
+        measured = measured._replace(distance=part * measured.distance, cosine=measured.cosine if part == 1 else 1.0)
+    after, reason = decide(control, state, iteration, measured, cycles)
+    top = len(cycles) - 1
+    if state.rung == top:
+        # Serial sweeps are left for the most exact rung below, on trial.
+        return (after._replace(rung=top - 1, mismatch=None) if reason else after), reason
+    if reason and after.rung > state.rung:
+        if state.origin < top:
+            # The layers' law promises much of one sweep more: that is tried first.
+            after = after._replace(rung=state.rung + 1)
+        return _settling(after, iteration), reason
+    if reason:
+        return _settling(after, iteration), reason
+    if state.mismatch is not None and state.mismatch > 0:
+        after = after._replace(error=measured.distance / state.mismatch)
+    if measured.distance <= 0.5 * control.tolerance:
+        after = after._replace(interval=control.longest, check=iteration + control.longest)
+    return after, ""
+
+
+def _settling(state: ControlState, iteration: int) -> ControlState:
+    """The state after a change that is compared when its mismatch tells of it."""
+    return state._replace(check=iteration + SETTLED, mismatch=None)
 
 
 def decide(

@@ -46,6 +46,8 @@ class Info(NamedTuple):
         residual_norm: of the state, the last recorded; 0 for a sequential solve.
         adjoint_residual_norm: of the adjoint, likewise.
         result: the worse of the two solves' codes, see `Result` and `check`.
+        mismatch: the residual norm over the norm of the C-points themselves, of state or adjoint, whichever is larger:
+            what a coarse solve misses, free with every sweep; 0 for a sequential solve.
     """
 
     loss: jax.Array
@@ -55,3 +57,4 @@ class Info(NamedTuple):
     residual_norm: jax.Array
     adjoint_residual_norm: jax.Array
     result: jax.Array
+    mismatch: jax.Array

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from jaxmgrit._types import State
 from jaxmgrit.backend.base import Backend
@@ -38,8 +39,18 @@ class Found(NamedTuple):
     running_cost: jax.Array
     residual_norm: jax.Array
     adjoint_residual_norm: jax.Array
+    mismatch: jax.Array
     result: jax.Array
     warm: PyTree
+
+
+def mismatch(residuals: tuple[jax.Array, jax.Array], sizes: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """The larger of two residual norms, of state and adjoint, each relative to the norm of the values themselves."""
+
+    def relative(residual: jax.Array, size: jax.Array) -> jax.Array:
+        return jnp.where(size > 0, residual / jnp.where(size > 0, size, 1), 0)
+
+    return jnp.maximum(*(relative(r, s) for r, s in zip(residuals, sizes, strict=True)))
 
 
 class Setting(NamedTuple):

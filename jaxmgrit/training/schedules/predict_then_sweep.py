@@ -15,7 +15,7 @@ from jaxmgrit.solvers.mgrit.solver import MGRIT
 from jaxmgrit.solvers.result import Result
 from jaxmgrit.system.network import Network
 from jaxmgrit.system.partition import Level
-from jaxmgrit.training.schedules.base import Found, LossHead, Setting
+from jaxmgrit.training.schedules.base import Found, LossHead, Setting, mismatch
 from jaxmgrit.training.schedules.prediction import predict_program, sweep_program
 
 PyTree = Any
@@ -133,8 +133,9 @@ class PredictThenSweep:
         found = swept.gradients
         residuals = swept.residual_norm, swept.adjoint_residual_norm
         warm = (swept.tau, swept.sigma, ends, lam_ends)
+        norms = *residuals, mismatch(residuals, swept.sizes)
         shared = found.shared.given.params
-        return Found(top, found.slots.theta, shared, swept.lam_initial, found.cost, *residuals, result, warm)
+        return Found(top, found.slots.theta, shared, swept.lam_initial, found.cost, *norms, result, warm)
 
 
 def _refuse_idle_options(name: str, solver: MGRIT, two_levels: bool) -> None:

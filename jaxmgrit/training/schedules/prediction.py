@@ -57,6 +57,7 @@ class Swept(NamedTuple):
     gradients: Gradients
     residual_norm: jax.Array
     adjoint_residual_norm: jax.Array
+    sizes: tuple[jax.Array, jax.Array]
 
 
 def _coarse_problem(grids: Grids, solver: MGRIT, guess: State, rhs: State, initial: State) -> PyTree:
@@ -154,7 +155,8 @@ def sweep_program(
 
     def finish(arrived: State, lam: State, ends: State) -> tuple[PyTree, PyTree]:
         mismatch = subtract((arrived, lam), ends)
-        return tuple(norm(r) ** 2 for norm, r in zip(norms, mismatch, strict=True)), mismatch
+        values = *mismatch, arrived, lam
+        return tuple(norm(r) ** 2 for norm, r in zip(norms * 2, values, strict=True)), mismatch
 
     def known(values: State, u0: State) -> PyTree:
         """The states before the adjoint's coarse slots, where those after the state's are known on every device."""
@@ -203,12 +205,13 @@ def sweep_program(
         own = [own_sum(grids[0], x).astype(real_dtype(u0)) for x in squares]
         own, (rest, cost), lam_initial = backend.all_sum((own, (gradients.shared, gradients.cost), lam_initial))
         own, gradients = backend.data_sum((own, Gradients(gradients.slots, rest, cost)))
-        residual, adjoint_residual = (jnp.sqrt(x) for x in own)
+        residual, adjoint_residual, *sizes = (jnp.sqrt(x) for x in own)
         if moving is not None:
             updated = moved(tau, subtract(updated[0], tau)), sigma
-        return Swept(updated[0], updated[1], ends, lam_ends, lam_initial, gradients, residual, adjoint_residual)
+        norms_of_both = residual, adjoint_residual, tuple(sizes)
+        return Swept(updated[0], updated[1], ends, lam_ends, lam_initial, gradients, *norms_of_both)
 
-    states, whole = SHARDED_STATES, (REPLICATED, REPLICATED)
+    states, whole = SHARDED_STATES, (REPLICATED, REPLICATED, (REPLICATED, REPLICATED))
     predicted = Predicted(_specs(state_levels)[0], _specs(levels)[1], *(_specs(levels)[0],) * 2)
     in_specs = (SHARDED, STATE, SHARED_SPECS, predicted, states, states, STATE)
     out_specs = Swept(states, states, states, states, STATE, GRADIENT_SPECS, *whole)
