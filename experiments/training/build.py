@@ -173,7 +173,7 @@ def ladder(config: Config) -> list[int | None]:
 def _layers_of_a_coarse_step(config: Config) -> int:
     """m, on the coarsest level: as many Picard sweeps are exact."""
     given = solver(config.solver)
-    return math.prod(given.factor(level) for level in range(len(grid_sizes(config, "solver")) - 1))
+    return math.prod(given.factor(level) or 1 for level in range(len(grid_sizes(config, "solver")) - 1))
 
 
 def climbs_by_sweeps(config: Config) -> bool:

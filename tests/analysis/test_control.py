@@ -7,7 +7,18 @@ import pytest
 from helpers import networks as nets
 
 import jaxmgrit as jm
-from jaxmgrit.analysis.control import EXACT, Control, ControlState, Measured, decide, is_due, observe
+from jaxmgrit.analysis.control import (
+    EXACT,
+    SETTLED,
+    Control,
+    ControlState,
+    Measured,
+    confirm,
+    decide,
+    follow,
+    is_due,
+    observe,
+)
 
 LADDER = [1, 2, 4, None]
 CONTROL = Control(tolerance=0.1, min_cosine=0.9, soon=5, longest=40)
@@ -88,9 +99,57 @@ def test_a_rising_objective_raises_the_alarm():
     assert not is_due(CONTROL, state, 104)  # it has just been compared
 
 
+SWEEPS = [3, 4, 5, None]  # picard(2), picard(3), picard(4), sequential
+CALIBRATED = ControlState(check=500, mismatch=1e-4, error=100.0)  # a relative distance of 0.01
+
+
+def followed(iterations, mismatch, state=CALIBRATED):
+    """Rungs after iterations of one mismatch, and the state."""
+    rungs = []
+    for i in iterations:
+        state, _ = follow(CONTROL, observe(state, 1.0, mismatch, 1.0), i, top=3)
+        rungs.append(state.rung)
+    return rungs, state
+
+
+def test_a_mismatch_that_grows_climbs_by_itself_rung_by_rung_and_asks_before_going_serial():
+    assert followed(range(100, 120), 1e-4)[0] == [0] * 20
+    rungs, state = followed(range(100, 120), 1e-2)
+    assert rungs == [1] * SETTLED + [2] * (20 - SETTLED)
+    assert (state.rung, state.check) == (2, 119)  # sequential sweeps only after a comparison
+    after, reason = confirm(CONTROL, state, 119, Measured(0.5, 1.0, 0.9, 0.9), SWEEPS)
+    assert SWEEPS[after.rung] is None and "cosine 0.50" in reason
+    kept, reason = confirm(CONTROL, state, 119, Measured(1.0, 0.01, 0.1, 0.1), SWEEPS)
+    assert (kept.rung, reason) == (2, "")
+    assert kept.error == pytest.approx(0.01 / state.mismatch)  # the error of a mismatch is learnt anew
+
+
+def test_a_mismatch_that_shrinks_comes_down_after_a_while_and_is_confirmed():
+    rungs, state = followed(range(100, 125), 1e-6, CALIBRATED._replace(rung=2, since=95))
+    assert rungs == [2] * 15 + [1] * 10
+    assert (state.check, state.origin) == (115 + SETTLED, 2)
+    assert followed(range(100, 125), 3e-4, CALIBRATED._replace(rung=2, since=95))[0] == [2] * 25  # no hope
+
+
+def test_a_gradient_near_zero_may_be_imprecise():
+    far_off = Measured(0.3, 1.0, 0.3, 0.3)
+    for grad_norm, rung in ((1.0, 1), (0.02, 1), (0.002, 0)):
+        state = observe(observe(CALIBRATED, 1.0, 1e-4, 1.0), 1.0, 1e-4, grad_norm)
+        assert confirm(CONTROL, state, 100, far_off, SWEEPS)[0].rung == rung
+
+
+def test_sequential_sweeps_are_left_for_the_most_exact_rung_below():
+    serial = ControlState(rung=3, check=100, since=0, error=1.0)
+    trial, reason = confirm(CONTROL, serial, 100, EXACT, SWEEPS)
+    assert (trial.rung, trial.origin, trial.check) == (2, 3, 100) and reason
+    assert confirm(CONTROL, trial, 100, Measured(0.5, 2.0, 1.5, 0.5), SWEEPS)[0].rung == 3
+    assert confirm(CONTROL, trial, 100, GOOD, SWEEPS)[0].rung == 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"near_zero": 1.0}, "near_zero=1.0 is out of range; give a number >= 0 and below 1"),
         ({"tolerance": 0.0}, "tolerance=0.0 is out of range; give a number > 0"),
         ({"min_cosine": 1.0}, "min_cosine=1.0 is out of range; give a number between 0 and 1"),
         ({"soon": 0}, "soon=0"),

@@ -58,6 +58,21 @@ def test_at_unchanged_parameters_the_gradient_becomes_the_exact_one(layers, solv
     assert norms[-1] < 1e-9 * norms[0]
 
 
+def test_the_mismatch_is_the_residual_over_the_norm_of_the_c_points():
+    """Of layers that multiply by 1.25: four of them make 1.25^4, one Picard sweep 2, of states and adjoints alike."""
+    problem = jm.Problem(lambda p, x: x, lambda t, u, h: u + h * t * u, lambda p, u, y: (jnp.sum(u), None), h=0.25)
+    params, batch = jm.Params((), jnp.ones((16,)), ()), (jnp.ones((3, 2)), jnp.zeros(3))
+    infos, ends = [], []
+    for schedule in (jm.PredictThenSweep(), jm.CyclesThenGradient()):
+        trainer = jm.OneShot(problem, optax.sgd(0.0), rough(1), rough(1), schedule)
+        state, info = jax.jit(trainer.step)(trainer.init(params, batch), batch)
+        infos.append(info)
+        ends.append([jnp.linalg.norm(jnp.ravel(x)) for x in state.warm[:2]])
+    np.testing.assert_allclose(infos[0].mismatch, (1.25**4 - 2) / 1.25**4, rtol=1e-12)
+    relative = infos[1].residual_norm / ends[1][0], infos[1].adjoint_residual_norm / ends[1][1]
+    np.testing.assert_allclose(infos[1].mismatch, max(relative), rtol=1e-12)
+
+
 @pytest.mark.parametrize("inner_values", [False, True])
 def test_as_many_sweeps_as_layers_give_the_exact_gradient_at_once(inner_values):
     problem, params, batch = general(18)

@@ -205,10 +205,10 @@ def sweep_program(
         own = [own_sum(grids[0], x).astype(real_dtype(u0)) for x in squares]
         own, (rest, cost), lam_initial = backend.all_sum((own, (gradients.shared, gradients.cost), lam_initial))
         own, gradients = backend.data_sum((own, Gradients(gradients.slots, rest, cost)))
-        residual, adjoint_residual, *sizes = (jnp.sqrt(x) for x in own)
+        residual, adjoint_residual, size, adjoint_size = (jnp.sqrt(x) for x in own)
         if moving is not None:
             updated = moved(tau, subtract(updated[0], tau)), sigma
-        norms_of_both = residual, adjoint_residual, tuple(sizes)
+        norms_of_both = residual, adjoint_residual, (size, adjoint_size)
         return Swept(updated[0], updated[1], ends, lam_ends, lam_initial, gradients, *norms_of_both)
 
     states, whole = SHARDED_STATES, (REPLICATED, REPLICATED, (REPLICATED, REPLICATED))

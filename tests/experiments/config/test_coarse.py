@@ -79,6 +79,7 @@ def test_extreme_numbers_of_sweeps_and_exact_intervals_are_taken(words, tmp_path
         ("", [3, 4, 5, None]),  # 2, 3, 4 sweeps
         ("--solver.sweeps 1 --solver.coarsening-factor 4", [2, 3, 4, None]),  # 4 sweeps of 4 layers are sequential
         ("--solver.sweeps 6", [7, None]),
+        ("--solver.coarsening-factor 2 --solver.levels 3 --solver.sweeps 1", [2, 3, 4, None]),  # 4 layers in a step
     ],
 )
 def test_control_climbs_by_sweeps(words, rungs, tmp_path):
