@@ -23,6 +23,7 @@ from experiments.config.reader import read
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.rough.picture import draw
+from experiments.runs import terminal
 from experiments.training import build
 from experiments.training.session import Session
 
@@ -136,4 +137,4 @@ def _figures(points: list[Point]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.run(main)

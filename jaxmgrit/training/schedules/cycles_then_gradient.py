@@ -69,9 +69,9 @@ class CyclesThenGradient:
         result = worse(sol.result, adj.result)
         norms = _last(sol.residual_norms), _last(adj.residual_norms)
         sizes = _size(backend, sol.c_points.ends), _size(backend, adj.c_points.ends)
-        norms = *norms, mismatch(norms, sizes)
+        residuals = *norms, mismatch(norms, sizes)
         slots, shared = found.slots.theta, found.shared.given.params
-        return Found(top, slots, shared, adj.lam_initial, found.cost, *norms, result, (keep_state, keep_lam))
+        return Found(top, slots, shared, adj.lam_initial, found.cost, *residuals, result, (keep_state, keep_lam))
 
 
 def _guess(initial: State, ends: State) -> CPoints | None:

@@ -133,9 +133,9 @@ class PredictThenSweep:
         found = swept.gradients
         residuals = swept.residual_norm, swept.adjoint_residual_norm
         warm = (swept.tau, swept.sigma, ends, lam_ends)
-        norms = *residuals, mismatch(residuals, swept.sizes)
+        told = *residuals, mismatch(residuals, swept.sizes)
         shared = found.shared.given.params
-        return Found(top, found.slots.theta, shared, swept.lam_initial, found.cost, *norms, result, warm)
+        return Found(top, found.slots.theta, shared, swept.lam_initial, found.cost, *told, result, warm)
 
 
 def _refuse_idle_options(name: str, solver: MGRIT, two_levels: bool) -> None:
