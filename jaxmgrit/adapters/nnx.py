@@ -239,7 +239,8 @@ def put_back(params: Params, opening: nnx.Module, layers: nnx.Module, closing: n
 
 def _trained(module: nnx.Module, name: str, streams: bool = False) -> tuple[Any, PyTree, PyTree]:
     """Graph, parameters and streams of random numbers of a module without any other state."""
-    graph, params, random, others = nnx.split(module, nnx.Param, nnx.RngState, ...)
+    parts: Any = nnx.split(module, nnx.Param, nnx.RngState, ...)
+    graph, params, random, others = parts
     refuse(others if streams else nnx.merge_state(random, others), name, "one-shot training has no place for it.")
     return graph, params, random
 

@@ -60,12 +60,13 @@ def stack_layers(layers: Sequence[PyTree]) -> PyTree:
     if not layers:
         raise ValueError("stack: there are no layers; give at least one.")
     first = _shapes(layers[0])
+    structure: Any = jax.tree.structure(layers[0])
     for n, layer in enumerate(layers):
         own = _shapes(layer)
         differing = [path for path in own.keys() | first.keys() if own.get(path) != first.get(path)]
-        if differing or jax.tree.structure(layer) != jax.tree.structure(layers[0]):
+        if differing or structure != jax.tree.structure(layer):
             own, other = ({path: kind.get(path, "nothing") for path in sorted(differing)} for kind in (own, first))
-            raise unlike(n, str(own or jax.tree.structure(layer)), str(other or jax.tree.structure(layers[0])))
+            raise unlike(n, str(own or jax.tree.structure(layer)), str(other or structure))
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
 
 
