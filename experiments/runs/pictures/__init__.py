@@ -15,6 +15,7 @@ from experiments.runs.pictures import classes
 Rows = Sequence[Mapping[str, Any]]
 Predict = Callable[[np.ndarray], np.ndarray]
 
+SMOOTHED = 10  # iterations
 INEXACT, TRAIN, VALIDATION, ADJOINT = "#9ab8d6", "#1f5a96", "#d1622b", "#d1622b"
 
 
@@ -51,7 +52,7 @@ def _write(folder: Path, figures: Mapping[str, Figure]) -> None:
 
 def training(rows: Rows) -> Figure:
     """Loss and accuracy over iterations: as training sees them, and by exact evaluation."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for axes, quantity, scale in ((left, "loss", 1), (right, "accuracy", 100)):
         for label, key, style in (
@@ -60,9 +61,15 @@ def training(rows: Rows) -> Figure:
             ("exact, validation points", f"exact_validation_{quantity}", {"color": VALIDATION, "marker": ".", "lw": 1}),
         ):
             iterations, values = _series(rows, key)
+            if key.startswith("inexact") and len(values) > 10 * SMOOTHED:
+                # Of mini-batches: the noise stays in sight, behind its mean over some iterations.
+                axes.plot(iterations, scale * values, color=INEXACT, lw=0.5, alpha=0.35)
+                iterations, values = iterations[SMOOTHED - 1 :], _smoothed(values)
+                label = f"inexact, mean of {SMOOTHED} iterations"
             end = f"{values[-1]:.4f}" if quantity == "loss" else f"{values[-1]:.2%}"
             axes.plot(iterations, scale * values, label=f"{label}: {end}", **style)
-        axes.legend(frameon=False, title="at the end", alignment="left")
+        # Above the axes: the texts are wide, and curves may be anywhere.
+        axes.legend(frameon=False, title="at the end", alignment="left", loc="lower left", bbox_to_anchor=(0, 1))
         axes.set_xlabel("iteration")
         axes.grid(alpha=0.3)
     left.set_yscale("log")
@@ -102,7 +109,13 @@ def _series(rows: Rows, key: str) -> tuple[np.ndarray, np.ndarray]:
     return iterations[finite], values[finite]
 
 
+def _smoothed(values: np.ndarray) -> np.ndarray:
+    """The mean over each `SMOOTHED` values in a row."""
+    return np.convolve(values, np.full(SMOOTHED, 1 / SMOOTHED), mode="valid")
+
+
 def _zoom(axes: Axes, rows: Rows) -> None:
     """Start the accuracy axis where training has left its first moments behind."""
     accuracies = _series(rows, "exact_train_accuracy")[1]
-    axes.set_ylim(max(0.0, 100 * np.quantile(accuracies, 0.1) - 5), 101)
+    most = max(_series(rows, key)[1].max() for key in ("exact_train_accuracy", "exact_validation_accuracy"))
+    axes.set_ylim(max(0.0, 100 * np.quantile(accuracies, 0.1) - 5), min(101.0, 100 * most + 5))

@@ -25,6 +25,8 @@ def class_map(picture: Picture, predicted: np.ndarray, names: tuple[str, ...]) -
     scale = {"cmap": ListedColormap(colours[: len(names)]), "vmin": -0.5, "vmax": len(names) - 0.5}
     errors = {"cmap": ListedColormap([RIGHT, WRONG]), "vmin": 0, "vmax": 1}
     plane = picture.extent is not None
+    # Rare classes hardly count in the error rate, so the mean over the classes' own accuracies stands beside it.
+    balanced = np.mean([1 - wrong[picture.y == k].mean() for k in np.unique(picture.y)])
     share = f"wrong: {wrong.mean():.2%} of the {'grid points' if plane else 'labelled pixels'}"
     for axes, title, values, colouring in zip(
         panels,
@@ -45,6 +47,7 @@ def class_map(picture: Picture, predicted: np.ndarray, names: tuple[str, ...]) -
             axes.set(xticks=[], yticks=[])
         if title == "true classes":
             of_classes = image
+    panels[2].set_xlabel(("$x_1$\n" if plane else "") + f"class-balanced accuracy {balanced:.2%}")
     if plane:
         panels[0].set_ylabel("$x_2$")
     bar = figure.colorbar(of_classes, ax=panels, location="bottom", ticks=range(len(names)), aspect=60, shrink=0.9)
