@@ -119,6 +119,21 @@ def _binds(signature: inspect.Signature, count: int) -> bool:
     return True
 
 
+def _check_key(key: Any) -> None:
+    try:
+        kind = str(jax.random.key_impl(key))
+        single = jax.eval_shape(jax.random.fold_in, key, 0).shape == key.shape and jnp.size(key) in (1, 2, 4)
+    except (TypeError, ValueError, AttributeError):
+        kind, single = "", False
+    if not single:
+        raise TypeError(f"key={key!r} is not a random key; give one, such as jax.random.key(0), for each iteration.")
+    if "rbg" in kind:
+        raise ValueError(
+            f"key: the generator {kind!r} gives other numbers where layers are evaluated side by side, so that state and "
+            "adjoint would have different masks; make the key with jax.random.key(seed, impl='threefry2x32')."
+        )
+
+
 def of_numbered(solver: Solver) -> Solver:
     """A solver of layers that know which one they are."""
     f = solver.coarse_params
@@ -129,8 +144,15 @@ def of_numbered(solver: Solver) -> Solver:
 
 
 def given_of(shared: PyTree, extra: Extra, backend: Backend) -> Given:
-    """What the step is given, as the backend spreads it; of the whole batch."""
+    """What the step is given, as the backend spreads it; of the whole batch.
+
+    Raises:
+        TypeError: `key` is not one random key.
+        ValueError: its generator gives other numbers where several layers are evaluated at once.
+    """
     parts, key = backend.data_size, extra.key
+    if key is not None:
+        _check_key(key)
     context = jax.tree.map(jnp.asarray, extra.context)
     split = jax.tree.map(lambda x: parts > 1 and x.ndim > 0, context)
     own = jax.tree.map(lambda x, mine: x if mine else None, context, split)
