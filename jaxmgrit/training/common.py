@@ -129,8 +129,8 @@ def _check_key(key: Any) -> None:
         raise TypeError(f"key={key!r} is not a random key; give one, such as jax.random.key(0), for each iteration.")
     if "rbg" in kind:
         raise ValueError(
-            f"key: the generator {kind!r} gives other numbers where layers are evaluated side by side, so that state and "
-            "adjoint would have different masks; make the key with jax.random.key(seed, impl='threefry2x32')."
+            f"key: the generator {kind!r} gives other numbers where layers are evaluated side by side, so that state "
+            "and adjoint would have different masks; make the key with jax.random.key(seed, impl='threefry2x32')."
         )
 
 
