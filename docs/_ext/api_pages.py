@@ -8,6 +8,7 @@ from collections import defaultdict
 from dataclasses import is_dataclass
 from enum import Enum
 from pathlib import Path
+from types import ModuleType
 
 from docutils import nodes
 from sphinx.addnodes import pending_xref
@@ -25,6 +26,7 @@ PAGES = {
     "jaxmgrit.training": ("training", "Training"),
     "jaxmgrit": ("verbs", "Propagate, solve, differentiate"),
 }
+NAMES = [name for name in jm.__all__ if not isinstance(getattr(jm, name), ModuleType)]  # modules are in MODULES
 ORDER = ("verbs", "solvers", "training", "backends", "analysis", "adapters")
 
 # Public modules, and the protocols that solvers, schedules and backends of one's own fulfil.
@@ -54,7 +56,7 @@ FULFIL = (
 def write_pages() -> None:
     """Write `docs/api/*.md`; pages that have not changed keep their time."""
     groups = defaultdict(list)
-    for name in jm.__all__:
+    for name in NAMES:
         module = getattr(jm, name).__module__ or "jaxmgrit"
         groups[next(page for prefix, page in PAGES.items() if module.startswith(prefix))].append(name)
     pages = {}
@@ -103,7 +105,7 @@ def _mended(part: str) -> str:
         return re.sub(r"([|*])|(?<=\w)(_)(?=\W|$)", r"\\\1\2", part)
     code = re.sub(r"\s+", " ", part[1:-1])
     name = code.removeprefix("jm.")
-    role = f":py:obj:`{code} <jaxmgrit.{name}>`" if name in jm.__all__ else f"``{code}``"
+    role = f":py:obj:`{code} <jaxmgrit.{name}>`" if name in NAMES else f"``{code}``"
     return f"\\ {role}\\ "  # the ends of a role, also within a word
 
 
