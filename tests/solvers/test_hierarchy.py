@@ -1,5 +1,7 @@
 """Levels, intervals and padding: the rule of the method, and that every step has exactly one slot."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -101,3 +103,16 @@ def test_complete_intervals_are_the_steps_of_the_next_level(layers, solver, devi
         complete = sum(level.share if mask is None else int(np.sum(mask)) for mask in masks)
         assert complete == below.steps == level.steps // level.factor
         assert level.trailing == level.steps % level.factor
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    layers=st.integers(64, 4000),
+    factors=st.lists(st.integers(2, 8), min_size=2, max_size=3),
+    devices=st.integers(2, 8),
+)
+def test_a_share_is_rounded_up_by_an_eighth_at_most(layers, factors, devices):
+    solver = jm.MGRIT(tuple(factors))
+    level, intervals = solver.hierarchy(layers, devices)[0], math.ceil(layers / factors[0])
+    own = math.ceil(intervals / devices)
+    assert own <= level.share <= own + own // 8
