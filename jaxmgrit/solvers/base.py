@@ -55,6 +55,8 @@ class Solver:
         coarse_step: (step, theta, u, h, m) -> u_next of a coarse level, or None.
         own_adjoint: whether `propagate` and `scan` take it for the adjoint too where it is named for the state alone;
             else that is exact.
+        transposes: whether the adjoint pulls back through every layer before the sweep for the gradients does, so that
+            it is worth to linearise the layers once for both: `Grid.transposed`.
         exact_first: how many intervals from the first layer on have an exact coarse step.
     """
 
@@ -62,6 +64,7 @@ class Solver:
     coarse_params: Callable[[PyTree], PyTree] | None = None
     coarse_step: Callable[..., PyTree] | None = None
     own_adjoint: ClassVar[bool] = False
+    transposes: ClassVar[bool] = False
     exact_first: int = 0
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from jaxmgrit._pytree import add, fold, unfold, where
 from jaxmgrit._types import Arrays, State
 from jaxmgrit.system.grid import Grid
-from jaxmgrit.system.linearise import AdjointBlock, Tape, record, unroll
+from jaxmgrit.system.linearise import AdjointBlock, Tape, pull_linear, record, unroll
 from jaxmgrit.system.step import Equation, Shared, Slot
 
 PyTree = Any
@@ -23,6 +24,96 @@ class Gradients(NamedTuple):
     slots: PyTree
     shared: PyTree
     cost: jax.Array
+
+
+class SideBySide(NamedTuple):
+    """Tapes of all intervals, several of them side by side in one.
+
+    Attributes:
+        tapes: by `vjp_all`; leaves (share // chunk, factor, ...), without the first axis where there is one chunk.
+        chunk: how many intervals are side by side.
+        linear: whether the pullbacks are linear in the adjoint: no running cost, no outputs.
+    """
+
+    tapes: Tape
+    chunk: int
+    linear: bool
+
+
+def record_side_by_side(
+    equation: Equation, grid: Grid, shared: Shared, offset: int, step_sizes: bool
+) -> SideBySide | None:
+    """Linearise all layers once, for whoever pulls back through them more than once; None where that is not possible.
+
+    It is where no interval is incomplete, and where all tapes are at most `_TAPES_BYTES` or one sweep's anyway.
+    """
+    chunk = _chunk(grid)
+    if chunk == 0:
+        return None
+
+    def record_chunk(block: AdjointBlock) -> Tape:
+        return _record(equation, shared, _beside(block), offset, step_sizes, True)
+
+    if chunk == grid.level.share:
+        tapes = record_chunk(grid.blocks)
+    else:
+        blocks = fold(grid.blocks, chunk)
+        shapes = jax.eval_shape(lambda x: jax.lax.map(record_chunk, x), blocks)
+        if sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)) > _TAPES_BYTES:
+            return None
+        tapes = jax.lax.map(record_chunk, blocks)
+    return SideBySide(tapes, chunk, equation.running_cost is None and not equation.outputs)
+
+
+def transposed(recorded: SideBySide, share: int, tangents: State) -> tuple[PyTree, PyTree]:
+    """See `Grid.transposed`: tangents carry no running cost, or each would add it."""
+    tangents = jax.tree.map(
+        lambda x: jnp.broadcast_to(x[:, None], (x.shape[0], recorded.chunk, *x.shape[1:])), tangents
+    )
+    nothing = None if recorded.linear else jax.tree.map(lambda x: jnp.zeros_like(x[0]), tangents)
+
+    def one(carry: State, taped: PyTree) -> tuple[PyTree, None]:
+        rows, value = carry
+        rows = jax.vmap(partial(pull_linear, 1, taped))(rows)
+        if value is not None:
+            pullback, seed = taped
+            value = pullback((value, seed))[1]
+        return (rows, value), None
+
+    def through(tape: Tape) -> PyTree:
+        rows, value = jax.lax.scan(one, (tangents, nothing), tape.taped, reverse=True)[0]
+        return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rows), value
+
+    if recorded.chunk == share:
+        rows, value = through(recorded.tapes)
+    else:
+        rows, value = unfold(jax.lax.map(through, recorded.tapes))
+    return rows, value
+
+
+# Tapes of so many bytes are kept rather than recorded again.
+_TAPES_BYTES = 1 << 25
+
+
+def _chunk(grid: Grid) -> int:
+    """How many intervals may be linearised side by side; 0: none.
+
+    What padding would add to a sum over intervals cannot be taken out of it.
+    """
+    chunk = min(grid.batch, grid.level.share)
+    return chunk if chunk > 1 and grid.level.share % chunk == 0 and grid.mask is None else 0
+
+
+def _beside(block: AdjointBlock) -> AdjointBlock:
+    """Intervals side by side: the slots' axis first."""
+    slots, states = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (block.slots, block.states))
+    return block._replace(slots=slots, states=states)
+
+
+def _record(
+    equation: Equation, shared: Shared, block: AdjointBlock, offset: int, step_sizes: bool, together: bool
+) -> Tape:
+    return record(lambda slot, u: equation.vjp_all(slot, u, shared, step_sizes, together), block, offset)
 
 
 def vjp_sweep(
@@ -37,7 +128,7 @@ def vjp_sweep(
     extra: Arrays = None,
     total: State = None,
     edge: State = None,
-    tapes: Tape | None = None,
+    tapes: Tape | SideBySide | None = None,
 ) -> tuple[Gradients, PyTree, PyTree]:
     """State, adjoint and gradient of all intervals in one pass: the fused sweep.
 
@@ -54,23 +145,16 @@ def vjp_sweep(
         extra: leaves (share, ...).
         total: leaves (share, ...).
         edge: the adjoint that enters this device's intervals, where that is known.
-        tapes: of all intervals by `vjp_all`, where they have been recorded, leaves (share, ...).
+        tapes: of all intervals by `vjp_all`, where they have been recorded, leaves (share, ...) or side by side.
 
     Returns:
         The gradients of this device's layers, leaves (share * factor, ...), and what `finish` makes, leaves (share,
         ...).
     """
-    chunk = min(grid.batch, grid.level.share)
-    if (
-        tapes is None
-        and chunk > 1
-        and grid.level.share % chunk == 0
-        and grid.mask is None
-        and jax.tree.leaves(zero_shared(shared, step_sizes))
-    ):
-        return _side_by_side(
-            equation, grid, shared, offset, grid.starts(ends, lam_final, edge), step_sizes, chunk, finish, extra, total
-        )
+    recorded = tapes if isinstance(tapes, SideBySide) else None
+    if recorded or (tapes is None and _chunk(grid) and jax.tree.leaves(zero_shared(shared, step_sizes))):
+        starts = grid.starts(ends, lam_final, edge)
+        return _side_by_side(equation, grid, shared, offset, starts, step_sizes, finish, extra, total, recorded)
 
     def one(lam: State, block: AdjointBlock, tape: Tape | None, extra: Arrays) -> tuple[PyTree, PyTree]:
         arrived, lam, gradients = interval_gradient(equation, shared, block, offset, lam, step_sizes, tape)
@@ -89,29 +173,28 @@ def _side_by_side(
     offset: int,
     starts: State,
     step_sizes: bool,
-    chunk: int,
     finish: Callable[..., tuple[PyTree, PyTree]],
     extra: Arrays,
     total: State,
+    recorded: SideBySide | None,
 ) -> tuple[Gradients, PyTree, PyTree]:
-    """The fused sweep where something shared is differentiated: its cotangent is summed over `chunk` intervals at once.
-
-    For intervals without padding, since what padding would add cannot be taken out of the sum.
-    """
+    """The fused sweep where something shared is differentiated: its cotangent is summed over many intervals at once."""
+    chunk = _chunk(grid)
 
     def several(args: Arrays) -> tuple[PyTree, ...]:
-        lam, block, extra = args
-        slots, states = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (block.slots, block.states))
-        block = block._replace(slots=slots, states=states)
-        arrived, lam, gradients = interval_gradient(equation, shared, block, offset, lam, step_sizes, together=True)
+        lam, block, extra, tape = args
+        block = _beside(block)
+        arrived, lam, gradients = interval_gradient(
+            equation, shared, block, offset, lam, step_sizes, tape, together=True
+        )
         by_interval = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), gradients.slots)
         return gradients._replace(slots=by_interval), *jax.vmap(finish)(arrived, lam, extra)
 
-    args = (starts, grid.blocks, extra)
+    args, tapes = (starts, grid.blocks, extra), recorded.tapes if recorded else None
     if chunk == grid.level.share:
-        gradients, kept, increment = several(args)
+        gradients, kept, increment = several((*args, tapes))
     else:
-        gradients, kept, increment = jax.lax.map(several, fold(args, chunk))
+        gradients, kept, increment = jax.lax.map(several, (*fold(args, chunk), tapes))
         summed = jax.tree.map(lambda x: jnp.sum(x, axis=0), (gradients.shared, gradients.cost))
         slots, kept, increment = unfold((gradients.slots, kept, increment))
         gradients = Gradients(slots, *summed)
@@ -133,7 +216,7 @@ def interval_gradient(
     With `together` of several intervals, which are the axis behind that of the slots.
     """
     if tape is None:
-        tape = record(lambda slot, u: equation.vjp_all(slot, u, shared, step_sizes, together), block, offset)
+        tape = _record(equation, shared, block, offset, step_sizes, together)
 
     def one(carry: State, inputs: Arrays) -> tuple[PyTree, PyTree]:
         lam, total = carry

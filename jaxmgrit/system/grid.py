@@ -40,6 +40,9 @@ class Grid:
         expand: data of one interval -> data of its slots (leading axis factor).
         backward: whether the run goes from the last slot to the first (the adjoint).
         batch: how many intervals go through one batched sweep at a time.
+        transposed: of an adjoint whose layers are linearised already, the transpose of all intervals:
+            (tangents, leaves (d, share, ...)) -> (tangents at the intervals' ends, what intervals of adjoint 0 arrive
+            at: leaves (share, ...), None where that is 0).
     """
 
     level: Level
@@ -49,6 +52,7 @@ class Grid:
     expand: Callable[[PyTree], PyTree] = as_slots
     backward: bool = False
     batch: int = 1
+    transposed: Callable[[PyTree], tuple[PyTree, PyTree]] | None = None
 
     @property
     def mask(self) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from jaxmgrit._programs import cached
@@ -13,7 +15,7 @@ from jaxmgrit.solution import STATE_SPECS, AdjointSolution, CPoints, Solution, c
 from jaxmgrit.solvers.base import OUTCOME_SPECS, Outcome, Solver
 from jaxmgrit.solvers.mgrit.grids import adjoint_grids, finest_grid, state_grids, sweep_batch
 from jaxmgrit.solvers.sequential import SEQUENTIAL, sequential_outcome
-from jaxmgrit.system.fused_sweep import Gradients, sequential_gradient, vjp_sweep
+from jaxmgrit.system.fused_sweep import Gradients, record_side_by_side, sequential_gradient, transposed, vjp_sweep
 from jaxmgrit.system.grid import Grid, points
 from jaxmgrit.system.linearise import Linearisation, linearise
 from jaxmgrit.system.network import Network
@@ -92,9 +94,23 @@ def _adjoint_program(
         if not gradients:
             return solver.run(grids, guess, lam_final), None
 
+        recorded = None
+        if solver.transposes:
+            recorded = record_side_by_side(equation, grids[0], shared, lin.offset, step_sizes)
+        if recorded is not None:
+            grids = (replace(grids[0], transposed=partial(transposed, recorded, levels[0].share)),)
+
         def sweep(ends: State) -> tuple[PyTree, Gradients]:
             swept, arrived, _ = vjp_sweep(
-                equation, grids[0], shared, lin.offset, ends, lam_final, step_sizes, lambda u, lam, _: (lam, None)
+                equation,
+                grids[0],
+                shared,
+                lin.offset,
+                ends,
+                lam_final,
+                step_sizes,
+                lambda u, lam, _: (lam, None),
+                tapes=recorded,
             )
             return arrived, swept
 

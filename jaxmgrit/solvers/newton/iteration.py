@@ -14,7 +14,7 @@ from jaxmgrit._types import Arrays, Layers, State
 from jaxmgrit.solvers.base import Outcome, Sweep, at_last_interval, is_finite
 from jaxmgrit.solvers.convergence import ROUNDING, Gauge, gauge, total
 from jaxmgrit.solvers.newton.options import Options
-from jaxmgrit.solvers.newton.recurrence import recur
+from jaxmgrit.solvers.newton.recurrence import apply, recur
 from jaxmgrit.solvers.newton.samples import Samples, samples_of
 from jaxmgrit.solvers.result import Result, is_stalled, result_code
 from jaxmgrit.solvers.sequential import sequential
@@ -41,12 +41,14 @@ class Progress(NamedTuple):
         norms: recorded residual norms, (iterations,).
         done: iterations done, ().
         coupled: whether the Jacobians of single samples missed something, ().
+        arrived: of the adjoint what the intervals arrive at from the C-points, leaves (share, ...).
     """
 
     ends: PyTree
     norms: jax.Array
     done: jax.Array
     coupled: jax.Array
+    arrived: PyTree = None
 
 
 class Linearised(NamedTuple):
@@ -113,7 +115,11 @@ def solve_newton(grid: Grid, options: Options, guess: State, initial: State, swe
         jnp.zeros((), jnp.int32),
         jnp.asarray(False),
     )
-    improve = partial(_improve, grid, options, samples, initial)
+    improve: Callable[[Progress], tuple[Progress, Gauge]] = partial(_improve, grid, options, samples, initial)
+    if grid.backward:
+        transpose = _transpose(grid, samples, initial)
+        start = start._replace(arrived=transpose.arrive(grid, samples, ends, initial))
+        improve = partial(_improve_adjoint, grid, options, samples, initial, transpose)
     loop = _until_tolerance if options.has_tolerance else _all_iterations
     progress, last, converged, rescued, made = loop(grid, options, improve, start, initial, sweep)
     first = progress.norms[0]
@@ -132,23 +138,68 @@ def solve_newton(grid: Grid, options: Options, guess: State, initial: State, swe
     return Outcome(progress.ends, final, progress.norms, progress.done, code, last.scale), made
 
 
+class Transpose(NamedTuple):
+    """The adjoint's intervals, which are affine: all there is to know of them.
+
+    Attributes:
+        jacobian: (share, d, samples, d), the input's component first.
+        constant: what they arrive at from 0, by the running cost, rows (share, samples, d).
+    """
+
+    jacobian: jax.Array
+    constant: jax.Array
+
+    def arrive(self, grid: Grid, samples: Samples, ends: State, initial: State) -> PyTree:
+        """What the intervals arrive at from the C-points, leaves (share, ...)."""
+        starts = jax.vmap(samples.ravel)(grid.starts(ends, initial))
+        arrived = apply(self.jacobian, starts) + self.constant
+        usable = jnp.all(jnp.isfinite(arrived), axis=-1, keepdims=True)
+        return jax.vmap(samples.unravel)(jnp.where(usable, arrived, self.constant))
+
+
+def _transpose(grid: Grid, samples: Samples, initial: State) -> Transpose:
+    """All intervals of the adjoint, from their layers' linearisations where those are at hand."""
+    if grid.transposed is not None:
+        tangents, value = grid.transposed(samples.basis())
+        jacobian = jax.vmap(jax.vmap(samples.ravel))(tangents)
+        if value is None:
+            return Transpose(jacobian, jnp.zeros((grid.level.share, *jacobian.shape[2:]), jacobian.dtype))
+        return Transpose(jacobian, jax.vmap(samples.ravel)(value))
+    nothing = jax.tree.map(jnp.zeros_like, initial)
+    through = partial(linearise_interval, grid, samples, False)
+    swept = grid.sweep(through, repeat(nothing, grid.level.share), nothing, grid.blocks, grid.mask)
+    return Transpose(swept.jacobian, jax.vmap(samples.ravel)(swept.arrived))
+
+
 def _improve(grid: Grid, options: Options, samples: Samples, initial: State, now: Progress) -> tuple[Progress, Gauge]:
-    """One iteration, and the residual before it."""
-    # The adjoint's first residual tells as much.
-    probe = not grid.backward
-    swept = grid.sweep(partial(linearise_interval, grid, samples, probe), now.ends, initial, grid.blocks, grid.mask)
-    rows, arrived = (jax.vmap(samples.ravel)(x) for x in (now.ends, swept.arrived))
-    deltas = recur(grid, swept.jacobian, arrived - rows)
+    """One iteration of the state, and the residual before it."""
+    swept = grid.sweep(partial(linearise_interval, grid, samples, True), now.ends, initial, grid.blocks, grid.mask)
+    limit = max(COUPLED, 64 * float(jnp.finfo(jax.tree.leaves(initial)[0].dtype).eps))
+    missed = jnp.sum(swept.mismatch > limit, dtype=jnp.int32)
+    missed = grid.backend.data_sum(grid.backend.all_sum(missed))
+    coupled = now.coupled | ((now.done == 0) & (missed > 0))
+    return _corrected(grid, options, samples, now._replace(coupled=coupled), swept.jacobian, swept.arrived)
+
+
+def _improve_adjoint(
+    grid: Grid, options: Options, samples: Samples, initial: State, transpose: Transpose, now: Progress
+) -> tuple[Progress, Gauge]:
+    """One iteration of the adjoint, whose Jacobians are those of the first, and the residual before it."""
+    now, before = _corrected(grid, options, samples, now, transpose.jacobian, now.arrived)
+    return now._replace(arrived=transpose.arrive(grid, samples, now.ends, initial)), before
+
+
+def _corrected(
+    grid: Grid, options: Options, samples: Samples, now: Progress, jacobian: jax.Array, arrived: State
+) -> tuple[Progress, Gauge]:
+    """The C-points after a correction, and the residual before it."""
+    before = total(grid, _gauges(options, arrived, now.ends, ROUNDING))
+    rows, reached = (jax.vmap(samples.ravel)(x) for x in (now.ends, arrived))
+    deltas = recur(grid, jacobian, reached - rows)
     usable = jnp.all(jnp.isfinite(deltas), axis=-1, keepdims=True)
-    ends = jax.vmap(samples.unravel)(jnp.where(usable, rows + deltas, arrived))
-    before = total(grid, _gauges(options, swept.arrived, now.ends, ROUNDING))
-    coupled = now.coupled
-    if probe:
-        limit = max(COUPLED, 64 * float(jnp.finfo(jax.tree.leaves(initial)[0].dtype).eps))
-        missed = jnp.sum(swept.mismatch > limit, dtype=jnp.int32)
-        missed = grid.backend.data_sum(grid.backend.all_sum(missed))
-        coupled |= (now.done == 0) & (missed > 0)
-    return Progress(ends, now.norms.at[now.done].set(before.residual), now.done + 1, coupled), before
+    ends = jax.vmap(samples.unravel)(jnp.where(usable, rows + deltas, reached))
+    norms = now.norms.at[now.done].set(before.residual)
+    return now._replace(ends=ends, norms=norms, done=now.done + 1), before
 
 
 def _gauges(options: Options, arrived: State, ends: State, rounding: float) -> Gauge:
@@ -192,6 +243,8 @@ def _until_tolerance(
         now = _once(~hopeless, lambda now: improve(now)[0], now)
         now = now._replace(ends=_once(hopeless, lambda _: sequential(grid, initial), now.ends))
         arrived, made = sweep(now.ends)
+        if grid.backward:
+            now = now._replace(arrived=arrived)
         bound = allowed(now.norms[0])
         gauges = _gauges(options, arrived, now.ends, rounding)
         misses = (gauges.unmet > 0) & ~(gauges.residual <= bound / intervals**0.5)

@@ -83,6 +83,7 @@ class Newton(Options, Solver):
     """
 
     own_adjoint: ClassVar[bool] = True
+    transposes: ClassVar[bool] = True
 
     @property
     def interval(self) -> int:
