@@ -63,6 +63,15 @@ def adjoint_solve(
     Raises:
         TypeError, ValueError: arguments that do not fit together; nothing has been compiled by then.
 
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxmgrit as jm
+        >>> step = lambda theta, u, h: u + h * jnp.tanh(u @ theta)
+        >>> theta, u0 = 0.1 * jnp.ones((64, 4, 4)), jnp.ones((2, 4))
+        >>> sol = jm.solve(step, theta, u0, h=1 / 64, solver=jm.MGRIT(4, cycles=3))
+        >>> adj = jm.adjoint_solve(step, theta, sol, sol.u_final, h=1 / 64, solver=jm.Sequential())
+        >>> adj.lam_initial.shape
+        (2, 4)
+
     Source: Guenther et al. 2020 (arXiv 1812.04352), section 3.3.
     """
     check_solution(sol)
@@ -107,6 +116,15 @@ def layer_gradients(
 
     Raises:
         TypeError, ValueError: arguments that do not fit together.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxmgrit as jm
+        >>> step = lambda theta, u, h: u + h * jnp.tanh(u @ theta)
+        >>> theta, u0 = 0.1 * jnp.ones((64, 4, 4)), jnp.ones((2, 4))
+        >>> sol = jm.solve(step, theta, u0, h=1 / 64, solver=jm.MGRIT(4, cycles=3))
+        >>> adj = jm.adjoint_solve(step, theta, sol, sol.u_final, h=1 / 64, solver=jm.Sequential())
+        >>> jm.layer_gradients(step, theta, sol, adj, h=1 / 64).shape
+        (64, 4, 4)
     """
     check_solution(sol)
     check_type(adj, AdjointSolution, "adj", "give what jm.adjoint_solve returned.")
@@ -142,6 +160,15 @@ def adjoint_trajectory(
 
     Returns:
         The state's pytree with leading axis N + 1 on every leaf.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxmgrit as jm
+        >>> step = lambda theta, u, h: u + h * jnp.tanh(u @ theta)
+        >>> theta, u0 = 0.1 * jnp.ones((64, 4, 4)), jnp.ones((2, 4))
+        >>> sol = jm.solve(step, theta, u0, h=1 / 64, solver=jm.MGRIT(4, cycles=3))
+        >>> adj = jm.adjoint_solve(step, theta, sol, sol.u_final, h=1 / 64, solver=jm.Sequential())
+        >>> jm.adjoint_trajectory(step, theta, sol, adj, h=1 / 64).shape
+        (65, 2, 4)
     """
     check_solution(sol)
     check_type(adj, AdjointSolution, "adj", "give what jm.adjoint_solve returned.")

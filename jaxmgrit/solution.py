@@ -27,6 +27,14 @@ class CPoints(NamedTuple):
     """The C-points of the finest level: `initial` is point 0, `ends` the value at the end of each interval.
 
     `ends` has one entry per interval, padding included, in the order of the layers, and is sharded over the backend.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxmgrit as jm
+        >>> step = lambda theta, u, h: u + h * jnp.tanh(u @ theta)
+        >>> theta, u0 = 0.1 * jnp.ones((64, 4, 4)), jnp.ones((2, 4))
+        >>> sol = jm.solve(step, theta, u0, h=1 / 64, solver=jm.MGRIT(4, cycles=3))
+        >>> again = jm.solve(step, 1.01 * theta, u0, h=1 / 64, solver=jm.MGRIT(4, cycles=1), guess=sol.c_points)
+        >>> zeros = jm.CPoints(*jax.tree.map(jnp.zeros_like, sol.c_points))
     """
 
     initial: PyTree
@@ -88,6 +96,14 @@ class Solution(_Checked):
         scale: norm of all C-points, to compare residual norms with; 0 for a sequential solve.
         level: the partition of the layers the C-points belong to.
         tolerance: whether a tolerance was asked for.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxmgrit as jm
+        >>> step = lambda theta, u, h: u + h * jnp.tanh(u @ theta)
+        >>> theta, u0 = 0.1 * jnp.ones((64, 4, 4)), jnp.ones((2, 4))
+        >>> sol = jm.solve(step, theta, u0, h=1 / 64, solver=jm.MGRIT(4, cycles=3))
+        >>> sol.u_final.shape, sol.residual_norms.shape, int(sol.cycles)
+        ((2, 4), (3,), 3)
     """
 
     u_final: PyTree
@@ -115,6 +131,15 @@ class AdjointSolution(_Checked):
         scale: norm of all C-points, to compare residual norms with; 0 for a sequential solve.
         level: the partition of the layers the C-points belong to.
         tolerance: whether a tolerance was asked for.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxmgrit as jm
+        >>> step = lambda theta, u, h: u + h * jnp.tanh(u @ theta)
+        >>> theta, u0 = 0.1 * jnp.ones((64, 4, 4)), jnp.ones((2, 4))
+        >>> sol = jm.solve(step, theta, u0, h=1 / 64, solver=jm.MGRIT(4, cycles=3))
+        >>> adj = jm.adjoint_solve(step, theta, sol, sol.u_final, h=1 / 64)
+        >>> adj.lam_initial.shape, adj.residual_norms.shape
+        ((2, 4), (2,))
     """
 
     lam_initial: PyTree

@@ -52,6 +52,15 @@ def solve(
     Raises:
         TypeError, ValueError: arguments that do not fit together; nothing has been compiled by then.
 
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxmgrit as jm
+        >>> step = lambda theta, u, h: u + h * jnp.tanh(u @ theta)
+        >>> theta, u0 = 0.1 * jnp.ones((64, 4, 4)), jnp.ones((2, 4))
+        >>> sol = jm.solve(step, theta, u0, h=1 / 64, solver=jm.MGRIT(4, cycles=3))
+        >>> exact = jax.lax.scan(lambda u, t: (step(t, u, 1 / 64), None), u0, theta)[0]
+        >>> bool(jnp.allclose(sol.u_final, exact, rtol=1e-3))
+        True
+
     Source: Guenther et al. 2020 (arXiv 1812.04352), sections 3.1-3.2.
     """
     check_backend(backend)
@@ -81,6 +90,14 @@ def trajectory(
 
     Returns:
         The state's pytree with leading axis N + 1 on every leaf.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxmgrit as jm
+        >>> step = lambda theta, u, h: u + h * jnp.tanh(u @ theta)
+        >>> theta, u0 = 0.1 * jnp.ones((64, 4, 4)), jnp.ones((2, 4))
+        >>> sol = jm.solve(step, theta, u0, h=1 / 64, solver=jm.MGRIT(4, cycles=3))
+        >>> jm.trajectory(step, theta, sol, h=1 / 64).shape
+        (65, 2, 4)
     """
     check_solution(sol)
     network = make_network(step, theta, sol.c_points.initial, h)

@@ -14,7 +14,15 @@ from jaxmgrit.backend.base import PyTree, shift_blocks
 
 @dataclass(frozen=True)
 class Local:
-    """All layers on one device: nothing is sharded, nothing communicates."""
+    """All layers on one device: nothing is sharded, nothing communicates.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxmgrit as jm
+        >>> step = lambda theta, u, h: u + h * jnp.tanh(u @ theta)
+        >>> theta, u0 = 0.1 * jnp.ones((64, 4, 4)), jnp.ones((2, 4))
+        >>> jm.solve(step, theta, u0, h=1 / 64, backend=jm.Local()).u_final.shape
+        (2, 4)
+    """
 
     @property
     def size(self) -> int:

@@ -42,6 +42,16 @@ class Mesh:
 
     Raises:
         ValueError: the mesh has no axis of that name, or axes that are Explicit.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxmgrit as jm
+        >>> step = lambda theta, u, h: u + h * jnp.tanh(u @ theta)
+        >>> theta, u0 = 0.1 * jnp.ones((64, 4, 4)), jnp.ones((2, 4))
+        >>> devices = jax.devices()[:1]  # or all of them
+        >>> auto = (jax.sharding.AxisType.Auto,)
+        >>> mesh = jax.make_mesh((len(devices),), ("layers",), axis_types=auto, devices=devices)
+        >>> jm.solve(step, theta, u0, h=1 / 64, backend=jm.Mesh(mesh)).u_final.shape
+        (2, 4)
     """
 
     mesh: jax.sharding.Mesh

@@ -36,6 +36,11 @@ class MPI:
         ImportError: mpi4py or mpi4jax is missing; the message says how to install them.
         RuntimeError: mpi4jax was built for another MPI, or a rank sees several local devices.
         ValueError: `data` does not divide the number of ranks.
+
+    Example, run by `mpirun -n 4 python script.py`:
+        >>> import jaxmgrit as jm
+        >>> backend = jm.MPI()  # doctest: +SKIP
+        >>> sol = jm.solve(step, theta, u0, h=1 / 64, backend=backend)  # doctest: +SKIP
     """
 
     comm: Any = None

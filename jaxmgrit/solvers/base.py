@@ -26,6 +26,17 @@ class Outcome(NamedTuple):
         cycles: how many were done, ().
         result: code, see `Result`, ().
         scale: norm of all C-points, (), to compare residual norms with.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxmgrit as jm
+        >>> step = lambda theta, u, h: u + h * jnp.tanh(u @ theta)
+        >>> theta, u0 = 0.1 * jnp.ones((64, 4, 4)), jnp.ones((2, 4))
+        >>> from jaxmgrit.solvers.sequential import sequential, sequential_outcome
+        >>> class Serial(jm.Sequential):
+        ...     def run(self, grids, guess, initial) -> jm.Outcome:
+        ...         return sequential_outcome(grids[0], sequential(grids[0], initial), initial)
+        >>> jm.solve(step, theta, u0, h=1 / 64, solver=Serial()).u_final.shape
+        (2, 4)
     """
 
     ends: PyTree

@@ -86,7 +86,19 @@ _SENTENCES = {
 
 
 class SolveError(RuntimeError):
-    """A solve did not end well; `result` holds its code."""
+    """A solve did not end well; `result` holds its code.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxmgrit as jm
+        >>> step = lambda theta, u, h: u + h * jnp.tanh(u @ theta)
+        >>> theta, u0 = 0.1 * jnp.ones((64, 4, 4)), jnp.ones((2, 4))
+        >>> sol = jm.solve(step, theta, u0, h=1 / 64, solver=jm.MGRIT(4, cycles=1, rtol=1e-30))
+        >>> try:
+        ...     sol.check()
+        ... except jm.SolveError as error:
+        ...     print(error.result.name)
+        CYCLES_USED_UP
+    """
 
     def __init__(self, result: Result, message: str) -> None:
         super().__init__(message)

@@ -31,6 +31,14 @@ class Sequential(Solver):
 
     Raises:
         ValueError: segment < 1.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxmgrit as jm
+        >>> step = lambda theta, u, h: u + h * jnp.tanh(u @ theta)
+        >>> theta, u0 = 0.1 * jnp.ones((64, 4, 4)), jnp.ones((2, 4))
+        >>> sol = jm.solve(step, theta, u0, h=1 / 64, solver=jm.Sequential())
+        >>> bool(jnp.allclose(sol.u_final, jm.propagate(step, theta, u0, h=1 / 64)))
+        True
     """
 
     segment: int | None = None

@@ -27,6 +27,11 @@ def injection(theta: Layers) -> PyTree:
 
     Returns:
         The parameters of one coarse layer.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxmgrit as jm
+        >>> jm.injection({"w": jnp.arange(8.0).reshape(4, 2)})["w"].tolist()
+        [0.0, 1.0]
     """
     return jax.tree.map(lambda x: x[0], theta)
 
@@ -41,6 +46,11 @@ def average(theta: Layers) -> PyTree:
 
     Returns:
         The parameters of one coarse layer.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxmgrit as jm
+        >>> jm.average({"w": jnp.arange(8.0).reshape(4, 2)})["w"].tolist()
+        [3.0, 4.0]
     """
     return jax.tree.map(lambda x: jnp.mean(x, axis=0) if is_inexact(x) else x[0], theta)
 
@@ -67,7 +77,14 @@ def all_layers(theta: Layers) -> PyTree:
 
 
 def same_step(step: Step, theta: Layers, u: State, h: StepSize, m: int) -> PyTree:
-    """Coarse step: Phi itself with the summed step size (the published choice)."""
+    """Coarse step: Phi itself with the summed step size (the published choice).
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxmgrit as jm
+        >>> step = lambda theta, u, h: u + h * theta * u
+        >>> print(f"{jm.same_step(step, 1.0, jnp.asarray(1.0), 0.5, 4):.3f}")
+        1.500
+    """
     return step(theta, u, h)
 
 
@@ -86,6 +103,12 @@ def midpoint(step: Step, theta: Layers, u: State, h: StepSize, m: int) -> PyTree
 
     Returns:
         The next state.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxmgrit as jm
+        >>> step = lambda theta, u, h: u + h * theta * u
+        >>> print(f"{jm.midpoint(step, 1.0, jnp.asarray(1.0), 0.5, 4):.3f} for {1.125**4:.3f}")
+        1.594 for 1.602
     """
     w = step(theta, u, h * (0.5 * (1.0 - 1.0 / m)))
     return jax.tree.map(lambda a, b, c: a + b - c, u, step(theta, w, h), w)

@@ -69,6 +69,15 @@ class MGRIT(Options, Solver):
     Raises:
         ValueError, TypeError: an option is out of its range; the message names it.
 
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxmgrit as jm
+        >>> step = lambda theta, u, h: u + h * jnp.tanh(u @ theta)
+        >>> theta, u0 = 0.1 * jnp.ones((64, 4, 4)), jnp.ones((2, 4))
+        >>> solver = jm.MGRIT(8, levels=2, cycle="V", cycles=20, rtol=1e-4)
+        >>> sol = jm.solve(step, theta, u0, h=1 / 64, solver=solver)
+        >>> jm.Result(int(sol.result)).name
+        'CONVERGED'
+
     Source: Falgout et al. 2014; Guenther et al. 2020 (arXiv 1812.04352).
     """
 
