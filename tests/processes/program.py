@@ -122,6 +122,16 @@ def rough(theta, u0, layers, on):
     return sol.residual_norms, sol.u_final, adj.residual_norms, adj.lam_initial
 
 
+def newton(theta, u0, on):
+    """Newton's state and adjoint, its iterations, and the gradients of the layers."""
+    solver = jm.Newton(8)
+    sol = jm.solve(step, theta, u0, h=5.0 / LAYERS, solver=solver, backend=on)
+    cost = {"h": 5.0 / LAYERS, "running_cost": running_cost, "backend": on}
+    adj = jm.adjoint_solve(step, theta, sol, sol.u_final * 0.1, solver=solver, **cost)
+    assert sol.result == adj.result == jm.Result.CONVERGED
+    return sol.cycles, adj.cycles, sol.u_final, adj.lam_initial, jm.layer_gradients(step, theta, sol, adj, **cost)
+
+
 def trained(problem, params, batch, optimizer, on, **options):
     """20 one-shot iterations."""
     return history_of(jm.OneShot(problem, optimizer, backend=on, **options), params, batch)
@@ -174,6 +184,7 @@ def results(on):
         "divided": rough(even, u0, 64, on),
         "scan": scan(theta, u0, on),
         "rough": rough(theta, u0, LAYERS, on),
+        "newton": newton(theta, u0, on),
         "sgd rough": trained(problem, params, batch, optax.sgd(1e-2), on, **predict),
         "adam": trained(penalised, params, batch, clipped, on, **cycles),
         "lbfgs published": history_of(jm.PublishedLoop(published, backend=on), params, batch),
