@@ -270,7 +270,7 @@ def crash(
         assert not kept or count - kept[-1] <= lost or count > iterations, f"{by}: {count} rows, checkpoints {kept}"
         say(f"{under}: {len(left)} of {len(events)} left; {by} after {count} rows; checkpoints {kept}")
         words = ["--resume", str(folder)] if folder.exists() else words
-        if count > iterations:  # it came to its end: begin again
+        if _is_finished(folder):  # begin again
             assert rows(folder) == rows(plain)
             folder = place / f"ended-{len(left)}-{time.monotonic_ns()}"
             words = [str(config), "--output.folder", str(folder)]
