@@ -6,14 +6,16 @@ import contextlib
 import math
 import numbers
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxmgrit._pytree import is_inexact, real_dtype, strong
-from jaxmgrit._types import Arrays, Layers, State, StepSize
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays, Layers, State, StepSize
 
 PyTree = Any
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmgrit._types import Arrays, Mask, State
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays, Mask, State
 
 PyTree = Any
 

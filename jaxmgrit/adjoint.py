@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxmgrit._checks import check_backend, check_like, check_state, check_type
 from jaxmgrit._pytree import merge, split, zero_cotangent
-from jaxmgrit._types import Arrays, Layers, State, StepSize
-from jaxmgrit.backend.base import Backend
 from jaxmgrit.backend.local import LOCAL
 from jaxmgrit.solution import AdjointSolution, CPoints, Solution, check_partition, check_solution, state_data
-from jaxmgrit.solvers.base import Solver
 from jaxmgrit.solvers.mgrit.solver import DEFAULT
 from jaxmgrit.system.network import make_network
 from jaxmgrit.verbs.adjoint import (
@@ -23,6 +20,11 @@ from jaxmgrit.verbs.adjoint import (
     adjoint_points_program,
     gradient_program,
 )
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays, Layers, State, StepSize
+    from jaxmgrit.backend.base import Backend
+    from jaxmgrit.solvers.base import Solver
 
 PyTree = Any
 

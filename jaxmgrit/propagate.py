@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxmgrit._checks import check_backend, check_carry, check_layers
 from jaxmgrit._pytree import all_finite, split
-from jaxmgrit._types import Layers, State, StepSize
-from jaxmgrit.backend.base import Backend
 from jaxmgrit.backend.local import LOCAL
-from jaxmgrit.solvers.base import Solver
 from jaxmgrit.solvers.mgrit.solver import CONVERGED
 from jaxmgrit.solvers.result import result_code
 from jaxmgrit.verbs.differentiable import chosen, is_plain, plainly, solved
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Layers, State, StepSize
+    from jaxmgrit.backend.base import Backend
+    from jaxmgrit.solvers.base import Solver
 
 PyTree = Any
 

@@ -5,20 +5,22 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxmgrit._checks import check_backend, check_carry, check_layers
-from jaxmgrit._types import Arrays, Layers, State, StepSize
-from jaxmgrit.backend.base import Backend
 from jaxmgrit.backend.local import LOCAL
-from jaxmgrit.solvers.base import Solver
 from jaxmgrit.solvers.mgrit.coarse import midpoint, same_step
 from jaxmgrit.solvers.mgrit.solver import CONVERGED
 from jaxmgrit.solvers.sequential import SEQUENTIAL
 from jaxmgrit.verbs.differentiable import chosen, is_plain, plainly, solved
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays, Layers, State, StepSize
+    from jaxmgrit.backend.base import Backend
+    from jaxmgrit.solvers.base import Solver
 
 PyTree = Any
 

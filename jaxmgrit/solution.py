@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import jax
 import numpy as np
 
 from jaxmgrit._checks import check_backend, check_like, check_type
 from jaxmgrit._pytree import repeat
-from jaxmgrit._types import State
 from jaxmgrit.backend.base import SHARDED, SHARDED_STATES, STATE, Backend
 from jaxmgrit.solvers.result import Result, check
-from jaxmgrit.system.network import Network
-from jaxmgrit.system.partition import Level
 from jaxmgrit.system.step import SHARED_SPECS
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import State
+    from jaxmgrit.system.network import Network
+    from jaxmgrit.system.partition import Level
 
 PyTree = Any
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxmgrit._checks import check_backend, check_state
-from jaxmgrit._types import Layers, State, StepSize
-from jaxmgrit.backend.base import Backend
 from jaxmgrit.backend.local import LOCAL
 from jaxmgrit.solution import CPoints, Solution, check_partition, check_solution, state_data
-from jaxmgrit.solvers.base import Solver
 from jaxmgrit.solvers.mgrit.solver import DEFAULT
 from jaxmgrit.system.network import make_network
 from jaxmgrit.verbs.state import points_program, solve_network
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Layers, State, StepSize
+    from jaxmgrit.backend.base import Backend
+    from jaxmgrit.solvers.base import Solver
 
 PyTree = Any
 

@@ -16,8 +16,8 @@ from experiments.networks.zoo import Specimen, make
 from experiments.timing.calibration import messages
 from experiments.timing.devices import Devices
 from experiments.timing.workers import Worker
+from jaxmgrit.analysis.candidates import Row
 from jaxmgrit.analysis.subject import Subject, stopped
-from jaxmgrit.analysis.trials import Row
 
 PyTree = Any
 ROUNDS, QUICKEST = 15, 0.02  # turns, and seconds of calls in one of them

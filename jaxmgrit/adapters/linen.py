@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
 from jaxmgrit._checks import check_layers, integer
-from jaxmgrit._types import Arrays, Layers, State, StepSize
 from jaxmgrit.adapters.framework import check_version
 from jaxmgrit.adapters.stack import is_list, refuse, scan_function, step_function
 from jaxmgrit.training.problem import Params, Problem
 
 check_version("flax")
 from flax import linen  # noqa: E402
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays, Layers, State, StepSize
 
 PyTree = Any
 Call = Callable[..., PyTree]

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 
 from jaxmgrit._checks import check_layers, integer
-from jaxmgrit._types import Arrays, State, StepSize
 from jaxmgrit.adapters.framework import check_version
 from jaxmgrit.adapters.stack import is_list, refuse, scan_function, stack_layers, step_function, unlike
 from jaxmgrit.training.problem import Params, Problem
 
 check_version("flax")
 from flax import nnx  # noqa: E402
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays, State, StepSize
 
 PyTree = Any
 Module = TypeVar("Module", bound=nnx.Module)

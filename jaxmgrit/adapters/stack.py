@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxmgrit._checks import Explained, describe, integer
-from jaxmgrit._types import Arrays, Layers, State, StepSize
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays, Layers, State, StepSize
 
 PyTree = Any
 

@@ -6,25 +6,27 @@ import math
 import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxmgrit._checks import check_backend, check_finite, check_layers, check_scalar, check_state, is_real
-from jaxmgrit._pytree import PyTree
-from jaxmgrit._types import Layers, State, StepSize
-from jaxmgrit.analysis.candidates import candidates, roughness
+from jaxmgrit.analysis.candidates import Row, candidates, roughness
 from jaxmgrit.analysis.report import Report, table
 from jaxmgrit.analysis.subject import Clock, Subject, stopped
-from jaxmgrit.analysis.trials import Row, Trials
-from jaxmgrit.backend.base import Backend
+from jaxmgrit.analysis.trials import Trials
 from jaxmgrit.backend.local import LOCAL
-from jaxmgrit.solvers.base import Solver
 from jaxmgrit.solvers.sequential import SEQUENTIAL
 from jaxmgrit.system.network import make_network
-from jaxmgrit.training.schedules.base import Schedule
 from jaxmgrit.training.schedules.cycles_then_gradient import CyclesThenGradient
+
+if TYPE_CHECKING:
+    from jaxmgrit._pytree import PyTree
+    from jaxmgrit._types import Layers, State, StepSize
+    from jaxmgrit.backend.base import Backend
+    from jaxmgrit.solvers.base import Solver
+    from jaxmgrit.training.schedules.base import Schedule
 
 # What a candidate must gain over the sequential program, which is exact and simpler.
 WORTH = 0.95

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import is_inexact
-from jaxmgrit._types import Layers, State
-from jaxmgrit.solvers.base import Solver
 from jaxmgrit.solvers.mgrit.coarse import all_layers, average, injection, midpoint, picard, zero_step
 from jaxmgrit.solvers.mgrit.solver import MGRIT
 from jaxmgrit.solvers.newton.solver import Newton
 from jaxmgrit.solvers.sequential import Sequential
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Layers, State
+    from jaxmgrit.solvers.base import Solver
 
 # Components of a sample up to which all tangents of a layer may pay, and from which those of single channels may.
 WIDEST, NARROWEST = 32, 4
@@ -26,6 +28,11 @@ LONG = 64
 
 # Fewer layers have nothing to be done side by side.
 FEWEST = 8
+
+# Why a candidate was dropped.
+MISSES = "misses the tolerance"
+SLOW = "slower on all devices asked for"
+NO_TIME = "no time left"
 
 
 class Candidate(NamedTuple):
@@ -130,3 +137,44 @@ def roughness(theta: Layers) -> float | None:
     change = sum(float(jnp.sum(jnp.abs(x[1:] - x[:-1]) ** 2)) for x in leaves)
     size = sum(float(jnp.sum(jnp.abs(x[1:]) ** 2)) for x in leaves)
     return math.sqrt(change / size) if size > 0 else 0.0
+
+
+class Row(NamedTuple):
+    """One candidate, as measured and modelled.
+
+    Attributes:
+        name: what it is.
+        solver: ready to use; None if it was dropped.
+        adjoint: likewise.
+        error: relative error of its gradient; NaN where it was not measured.
+        state_factor: contraction of the state's residual per cycle; NaN where fewer than two were recorded.
+        adjoint_factor: of the adjoint's.
+        seconds: of the loss's gradient by number of devices: measured on the backend's own, else modelled.
+        reason: why it was dropped; "" if it was not.
+    """
+
+    name: str
+    solver: Solver | None
+    adjoint: Solver | None
+    error: float = math.nan
+    state_factor: float = math.nan
+    adjoint_factor: float = math.nan
+    seconds: dict[int, float] = {}
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Seconds that one layer takes.
+
+    Attributes:
+        phi: one evaluation.
+        vjp: one pullback to state and parameters.
+        wide: a wide step of `width` layers at once, over one layer's evaluation and pullback.
+        width: layers of a wide step.
+    """
+
+    phi: float
+    vjp: float
+    wide: float = math.nan
+    width: int = 1

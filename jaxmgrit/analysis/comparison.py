@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmgrit._types import Arrays
 from jaxmgrit.solvers.sequential import Sequential
 from jaxmgrit.system.partition import Level, lay_out
 from jaxmgrit.training.common import Extra
 from jaxmgrit.training.objective import Training
-from jaxmgrit.training.one_shot import OneShot
-from jaxmgrit.training.problem import Params
 from jaxmgrit.training.schedules.base import Setting
 from jaxmgrit.training.schedules.cycles_then_gradient import CyclesThenGradient
-from jaxmgrit.training.state import TrainState
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays
+    from jaxmgrit.training.one_shot import OneShot
+    from jaxmgrit.training.problem import Params
+    from jaxmgrit.training.state import TrainState
 
 PyTree = Any
 

@@ -30,12 +30,15 @@ value at the end given to all devices, and for the adjoint what moves the paddin
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from typing import TYPE_CHECKING
 
 from jaxmgrit.analysis.counts import NOTHING, Costs, Counts, Sizes, total
 from jaxmgrit.analysis.traced import Case, Shapes, counts, iteration, solve_alone, then_adjoint
-from jaxmgrit.solvers.base import Solver
 from jaxmgrit.solvers.sequential import match_segments
-from jaxmgrit.training.schedules.base import Schedule
+
+if TYPE_CHECKING:
+    from jaxmgrit.solvers.base import Solver
+    from jaxmgrit.training.schedules.base import Schedule
 
 __all__ = [
     "Costs",

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
-from jaxmgrit._types import Arrays
 from jaxmgrit.analysis import marks
 from jaxmgrit.backend.base import PyTree, shift_blocks, together
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays
 
 
 @dataclass(frozen=True)

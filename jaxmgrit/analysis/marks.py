@@ -8,7 +8,7 @@ their own.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.extend.core as core
@@ -16,7 +16,9 @@ import jax.numpy as jnp
 from jax.interpreters import ad, batching
 
 from jaxmgrit._pytree import is_inexact
-from jaxmgrit._types import Arrays, Layers, State, StepSize
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays, Layers, State, StepSize
 
 PyTree = Any
 

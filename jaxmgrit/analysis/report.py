@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from jaxmgrit.analysis.trials import MISSES, NO_TIME, Layer, Row
+from jaxmgrit.analysis.candidates import MISSES, NO_TIME, Layer, Row
 
 # Of the layers' size: smaller differences are those of a function of depth, larger ones those of independent layers.
 SMOOTH, ROUGH = 0.2, 0.7

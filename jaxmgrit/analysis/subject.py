@@ -6,21 +6,23 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.extend.core as core
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import PyTree, euclidean_norm, is_inexact, merge, split, subtract
-from jaxmgrit._types import Arrays, Layers, State, StepSize
 from jaxmgrit.backend.base import Backend, check_parts
 from jaxmgrit.propagate import propagate
-from jaxmgrit.solvers.base import Solver
 from jaxmgrit.solvers.sequential import Sequential, match_segments
 from jaxmgrit.system.network import make_network
 from jaxmgrit.verbs.adjoint import adjoint_network
 from jaxmgrit.verbs.state import solve_network
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays, Layers, State, StepSize
+    from jaxmgrit.solvers.base import Solver
 
 # Calls of one program, of which the quickest counts: what else the machine does only ever adds to a time. All together
 # take about so many seconds at most.

@@ -5,24 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import PyTree, real_dtype
-from jaxmgrit._types import Layers, State
 from jaxmgrit.analysis import marks
 from jaxmgrit.analysis.counting import Counting
 from jaxmgrit.analysis.counts import NOTHING, Counts, Sizes
 from jaxmgrit.analysis.walk import Tally, Walk
-from jaxmgrit.solution import Solution
-from jaxmgrit.solvers.base import Solver
 from jaxmgrit.system.network import Network
 from jaxmgrit.system.step import Equation, Shared, Slot
 from jaxmgrit.training.schedules.base import Head, Schedule, Setting
 from jaxmgrit.verbs.adjoint import adjoint_network
 from jaxmgrit.verbs.state import solve_network
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Layers, State
+    from jaxmgrit.solution import Solution
+    from jaxmgrit.solvers.base import Solver
 
 
 @dataclass(frozen=True)

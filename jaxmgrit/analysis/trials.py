@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 
 from jaxmgrit._pytree import PyTree, fold, merge, split
-from jaxmgrit._types import Layers, State
-from jaxmgrit.analysis.candidates import Candidate, components
+from jaxmgrit.analysis.candidates import MISSES, NO_TIME, SLOW, Candidate, Layer, Row, components
 from jaxmgrit.analysis.cost_model import Sizes, iteration_counts, total
-from jaxmgrit.analysis.subject import Clock, Seen, Subject
-from jaxmgrit.solvers.base import Solver
 from jaxmgrit.solvers.mgrit.coarse import Picard, midpoint, zero_step
 from jaxmgrit.solvers.mgrit.grids import sweep_batch
 from jaxmgrit.solvers.sequential import Sequential
 from jaxmgrit.training.schedules.cycles_then_gradient import CyclesThenGradient
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Layers, State
+    from jaxmgrit.analysis.subject import Clock, Seen, Subject
+    from jaxmgrit.solvers.base import Solver
 
 # Cycles beyond which no solver pays: its sweeps alone cost as many sequential runs.
 MOST_CYCLES = 6
@@ -28,49 +30,6 @@ MARGIN = 1.3
 
 # A gradient's error below which it may be rounding.
 ROUNDING = 1e-5
-
-MISSES, SLOW, NO_TIME = "misses the tolerance", "slower on all devices asked for", "no time left"
-
-
-class Row(NamedTuple):
-    """One candidate, as measured and modelled.
-
-    Attributes:
-        name: what it is.
-        solver: ready to use; None if it was dropped.
-        adjoint: likewise.
-        error: relative error of its gradient; NaN where it was not measured.
-        state_factor: contraction of the state's residual per cycle; NaN where fewer than two were recorded.
-        adjoint_factor: of the adjoint's.
-        seconds: of the loss's gradient by number of devices: measured on the backend's own, else modelled.
-        reason: why it was dropped; "" if it was not.
-    """
-
-    name: str
-    solver: Solver | None
-    adjoint: Solver | None
-    error: float = math.nan
-    state_factor: float = math.nan
-    adjoint_factor: float = math.nan
-    seconds: dict[int, float] = {}
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Seconds that one layer takes.
-
-    Attributes:
-        phi: one evaluation.
-        vjp: one pullback to state and parameters.
-        wide: a wide step of `width` layers at once, over one layer's evaluation and pullback.
-        width: layers of a wide step.
-    """
-
-    phi: float
-    vjp: float
-    wide: float = math.nan
-    width: int = 1
 
 
 @dataclass

@@ -5,15 +5,17 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.extend.core as core
 import jax.numpy as jnp
 import numpy as np
 
 from jaxmgrit._scopes import Scope
-from jaxmgrit._types import Arrays
 from jaxmgrit.analysis.marks import MARKS
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays
 
 # (stride of the level, what) -> how often.
 Tally = Counter[tuple[int, str]]

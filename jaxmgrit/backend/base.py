@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import jax
 import jax.numpy as jnp
 
-from jaxmgrit._types import Arrays, Index, Layers
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays, Index, Layers
 
 PyTree = Any
 

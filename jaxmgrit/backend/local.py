@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
-from jaxmgrit._types import Arrays
 from jaxmgrit.backend.base import PyTree, shift_blocks
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from jax.experimental.multihost_utils import broadcast_one_to_all
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxmgrit._types import Arrays
 from jaxmgrit.backend.base import (
     REPLICATED,
     SHARDED,
@@ -23,6 +22,9 @@ from jaxmgrit.backend.base import (
     shift_blocks,
     together,
 )
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays
 
 _MAKE = "jax.make_mesh((devices,), ('layers',), axis_types=(jax.sharding.AxisType.Auto,))"
 

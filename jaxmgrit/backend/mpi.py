@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxmgrit._types import Arrays
 from jaxmgrit.backend.base import PyTree, check_parts, shift_blocks, together
 from jaxmgrit.backend.mpi_modules import modules
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays
 
 
 @dataclass(frozen=True, eq=False)

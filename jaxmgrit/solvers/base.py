@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import jax
 
 from jaxmgrit._pytree import PyTree, all_finite
-from jaxmgrit._types import State
 from jaxmgrit.backend.base import REPLICATED, SHARDED_STATES, STATE, Backend, broadcast
-from jaxmgrit.system.grid import Grid
-from jaxmgrit.system.network import Network
-from jaxmgrit.system.partition import Level
-from jaxmgrit.system.step import Slot
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import State
+    from jaxmgrit.system.grid import Grid
+    from jaxmgrit.system.network import Network
+    from jaxmgrit.system.partition import Level
+    from jaxmgrit.system.step import Slot
 
 
 class Outcome(NamedTuple):

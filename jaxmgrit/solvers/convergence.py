@@ -7,14 +7,16 @@ One norm over everything hides what is small: a sample of size 1 beside one of s
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import PyTree, hypot, norm_dtype, subtract
-from jaxmgrit._types import State
-from jaxmgrit.system.grid import Grid
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import State
+    from jaxmgrit.system.grid import Grid
 
 Norm = Callable[[PyTree], Any]
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
 from jaxmgrit._checks import integer
 from jaxmgrit._pytree import PyTree, norm_dtype
-from jaxmgrit._types import Arrays, State
 from jaxmgrit.solvers.base import Outcome, Solver, at_last_interval, is_finite
 from jaxmgrit.solvers.result import result_code
 from jaxmgrit.system.grid import Grid, run_interval
 from jaxmgrit.system.partition import Level, cut
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays, State
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import add, fold, unfold, where
-from jaxmgrit._types import Arrays, State
-from jaxmgrit.system.grid import Grid
 from jaxmgrit.system.linearise import AdjointBlock, Tape, pull_linear, record, unroll
 from jaxmgrit.system.step import Equation, Shared, Slot
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays, State
+    from jaxmgrit.system.grid import Grid
 
 PyTree = Any
 

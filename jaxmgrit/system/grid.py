@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import add, fold, repeat, unfold, where
 from jaxmgrit._scopes import on_level, sweep
-from jaxmgrit._types import Arrays, Index, Layers, Mask, State
-from jaxmgrit.backend.base import Backend
 from jaxmgrit.backend.local import LOCAL
-from jaxmgrit.system.partition import Level
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays, Index, Layers, Mask, State
+    from jaxmgrit.backend.base import Backend
+    from jaxmgrit.system.partition import Level
 
 PyTree = Any
 

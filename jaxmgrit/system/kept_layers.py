@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
 from jaxmgrit._pytree import where
-from jaxmgrit._types import Arrays, Layers, Mask, State, StepSize
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays, Layers, Mask, State, StepSize
 
 PyTree = Any
 

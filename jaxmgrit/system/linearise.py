@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import fold, where
-from jaxmgrit._types import Arrays, State
 from jaxmgrit.system.grid import Grid, by_intervals, points, run_interval
 from jaxmgrit.system.partition import Level, relayout
-from jaxmgrit.system.step import Slot, Vjp
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays, State
+    from jaxmgrit.system.step import Slot, Vjp
 
 PyTree = Any
 

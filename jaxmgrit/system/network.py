@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 
@@ -17,11 +17,13 @@ from jaxmgrit._checks import (
     check_step_size,
     evaluated,
 )
-from jaxmgrit._types import Layers, State, StepSize
-from jaxmgrit.backend.base import Backend
 from jaxmgrit.system.partition import Level, lay_out
 from jaxmgrit.system.programs import Programs
 from jaxmgrit.system.step import Equation, Given, Shared, Slot
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Layers, State, StepSize
+    from jaxmgrit.backend.base import Backend
 
 PyTree = Any
 

@@ -14,14 +14,16 @@ import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import fit
 from jaxmgrit._scopes import on_level
-from jaxmgrit._types import Arrays, Index
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays, Index
 
 
 @dataclass(frozen=True)

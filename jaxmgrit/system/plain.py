@@ -6,7 +6,7 @@ No custom rule is involved, so that everything JAX does with a scan it does with
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.extend.core as core
@@ -14,7 +14,9 @@ import jax.numpy as jnp
 
 from jaxmgrit._checks import alike
 from jaxmgrit._pytree import merge, split
-from jaxmgrit._types import Arrays, Layers, State
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays, Layers, State
 
 PyTree = Any
 Layer = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.extend.core as core
 from jax.interpreters import ad, batching, mlir
 
-from jaxmgrit._types import Arrays
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays
 
 PyTree = Any
 

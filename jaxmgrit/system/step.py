@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import merge, real_dtype, split
-from jaxmgrit._types import Arrays, State
 from jaxmgrit.backend.base import REPLICATED, STATE
 from jaxmgrit.system.kept_layers import Kept, over_kept_layers
-from jaxmgrit.system.programs import Programs
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays, State
+    from jaxmgrit.system.programs import Programs
 
 PyTree = Any
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import merge
-from jaxmgrit._types import State, StepSize
-from jaxmgrit.backend.base import Backend
-from jaxmgrit.solvers.base import Solver
 from jaxmgrit.solvers.mgrit.coarse import all_layers, average, injection
-from jaxmgrit.solvers.mgrit.solver import MGRIT
+from jaxmgrit.solvers.mgrit.options import Options
 from jaxmgrit.system.step import Given
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import State, StepSize
+    from jaxmgrit.backend.base import Backend
+    from jaxmgrit.solvers.base import Solver
 
 PyTree = Any
 
@@ -139,7 +141,7 @@ def of_numbered(solver: Solver) -> Solver:
     f = solver.coarse_params
     if f is None or f in (injection, average, all_layers):
         return solver
-    assert isinstance(solver, MGRIT)
+    assert isinstance(solver, Options)
     return replace(solver, coarse_params=_OfTheta(f))
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from jaxmgrit._checks import check_layers, integer
 from jaxmgrit._pytree import is_inexact
-from jaxmgrit._types import Arrays
 from jaxmgrit.training.problem import Params
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays
 
 PyTree = Any
 

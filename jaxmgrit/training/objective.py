@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,8 @@ import optax
 
 from jaxmgrit._checks import check_carry, check_finite, check_state
 from jaxmgrit._pytree import copies, merge, split, where
-from jaxmgrit._types import Arrays, Layers, State, Warm
-from jaxmgrit.backend.base import Backend
 from jaxmgrit.solution import CPoints
 from jaxmgrit.solvers.result import Result
-from jaxmgrit.system.network import Network
 from jaxmgrit.system.partition import lay_out
 from jaxmgrit.training.common import NOTHING, Extra, Layer
 from jaxmgrit.training.optimizer_state import Storage
@@ -33,6 +30,11 @@ from jaxmgrit.training.running_cost import total_running_cost
 from jaxmgrit.training.schedules.base import Found, Head, Schedule, Setting
 from jaxmgrit.training.warm import SAME, UNKNOWN, Opening, check_warm, fingerprint
 from jaxmgrit.verbs.state import propagate_exactly, solve_network
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays, Layers, State, Warm
+    from jaxmgrit.backend.base import Backend
+    from jaxmgrit.system.network import Network
 
 PyTree = Any
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,21 +11,23 @@ import optax
 
 from jaxmgrit._checks import check_backend, check_solver
 from jaxmgrit._pytree import copies, merge, split
-from jaxmgrit.backend.base import Backend
 from jaxmgrit.backend.local import Local
-from jaxmgrit.solvers.base import Solver
 from jaxmgrit.solvers.mgrit.solver import MGRIT
 from jaxmgrit.solvers.result import Result, worse
 from jaxmgrit.solvers.sequential import match_segments
 from jaxmgrit.training.common import Extra
 from jaxmgrit.training.objective import Training
 from jaxmgrit.training.optimizer_state import init_optimizer, layer_axes, update_optimizer
-from jaxmgrit.training.problem import Params, Problem
 from jaxmgrit.training.schedules.base import Schedule, Setting, check_schedule
 from jaxmgrit.training.schedules.cycles_then_gradient import CyclesThenGradient
 from jaxmgrit.training.snapshot import Snapshot, export, restore
 from jaxmgrit.training.state import Info, TrainState
 from jaxmgrit.training.warm import SAME, UNKNOWN, Opening, fingerprint, put, repeated, take
+
+if TYPE_CHECKING:
+    from jaxmgrit.backend.base import Backend
+    from jaxmgrit.solvers.base import Solver
+    from jaxmgrit.training.problem import Params, Problem
 
 PyTree = Any
 

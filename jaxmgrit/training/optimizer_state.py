@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,11 @@ import optax
 
 from jaxmgrit._programs import cached
 from jaxmgrit._pytree import strong
-from jaxmgrit._types import Arrays
-from jaxmgrit.backend.base import Backend
 from jaxmgrit.training.problem import Params
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays
+    from jaxmgrit.backend.base import Backend
 
 PyTree = Any
 

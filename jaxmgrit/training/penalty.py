@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,11 @@ import jax.numpy as jnp
 from jaxmgrit._checks import is_real
 from jaxmgrit._programs import cached
 from jaxmgrit._pytree import add, merge, split, where
-from jaxmgrit._types import Arrays, Layers, Mask, State
 from jaxmgrit.backend.base import REPLICATED, SHARDED, Backend
-from jaxmgrit.training.problem import Params
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays, Layers, Mask, State
+    from jaxmgrit.training.problem import Params
 
 PyTree = Any
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxmgrit._checks import check_layers, check_scalar, check_state, integer, is_scalar
-from jaxmgrit._types import Arrays, Layers, State
-from jaxmgrit.backend.base import Backend
 from jaxmgrit.backend.local import LOCAL
-from jaxmgrit.solvers.base import Solver
 from jaxmgrit.solvers.sequential import SEQUENTIAL
 from jaxmgrit.system.network import Network, make_network
 from jaxmgrit.system.partition import Level, lay_out
 from jaxmgrit.training.common import NOTHING, Extra, Layer, given_of, needs_common, of_layer, of_numbered
 from jaxmgrit.verbs.state import solve_network
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays, Layers, State
+    from jaxmgrit.backend.base import Backend
+    from jaxmgrit.solvers.base import Solver
 
 PyTree = Any
 

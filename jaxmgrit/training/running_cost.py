@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxmgrit._programs import cached
 from jaxmgrit._pytree import real_dtype, where
-from jaxmgrit._types import Arrays, Layers, Mask, State
 from jaxmgrit.backend.base import REPLICATED, Backend
 from jaxmgrit.solution import STATE_SPECS, Solution, state_data
 from jaxmgrit.solvers.mgrit.grids import finest_grid
-from jaxmgrit.system.network import Network
-from jaxmgrit.system.partition import Level
-from jaxmgrit.system.step import Equation
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays, Layers, Mask, State
+    from jaxmgrit.system.network import Network
+    from jaxmgrit.system.partition import Level
+    from jaxmgrit.system.step import Equation
 
 PyTree = Any
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +10,13 @@ import numpy as np
 
 from jaxmgrit._checks import alike, describe
 from jaxmgrit._pytree import fit
-from jaxmgrit._types import Arrays, Warm
-from jaxmgrit.system.partition import Level
-from jaxmgrit.training.objective import Training
 from jaxmgrit.training.optimizer_state import WHOLE, over_layers
-from jaxmgrit.training.problem import Params
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays, Warm
+    from jaxmgrit.system.partition import Level
+    from jaxmgrit.training.objective import Training
+    from jaxmgrit.training.problem import Params
 
 PyTree = Any
 

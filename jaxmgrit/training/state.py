@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
-from jaxmgrit.training.problem import Params
+if TYPE_CHECKING:
+    from jaxmgrit.training.problem import Params
 
 PyTree = Any
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmgrit._types import Arrays
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays
 
 PyTree = Any
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxmgrit._checks import alike, describe
-from jaxmgrit._types import Arrays, State, Warm
 from jaxmgrit.solvers.result import Result
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays, State, Warm
 
 PyTree = Any
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxmgrit._programs import cached
 from jaxmgrit._pytree import repeat
-from jaxmgrit._types import Arrays, State
 from jaxmgrit.backend.base import REPLICATED, SHARDED, SHARDED_STATES, STATE, Backend
 from jaxmgrit.solution import STATE_SPECS, AdjointSolution, CPoints, Solution, check_guess, state_data
 from jaxmgrit.solvers.base import OUTCOME_SPECS, Outcome, Solver
@@ -18,9 +17,12 @@ from jaxmgrit.solvers.sequential import SEQUENTIAL, sequential_outcome
 from jaxmgrit.system.fused_sweep import Gradients, record_side_by_side, sequential_gradient, transposed, vjp_sweep
 from jaxmgrit.system.grid import Grid, points
 from jaxmgrit.system.linearise import Linearisation, linearise
-from jaxmgrit.system.network import Network
 from jaxmgrit.system.partition import Level, relayout
-from jaxmgrit.system.step import Equation
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays, State
+    from jaxmgrit.system.network import Network
+    from jaxmgrit.system.step import Equation
 
 PyTree = Any
 

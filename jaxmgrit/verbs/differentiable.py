@@ -6,23 +6,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from types import FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
 from jaxmgrit._checks import check_pair, check_solver, check_state, check_step, check_step_size, named
 from jaxmgrit._programs import cached
 from jaxmgrit._pytree import merge, split, vary, varying_axes
-from jaxmgrit._types import Arrays, Layers, State, StepSize
 from jaxmgrit.backend.base import Backend, check_parts
-from jaxmgrit.solvers.base import Solver
 from jaxmgrit.solvers.sequential import SEQUENTIAL, Sequential, match_segments
 from jaxmgrit.system.network import Network, make_network
 from jaxmgrit.system.plain import plain_scan
 from jaxmgrit.system.reverse_only import differentiable_once, reverse_mode_only
-from jaxmgrit.system.step import Equation, Slot
 from jaxmgrit.verbs.adjoint import adjoint_network
 from jaxmgrit.verbs.state import outputs_network, solve_network
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays, Layers, State, StepSize
+    from jaxmgrit.solvers.base import Solver
+    from jaxmgrit.system.step import Equation, Slot
 
 PyTree = Any
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
 from jaxmgrit._programs import cached
 from jaxmgrit._pytree import repeat, unfold, where
-from jaxmgrit._types import Arrays, Layers, Mask, State
 from jaxmgrit.backend.base import SHARDED, SHARDED_STATES, Backend
 from jaxmgrit.solution import STATE_SPECS, CPoints, Solution, check_guess, state_data
 from jaxmgrit.solvers.base import OUTCOME_SPECS, Outcome, Solver
 from jaxmgrit.solvers.mgrit.grids import finest_grid, state_grids, sweep_batch
 from jaxmgrit.solvers.sequential import SEQUENTIAL
 from jaxmgrit.system.grid import points
-from jaxmgrit.system.network import Network
-from jaxmgrit.system.partition import Level
-from jaxmgrit.system.step import Equation
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays, Layers, Mask, State
+    from jaxmgrit.system.network import Network
+    from jaxmgrit.system.partition import Level
+    from jaxmgrit.system.step import Equation
 
 PyTree = Any
 

@@ -12,8 +12,9 @@ from helpers import recurrences
 import jaxmgrit as jm
 from jaxmgrit.analysis import advise as module
 from jaxmgrit.analysis import candidates as tries
+from jaxmgrit.analysis.candidates import MISSES, Layer, Row
 from jaxmgrit.analysis.report import table
-from jaxmgrit.analysis.trials import MISSES, Layer, Row, Trials
+from jaxmgrit.analysis.trials import Trials
 
 TOLERANCE = 1e-2
 WEIGHTS = recurrences.gru_weights(2, 3)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxmgrit._checks import integer
 from jaxmgrit._pytree import is_inexact, where
-from jaxmgrit._types import Layers, Mask, State, StepSize
 from jaxmgrit.system.kept_layers import one_after_another
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Layers, Mask, State, StepSize
 
 PyTree = Any
 Step = Callable[[PyTree, PyTree, Any], PyTree]

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import add, unfold, where
-from jaxmgrit._types import Arrays, State
 from jaxmgrit.solvers.mgrit.fas import Measure, coarse_rhs, correct, restrict
-from jaxmgrit.solvers.mgrit.options import Options
 from jaxmgrit.solvers.mgrit.relaxation import fc_relax
 from jaxmgrit.solvers.sequential import relay
 from jaxmgrit.system.grid import Grid, c_points, entry, points, run_interval
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays, State
+    from jaxmgrit.solvers.mgrit.options import Options
 
 PyTree = Any
 Grids = Sequence[Grid]

@@ -8,15 +8,17 @@ correction u^{jm} += u_{l+1}^j - v^j replaces C-points by the coarse solution.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import fold, subtract, unfold, where
-from jaxmgrit._types import Layers, Mask, State
 from jaxmgrit.system.grid import Grid, run_interval
 from jaxmgrit.system.partition import coarse_grid_data, fine_grid_data
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Layers, Mask, State
 
 PyTree = Any
 Norm = Callable[[PyTree], Any]

@@ -6,16 +6,13 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import fold, real_dtype, where
-from jaxmgrit._types import Arrays, Layers, Mask, State, StepSize
-from jaxmgrit.backend.base import Backend
 from jaxmgrit.backend.local import Local
-from jaxmgrit.solvers.base import Solver
 from jaxmgrit.solvers.mgrit.coarse import all_layers
 from jaxmgrit.solvers.mgrit.fas import restrict
 from jaxmgrit.solvers.sequential import SEQUENTIAL
@@ -32,6 +29,11 @@ from jaxmgrit.system.linearise import (
 )
 from jaxmgrit.system.partition import Level, coarse_grid_data
 from jaxmgrit.system.step import Equation, Shared, Slot, Vjp
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays, Layers, Mask, State, StepSize
+    from jaxmgrit.backend.base import Backend
+    from jaxmgrit.solvers.base import Solver
 
 PyTree = Any
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import euclidean_norm, norm_dtype, real_dtype, repeat, subtract, vary, varying_axes, where
 from jaxmgrit._scopes import at_most
-from jaxmgrit._types import State
 from jaxmgrit.solvers.base import Outcome, at_last_interval, is_finite
 from jaxmgrit.solvers.convergence import Gauge, Norm, gauge, total, total_norm
 from jaxmgrit.solvers.mgrit.cycle import Grids, cycle, skip_first_down
-from jaxmgrit.solvers.mgrit.options import Options
 from jaxmgrit.solvers.result import is_stalled, result_code
 from jaxmgrit.solvers.sequential import sequential
 from jaxmgrit.system.grid import Grid, run_interval
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import State
+    from jaxmgrit.solvers.mgrit.options import Options
 
 PyTree = Any
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from jaxmgrit.solvers.mgrit.coarse import all_layers
-from jaxmgrit.solvers.mgrit.options import Options
 from jaxmgrit.system.partition import Level, cut
+
+if TYPE_CHECKING:
+    from jaxmgrit.solvers.mgrit.options import Options
 
 
 def build_levels(

@@ -6,13 +6,15 @@ import math
 import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import jax
 
 from jaxmgrit._checks import integer, is_real
-from jaxmgrit._pytree import PyTree
 from jaxmgrit.solvers.mgrit.coarse import Picard, all_layers, injection, midpoint, same_step
+
+if TYPE_CHECKING:
+    from jaxmgrit._pytree import PyTree
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
-from jaxmgrit._types import Layers, Mask, State
 from jaxmgrit.system.grid import Grid, run_interval
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Layers, Mask, State
 
 PyTree = Any
 

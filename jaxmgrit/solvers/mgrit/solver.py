@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import jax
 
@@ -17,18 +18,20 @@ from jaxmgrit._checks import (
     evaluated,
 )
 from jaxmgrit._pytree import PyTree, repeat
-from jaxmgrit._types import State
 from jaxmgrit.solvers.base import Outcome, Solver
 from jaxmgrit.solvers.mgrit.coarse import Picard, all_layers
 from jaxmgrit.solvers.mgrit.iteration import iterate
 from jaxmgrit.solvers.mgrit.levels import build_levels
 from jaxmgrit.solvers.mgrit.options import Options
 from jaxmgrit.solvers.sequential import sequential, sequential_outcome
-from jaxmgrit.system.grid import Grid
 from jaxmgrit.system.kept_layers import Kept
-from jaxmgrit.system.network import Network
-from jaxmgrit.system.partition import Level
 from jaxmgrit.system.step import Slot
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import State
+    from jaxmgrit.system.grid import Grid
+    from jaxmgrit.system.network import Network
+    from jaxmgrit.system.partition import Level
 
 
 @dataclass(frozen=True)

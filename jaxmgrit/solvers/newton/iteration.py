@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import PyTree, euclidean_norm, repeat, where
-from jaxmgrit._types import Arrays, Layers, State
 from jaxmgrit.solvers.base import Outcome, Sweep, at_last_interval, is_finite
 from jaxmgrit.solvers.convergence import ROUNDING, Gauge, gauge, total
-from jaxmgrit.solvers.newton.options import Options
 from jaxmgrit.solvers.newton.recurrence import apply, recur
 from jaxmgrit.solvers.newton.samples import Samples, samples_of
 from jaxmgrit.solvers.result import Result, is_stalled, result_code
 from jaxmgrit.solvers.sequential import sequential
 from jaxmgrit.system.grid import Grid, run_interval
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays, Layers, State
+    from jaxmgrit.solvers.newton.options import Options
 
 # What the history holds where no residual was recorded.
 NONE = -1.0

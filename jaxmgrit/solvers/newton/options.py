@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from jaxmgrit._checks import integer, is_real
-from jaxmgrit.solvers.newton.samples import Jacobian
+
+if TYPE_CHECKING:
+    from jaxmgrit.solvers.newton.samples import Jacobian
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxmgrit._pytree import PyTree, real_dtype
-from jaxmgrit._types import Arrays, State
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays, State
 
 Jacobian = Literal["full", "channels"]
 

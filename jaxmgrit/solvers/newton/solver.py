@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from jaxmgrit._pytree import PyTree
-from jaxmgrit._types import State
-from jaxmgrit.backend.base import Backend
 from jaxmgrit.solvers.base import Outcome, Solver, Sweep
 from jaxmgrit.solvers.newton.iteration import arrive, solve_newton
 from jaxmgrit.solvers.newton.options import Options
 from jaxmgrit.solvers.newton.samples import samples_of
 from jaxmgrit.solvers.sequential import sequential, sequential_outcome
-from jaxmgrit.system.grid import Grid
-from jaxmgrit.system.network import Network
 from jaxmgrit.system.partition import Level, cut
-from jaxmgrit.system.step import Slot
+
+if TYPE_CHECKING:
+    from jaxmgrit._pytree import PyTree
+    from jaxmgrit._types import State
+    from jaxmgrit.backend.base import Backend
+    from jaxmgrit.system.grid import Grid
+    from jaxmgrit.system.network import Network
+    from jaxmgrit.system.step import Slot
 
 # Layers per interval on a CPU, where the tangents of one layer after another fill its vector units.
 INTERVAL = 64

@@ -12,7 +12,7 @@ Source: Nocedal and Wright, Numerical Optimization, 2006, algorithms 7.4 and 6.1
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,11 @@ from jax.flatten_util import ravel_pytree
 
 from jaxmgrit._checks import integer
 from jaxmgrit._pytree import real_dtype, where
-from jaxmgrit._types import Arrays
-from jaxmgrit.backend.base import Backend
-from jaxmgrit.training.problem import Params
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays
+    from jaxmgrit.backend.base import Backend
+    from jaxmgrit.training.problem import Params
 
 PyTree = Any
 

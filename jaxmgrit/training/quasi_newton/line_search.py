@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxmgrit._types import State
+if TYPE_CHECKING:
+    from jaxmgrit._types import State
 
 PyTree = Any
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +12,13 @@ import numpy as np
 
 from jaxmgrit._checks import check_backend, check_solver, integer, is_real
 from jaxmgrit._pytree import copies, merge, split, subtract, where
-from jaxmgrit._types import Arrays, State
-from jaxmgrit.backend.base import Backend
 from jaxmgrit.backend.local import LOCAL, Local
-from jaxmgrit.solvers.base import Solver
 from jaxmgrit.solvers.mgrit.solver import MGRIT
 from jaxmgrit.solvers.result import worse
 from jaxmgrit.solvers.sequential import match_segments
 from jaxmgrit.system.partition import lay_out
 from jaxmgrit.training.objective import Evaluated, Training
 from jaxmgrit.training.optimizer_state import layer_axes
-from jaxmgrit.training.problem import Params, Problem
 from jaxmgrit.training.quasi_newton.hessian import BFGS, LBFGS, Hessian, Space, SteepestDescent, dot
 from jaxmgrit.training.quasi_newton.line_search import Search, backtrack
 from jaxmgrit.training.quasi_newton.outcome import Outcome, PublishedInfo
@@ -31,6 +27,12 @@ from jaxmgrit.training.schedules.cycles_then_gradient import CyclesThenGradient
 from jaxmgrit.training.snapshot import Snapshot, export, restore
 from jaxmgrit.training.state import TrainState
 from jaxmgrit.training.warm import UNKNOWN
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Arrays, State
+    from jaxmgrit.backend.base import Backend
+    from jaxmgrit.solvers.base import Solver
+    from jaxmgrit.training.problem import Params, Problem
 
 PyTree = Any
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from jaxmgrit._types import State
-from jaxmgrit.backend.base import Backend
-from jaxmgrit.solvers.base import Solver
-from jaxmgrit.system.network import Network
-from jaxmgrit.system.partition import Level
+if TYPE_CHECKING:
+    from jaxmgrit._types import State
+    from jaxmgrit.backend.base import Backend
+    from jaxmgrit.solvers.base import Solver
+    from jaxmgrit.system.network import Network
+    from jaxmgrit.system.partition import Level
 
 PyTree = Any
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import repeat
-from jaxmgrit._types import State, Warm
-from jaxmgrit.backend.base import Backend
 from jaxmgrit.solution import CPoints
 from jaxmgrit.solvers.result import worse
-from jaxmgrit.system.network import Network
-from jaxmgrit.system.partition import Level
 from jaxmgrit.training.schedules.base import Found, LossHead, Setting, mismatch
 from jaxmgrit.verbs.adjoint import adjoint_network
 from jaxmgrit.verbs.state import solve_network
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import State, Warm
+    from jaxmgrit.backend.base import Backend
+    from jaxmgrit.system.network import Network
+    from jaxmgrit.system.partition import Level
 
 PyTree = Any
 

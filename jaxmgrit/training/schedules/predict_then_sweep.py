@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxmgrit._checks import is_real
 from jaxmgrit._pytree import all_finite, euclidean_norm, real_dtype, repeat
-from jaxmgrit._types import State, Warm
 from jaxmgrit.solvers.mgrit.solver import MGRIT
 from jaxmgrit.solvers.result import Result
-from jaxmgrit.system.network import Network
-from jaxmgrit.system.partition import Level
 from jaxmgrit.training.schedules.base import Found, LossHead, Setting, mismatch
 from jaxmgrit.training.schedules.prediction import predict_program, sweep_program
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import State, Warm
+    from jaxmgrit.system.network import Network
+    from jaxmgrit.system.partition import Level
 
 PyTree = Any
 

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxmgrit._programs import cached
 from jaxmgrit._pytree import add, fit, fold, real_dtype, subtract, where
-from jaxmgrit._types import Layers, State, Warm
 from jaxmgrit.backend.base import REPLICATED, SHARDED, SHARDED_STATES, STATE, WHOLE_STATES, Backend, broadcast
 from jaxmgrit.backend.local import LOCAL
 from jaxmgrit.solvers.mgrit.cycle import Grids, solve_level
 from jaxmgrit.solvers.mgrit.fas import Norm, own_sum
 from jaxmgrit.solvers.mgrit.grids import adjoint_grids, coarse_blocks, grids_of, sweep_batch
-from jaxmgrit.solvers.mgrit.solver import MGRIT
 from jaxmgrit.system.fused_sweep import Gradients, vjp_sweep
 from jaxmgrit.system.grid import Grid, entry
 from jaxmgrit.system.linearise import AdjointBlock, Linearisation, record_all
 from jaxmgrit.system.partition import Level, fine_grid_data
 from jaxmgrit.system.step import SHARED_SPECS, Equation, Shared, Slot, Vjp
 from jaxmgrit.verbs.adjoint import GRADIENT_SPECS
+
+if TYPE_CHECKING:
+    from jaxmgrit._types import Layers, State, Warm
+    from jaxmgrit.solvers.mgrit.solver import MGRIT
 
 PyTree = Any
 
