@@ -8,10 +8,10 @@ the best backpropagation, below 1 where Newton is faster, and how far the gradie
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from experiments.runs import terminal
 from experiments.timing import turns
 
 PyTree = Any
@@ -100,4 +100,4 @@ def _gradient(run: Callable[..., Any]) -> Callable[..., PyTree]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.run(main)

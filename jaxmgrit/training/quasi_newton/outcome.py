@@ -11,7 +11,15 @@ PyTree = Any
 
 
 class Outcome(enum.IntEnum):
-    """How an iteration of the published loop ended."""
+    """How an iteration of the published loop ended, as `PublishedInfo.outcome` codes it.
+
+    A code, since nothing may raise inside a compiled program; `sentence` says what happened and what follows.
+
+    Example:
+        >>> import jaxmgrit as jm
+        >>> jm.Outcome(0).name, jm.Outcome(0).sentence
+        ('STEP', 'A step was accepted.')
+    """
 
     STEP = 0
     CONVERGED = 1
