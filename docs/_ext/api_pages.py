@@ -33,7 +33,8 @@ ORDER = ("verbs", "solvers", "training", "backends", "analysis", "adapters")
 MODULES = {
     "control": ("jaxmgrit.analysis.control", "Control: when a gradient is too inexact"),
     "cost_model": ("jaxmgrit.analysis.cost_model", "Cost model: what a program does, counted"),
-    "adapters": ("jaxmgrit.adapters.stack", "Stacks of plain pytrees"),
+    "adapters": ("jaxmgrit.adapters", "Adapters"),
+    "adapters_stack": ("jaxmgrit.adapters.stack", "Stacks of plain pytrees"),
     "adapters_nnx": ("jaxmgrit.adapters.nnx", "Stacks of Flax NNX"),
     "adapters_linen": ("jaxmgrit.adapters.linen", "Stacks of Flax linen"),
     "adapters_equinox": ("jaxmgrit.adapters.equinox", "Stacks of Equinox"),
@@ -64,7 +65,9 @@ def write_pages() -> None:
         names = sorted(groups[page, title], key=lambda name: (name[0].isupper(), name.lower()))
         pages[page] = _page(title, "\n".join(_entry(name) for name in names))
     for page, (module, title) in MODULES.items():
-        pages[page] = _page(title, f".. automodule:: {module}\n   :members:\n")
+        # What a package offers is described on the pages of its modules.
+        members = "" if page == "adapters" else "   :members:\n"
+        pages[page] = _page(title, f".. automodule:: {module}\n{members}")
     contents = "\n".join(pages)
     pages["index"] = f"# API\n\n{ABOUT}\n\n```{{toctree}}\n{contents}\n```\n"
     API.mkdir(exist_ok=True)

@@ -188,7 +188,7 @@ def _sum_before(x: jax.Array) -> jax.Array:
 def picard(sweeps: int, inner_values: bool = False) -> Picard:
     """Coarse step for rough layers: the sum of all m layers' increments, at states from `sweeps` Picard sweeps.
 
-        From w_i = u repeat d_i = Phi(theta_i, w_i, h_i) - w_i, w_i = u + d_0 + ... + d_{i-1}; then
+    From w_i = u repeat d_i = Phi(theta_i, w_i, h_i) - w_i, w_i = u + d_0 + ... + d_{i-1}; then
     G(u) = u + d_0 + ... + d_{m-1}.
 
     All layers of an interval are evaluated at once. One sweep is the averaged vector field, m sweeps are the m layers
