@@ -17,7 +17,6 @@ from jaxmgrit.verbs.state import solve_network
 
 if TYPE_CHECKING:
     from jaxmgrit._types import State, Warm
-    from jaxmgrit.backend.base import Backend
     from jaxmgrit.system.network import Network
     from jaxmgrit.system.partition import Level
 
@@ -70,20 +69,13 @@ class CyclesThenGradient:
         keep_lam = None if lam_ends is None else adj.c_points.ends
         result = worse(sol.result, adj.result)
         norms = _last(sol.residual_norms), _last(adj.residual_norms)
-        sizes = _size(backend, sol.c_points.ends), _size(backend, adj.c_points.ends)
-        residuals = *norms, mismatch(norms, sizes)
+        residuals = *norms, mismatch(norms, (sol.scale, adj.scale))
         slots, shared = found.slots.theta, found.shared.given.params
         return Found(top, slots, shared, adj.lam_initial, found.cost, *residuals, result, (keep_state, keep_lam))
 
 
 def _guess(initial: State, ends: State) -> CPoints | None:
     return None if ends is None else CPoints(initial, ends)
-
-
-def _size(backend: Backend, ends: State) -> jax.Array:
-    """The Euclidean norm of all C-points."""
-    squares = sum(jnp.vdot(x, x).real for x in jax.tree.leaves(ends))
-    return jnp.sqrt(backend.data_total(backend.total(squares)))
 
 
 def _last(norms: jax.Array) -> jax.Array:
