@@ -18,14 +18,7 @@ from jaxmgrit.system.partition import lay_out
 from jaxmgrit.training.common import NOTHING, Extra, Layer
 from jaxmgrit.training.optimizer_state import Storage
 from jaxmgrit.training.penalty import first_layers, penalty_gradient, penalty_value
-from jaxmgrit.training.problem import (
-    Params,
-    Problem,
-    check_objective,
-    hidden_layers,
-    number_of_layers,
-    takes_common,
-)
+from jaxmgrit.training.problem import Params, Problem, check_objective, hidden_layers, number_of_layers, takes_common
 from jaxmgrit.training.running_cost import total_running_cost
 from jaxmgrit.training.schedules.base import Found, Head, Schedule, Setting
 from jaxmgrit.training.warm import SAME, UNKNOWN, Opening, check_warm, fingerprint

@@ -43,6 +43,12 @@ class LayerwisePenalty:
 
     Raises:
         TypeError: one of them is not a function.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmgrit as jm
+        >>> tikhonov = jm.LayerwisePenalty(layer=lambda theta: 1e-3 * jnp.sum(theta**2))
+        >>> round(float(tikhonov(jm.Params((), jnp.ones((16, 2, 2)), ()))), 3)
+        0.064
     """
 
     layer: Callable[[PyTree], Any] | None = None
@@ -199,6 +205,12 @@ def published_penalty(
 
     Raises:
         ValueError: a weight is negative or not finite, or h is not a positive number.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmgrit as jm
+        >>> penalty = jm.published_penalty(0.1, gamma_tik=1e-3, gamma_ddt=1e-3)
+        >>> round(float(penalty(jm.Params((), jnp.ones((16, 2, 2)), ()))), 3)
+        0.032
 
     Source: Guenther et al. 2020 (arXiv 1812.04352), section 2.
     """

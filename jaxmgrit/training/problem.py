@@ -34,6 +34,12 @@ class Params(NamedTuple):
         closing: the closing (classification) layer's, any pytree.
         shared: parameters that all hidden layers share, any pytree: trained, on every device, their gradient summed
             over layers and devices. The step then has a fourth argument, `common`, see `Common`.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxmgrit as jm
+        >>> params = jm.Params(opening={"w": jnp.ones((2, 4))}, layers={"w": jnp.ones((16, 4, 4))}, closing=())
+        >>> params.layers["w"].shape, params.shared
+        ((16, 4, 4), None)
     """
 
     opening: PyTree

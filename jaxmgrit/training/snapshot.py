@@ -29,6 +29,19 @@ class Snapshot(NamedTuple):
         optimizer: the optimiser's state; what it keeps per layer has N entries along that axis.
         warm: the warm values, one entry per interval that holds layers.
         iteration: updates done so far, ().
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, jaxmgrit as jm
+        >>> step = lambda theta, u, h: u + h * jnp.tanh(u @ theta)
+        >>> loss = lambda p, u, y: (jnp.mean((u - y) ** 2), None)
+        >>> problem = jm.Problem(lambda p, x: x @ p, step, loss, h=0.1)
+        >>> params = jm.Params(jnp.eye(2), 0.1 * jnp.ones((16, 2, 2)), ())
+        >>> batch = (jnp.ones((3, 2)), jnp.zeros((3, 2)))
+        >>> trainer = jm.OneShot(problem, optax.sgd(0.1), solver=jm.MGRIT(4), adjoint=jm.MGRIT(4))
+        >>> state = trainer.init(params, batch)
+        >>> snapshot = trainer.export(state)
+        >>> snapshot.params.layers.shape, int(trainer.restore(state, snapshot).iteration)
+        ((16, 2, 2), 0)
     """
 
     params: Params

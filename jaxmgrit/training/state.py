@@ -26,6 +26,19 @@ class TrainState:
         layers: N.
         batch: a fingerprint of the batch that the warm values belong to; 0 where it may be any, such as after an
             exchange of `warm` by hand.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, jaxmgrit as jm
+        >>> step = lambda theta, u, h: u + h * jnp.tanh(u @ theta)
+        >>> loss = lambda p, u, y: (jnp.mean((u - y) ** 2), None)
+        >>> problem = jm.Problem(lambda p, x: x @ p, step, loss, h=0.1)
+        >>> params = jm.Params(jnp.eye(2), 0.1 * jnp.ones((16, 2, 2)), ())
+        >>> batch = (jnp.ones((3, 2)), jnp.zeros((3, 2)))
+        >>> trainer = jm.OneShot(problem, optax.sgd(0.1), solver=jm.MGRIT(4), adjoint=jm.MGRIT(4))
+        >>> state = trainer.init(params, batch)
+        >>> state, _ = jax.jit(trainer.step, donate_argnums=0)(state, batch)
+        >>> int(state.iteration), state.layers
+        (1, 16)
     """
 
     params: Params
@@ -49,6 +62,18 @@ class Info(NamedTuple):
         result: the worse of the two solves' codes, see `Result` and `check`.
         mismatch: the residual norm over the norm of the C-points themselves, of state or adjoint, whichever is larger:
             what a coarse solve misses, free with every sweep; 0 for a sequential solve.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, jaxmgrit as jm
+        >>> step = lambda theta, u, h: u + h * jnp.tanh(u @ theta)
+        >>> loss = lambda p, u, y: (jnp.mean((u - y) ** 2), None)
+        >>> problem = jm.Problem(lambda p, x: x @ p, step, loss, h=0.1)
+        >>> params = jm.Params(jnp.eye(2), 0.1 * jnp.ones((16, 2, 2)), ())
+        >>> batch = (jnp.ones((3, 2)), jnp.zeros((3, 2)))
+        >>> trainer = jm.OneShot(problem, optax.sgd(0.1), solver=jm.MGRIT(4), adjoint=jm.MGRIT(4))
+        >>> state, info = jax.jit(trainer.step)(trainer.init(params, batch), batch)
+        >>> bool(info.grad_norm > 0), jm.Result(int(info.result)).name
+        (True, 'CYCLES_USED_UP')
     """
 
     loss: jax.Array

@@ -76,6 +76,10 @@ def l2_gradient(h: float) -> optax.GradientTransformation:
 
     Raises:
         ValueError: h is not a positive number.
+
+    Example:
+        >>> import optax, jaxmgrit as jm
+        >>> optimizer = optax.chain(jm.l2_gradient(5.0 / 256), optax.sgd(1e-2))
     """
     if not isinstance(h, numbers.Real) or isinstance(h, bool) or not math.isfinite(h) or h <= 0:
         raise ValueError(f"l2_gradient: h={h!r} is not a finite number > 0; give the layers' step size, T/N.")

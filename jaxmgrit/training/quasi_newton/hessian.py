@@ -87,7 +87,12 @@ class Hessian(Protocol):
 
 @dataclass(frozen=True)
 class SteepestDescent:
-    """H is the identity."""
+    """H is the identity.
+
+    Example:
+        >>> import jaxmgrit as jm
+        >>> hessian = jm.SteepestDescent()  # jm.PublishedLoop(problem, hessian)
+    """
 
     def init(self, like: Params, space: Space) -> PyTree:
         """Nothing to remember."""
@@ -137,6 +142,18 @@ class LBFGS:
 
     Raises:
         TypeError, ValueError: `memory` is not an integer >= 1.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxmgrit as jm
+        >>> step = lambda theta, u, h: u + h * jnp.tanh(u @ theta)
+        >>> loss = lambda p, u, y: (jnp.mean((u - y) ** 2), None)
+        >>> problem = jm.Problem(lambda p, x: x @ p, step, loss, h=0.1)
+        >>> params = jm.Params(jnp.eye(2), 0.1 * jnp.ones((16, 2, 2)), ())
+        >>> batch = (jnp.ones((3, 2)), jnp.zeros((3, 2)))
+        >>> loop = jm.PublishedLoop(problem, hessian=jm.LBFGS(memory=5), solver=jm.MGRIT(4), adjoint=jm.MGRIT(4))
+        >>> state, info = jax.jit(loop.step)(loop.init(params, batch), batch)
+        >>> float(info.step_size) > 0
+        True
     """
 
     memory: int = 20
@@ -217,6 +234,10 @@ class BFGS:
     """Dense BFGS, for small networks; the identity is scaled by s'y / y'y before the first pair enters.
 
     `init` raises a ValueError where the parameters are too many for a dense matrix.
+
+    Example:
+        >>> import jaxmgrit as jm
+        >>> hessian = jm.BFGS()  # jm.PublishedLoop(problem, hessian)
     """
 
     def init(self, like: Params, space: Space) -> Dense:

@@ -57,6 +57,18 @@ class PublishedInfo(NamedTuple):
         step_size: alpha of the step taken, 0 where none was.
         trials: trials of the line search; the first one counts as 1.
         outcome: code, see `Outcome`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxmgrit as jm
+        >>> step = lambda theta, u, h: u + h * jnp.tanh(u @ theta)
+        >>> loss = lambda p, u, y: (jnp.mean((u - y) ** 2), None)
+        >>> problem = jm.Problem(lambda p, x: x @ p, step, loss, h=0.1)
+        >>> params = jm.Params(jnp.eye(2), 0.1 * jnp.ones((16, 2, 2)), ())
+        >>> batch = (jnp.ones((3, 2)), jnp.zeros((3, 2)))
+        >>> loop = jm.PublishedLoop(problem, hessian=jm.LBFGS(), solver=jm.MGRIT(4), adjoint=jm.MGRIT(4))
+        >>> state, info = jax.jit(loop.step)(loop.init(params, batch), batch)
+        >>> jm.Outcome(int(info.outcome)).name
+        'STEP'
     """
 
     loss: jax.Array

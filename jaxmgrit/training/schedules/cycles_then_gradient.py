@@ -29,6 +29,17 @@ class CyclesThenGradient:
 
     With many cycles, or with `Sequential()` for both solvers, this is conventional training.
 
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, jaxmgrit as jm
+        >>> step = lambda theta, u, h: u + h * jnp.tanh(u @ theta)
+        >>> loss = lambda p, u, y: (jnp.mean((u - y) ** 2), None)
+        >>> problem = jm.Problem(lambda p, x: x @ p, step, loss, h=0.1)
+        >>> params = jm.Params(jnp.eye(2), 0.1 * jnp.ones((16, 2, 2)), ())
+        >>> batch = (jnp.ones((3, 2)), jnp.zeros((3, 2)))
+        >>> cycles, schedule = jm.MGRIT(4, cycles=1), jm.CyclesThenGradient()
+        >>> trainer = jm.OneShot(problem, optax.sgd(0.1), solver=cycles, adjoint=cycles, schedule=schedule)
+        >>> state, info = jax.jit(trainer.step)(trainer.init(params, batch), batch)
+
     Source: Guenther et al. 2020 (arXiv 1812.04352), section 3.4.
     """
 

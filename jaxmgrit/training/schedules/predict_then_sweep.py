@@ -47,6 +47,17 @@ class PredictThenSweep:
 
     Raises:
         TypeError, ValueError: moving_average is not a number in [0, 1).
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, jaxmgrit as jm
+        >>> step = lambda theta, u, h: u + h * jnp.tanh(u @ theta)
+        >>> loss = lambda p, u, y: (jnp.mean((u - y) ** 2), None)
+        >>> problem = jm.Problem(lambda p, x: x @ p, step, loss, h=0.1)
+        >>> params = jm.Params(jnp.eye(2), 0.1 * jnp.ones((16, 2, 2)), ())
+        >>> batch = (jnp.ones((3, 2)), jnp.zeros((3, 2)))
+        >>> smooth = jm.MGRIT(4, levels=2, coarse_params=jm.average, coarse_step=jm.midpoint)
+        >>> trainer = jm.OneShot(problem, optax.sgd(0.1), smooth, smooth, jm.PredictThenSweep())
+        >>> state, info = jax.jit(trainer.step)(trainer.init(params, batch), batch)
     """
 
     moving_average: float | None = None
