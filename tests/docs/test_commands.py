@@ -54,7 +54,9 @@ def help_of(module):
         if words == ["--help-all"] and "--help-all" not in printed.getvalue():
             break
         with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-            importlib.import_module(module).main(words)
+            command = importlib.import_module(module)
+            # A command may be a package.
+            (command if hasattr(command, "main") else importlib.import_module(f"{module}.__main__")).main(words)
     return printed.getvalue()
 
 

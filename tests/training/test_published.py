@@ -248,6 +248,18 @@ def test_in_l2_the_direction_is_the_gradient_divided_by_the_step_size(equal):
     np.testing.assert_allclose(infos.grad_norm[0], np.sqrt(squares), rtol=1e-12)
 
 
+@pytest.mark.parametrize("hessian", [jm.LBFGS(3), jm.BFGS()], ids=["L-BFGS", "BFGS"])
+def test_in_l2_the_first_direction_is_the_gradient(hessian):
+    problem, params, batch = nets.classification(16, h=0.1)
+    # Concave along the parameters: a pair made of them in two scales would have a curvature that is kept.
+    problem = dataclasses.replace(problem, penalty=lambda p: -10.0 * jnp.sum(p.layers["w"] ** 2))
+    moved = []
+    for choice in (jm.SteepestDescent(), hessian):
+        trainer = jm.PublishedLoop(problem, EXACT, EXACT, choice, 1e-3, inner_product="l2")
+        moved.append(run(trainer, params, batch, 1)[0][0])
+    assert nets.distance(*moved) < 1e-14
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind, expected", [("l2", 1.0), ("euclidean", 0.5)])
 def test_in_l2_twice_the_layers_move_alike(kind, expected):

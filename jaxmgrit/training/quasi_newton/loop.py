@@ -155,7 +155,7 @@ class PublishedLoop:
         """
         training = self._training
         start = training.start(params, batch)
-        seen = training.trainable(start.params, start.layers)
+        seen = self._scaled(training.trainable(start.params, start.layers), 1.0, training, start.layers)
         memory = copies(self._first_memory(seen, Space(self.backend, start.layers)))
         memory = training.storage(start.layers).place(memory, self._axes(start.params, start.layers))
         iteration = self.backend.replicate(jnp.zeros((), jnp.int32))
