@@ -130,6 +130,7 @@ def check_step_size(h: StepSize, layers: int, state: State) -> tuple[float | Non
     """
     if h is None:
         raise TypeError("h=None is not a step size; give a scalar or one step size per layer, T/N for final time T.")
+    # A Python number stays one, since a step may branch on it; NumPy's scalars, Real too, become arrays.
     if isinstance(h, numbers.Real) and not isinstance(h, (bool, np.generic)):
         value = float(h)
         if not math.isfinite(value):
@@ -145,6 +146,7 @@ def check_step_size(h: StepSize, layers: int, state: State) -> tuple[float | Non
         raise ValueError(f"h has shape {array.shape}; expected a scalar or one step size per layer, shape ({layers},).")
     if not isinstance(h, jax.core.Tracer) and not np.all(np.isfinite(np.asarray(h))):
         raise ValueError("h has entries that are not finite; step sizes are finite numbers.")
+    # Else a float64 step size would promote what the step returns.
     array = array.astype(real_dtype(state))
     return (None, array, None) if array.ndim == 0 else (None, None, array)
 
@@ -187,6 +189,7 @@ def named(what: str, theta: Layers, state: State) -> Iterator[None]:
     except Explained:
         raise
     except (TypeError, ValueError) as error:
+        # JAX's messages go on for paragraphs; the first line says what does not fit.
         reason = str(error).strip().split("\n")[0]
         raise TypeError(
             f"{what} cannot be evaluated with the parameters of one layer {describe(theta)} and the state "
@@ -259,6 +262,7 @@ def is_real(value: State) -> bool:
 
 def integer(owner: str, name: str, value: State, least: int) -> None:
     """Raise a TypeError or ValueError unless an option is an integer of at least `least`."""
+    # NumPy's integers will do; True, an integer to Python, will not.
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{owner}: {name}={value!r} is not an integer; give an integer >= {least}.")
     if value < least:
@@ -267,6 +271,7 @@ def integer(owner: str, name: str, value: State, least: int) -> None:
 
 def check_solver(name: str, solver: Any) -> None:
     """Raise a TypeError unless `solver` is an object that can solve."""
+    # A class, `jm.Sequential` without its parentheses, has the methods too.
     if isinstance(solver, type) or not hasattr(solver, "run") or not hasattr(solver, "hierarchy"):
         raise TypeError(f"{name}={solver!r} is not a solver; give jm.MGRIT(...), jm.Newton(...) or jm.Sequential().")
 

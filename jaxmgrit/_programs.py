@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+# Bounded: a step defined anew at every call is never asked for again, but is kept with all it closes over.
 _KEPT = 128
 
 

@@ -21,6 +21,7 @@ def is_inexact(x: Arrays) -> bool:
 
 def split(tree: Arrays) -> tuple[PyTree, PyTree]:
     """Split into differentiable leaves and the others; the absent leaves of each half are None."""
+    # None is a pytree without leaves: derivatives and maps over one half do not see the other's.
     flags = jax.tree.map(is_inexact, tree)
     differentiable = jax.tree.map(lambda x, keep: x if keep else None, tree, flags)
     others = jax.tree.map(lambda x, keep: None if keep else x, tree, flags)
@@ -52,6 +53,7 @@ def where(mask: Mask, a: Arrays, b: Arrays) -> PyTree:
     if mask is None:
         return a
 
+    # Axes of length 1 by hand, since broadcasting would match the last axes instead of the first.
     def select(x: Arrays, y: Arrays) -> Any:
         return jnp.where(jnp.reshape(mask, jnp.shape(mask) + (1,) * (x.ndim - jnp.ndim(mask))), x, y)
 
@@ -77,6 +79,7 @@ def fit(tree: Arrays, size: int, front: bool) -> PyTree:
             return x
         if extra < 0:
             return x[-size:] if front else x[:size]
+        # Padding is computed like any layer: a copy of a real one can be, where zeros might divide by zero.
         edge = x[:1] if front else x[-1:]
         padding = jnp.broadcast_to(edge, (extra, *x.shape[1:]))
         return jnp.concatenate([padding, x] if front else [x, padding])
@@ -143,6 +146,7 @@ def all_finite(tree: Arrays) -> jax.Array:
 
 def real_dtype(state: State) -> Any:
     """The real dtype that norms and step sizes of this state have; JAX's default where nothing is floating point."""
+    # Leaves may differ in dtype, also where the user has set strict promotion.
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.result_type(
             *[jnp.result_type(x) for x in jax.tree.leaves(state) if is_inexact(x)] or [jnp.result_type(float)]
@@ -157,6 +161,7 @@ def varying_axes(tree: PyTree) -> frozenset[Any]:
         if not isinstance(leaf, jax.Array):
             continue
         aval = jax.typeof(leaf)
+        # Versions of JAX differ in where they say so.
         kind = getattr(aval, "manual_axis_type", None)
         axes |= getattr(aval, "vma", frozenset()) if kind is None else kind.varying
     return axes

@@ -217,5 +217,6 @@ def broadcast(backend: Collectives, x: Arrays, source: int) -> PyTree:
     """The value that device `source` holds, on every device."""
     if backend.size == 1:
         return x
+    # All terms but one are zero; selected, not multiplied, since other devices may hold NaN.
     here = backend.index() == source
     return backend.all_sum(jax.tree.map(lambda y: jnp.where(here, y, jnp.zeros_like(y)), x))

@@ -103,6 +103,7 @@ class Mesh:
     def _members(self) -> list[list[int]]:
         """The devices of each part, in order."""
         stride, count = self._stride, self.size
+        # i // stride % count is a device's place in its part, as in `index`: parts begin at place 0.
         starts = [i for i in range(self.mesh.shape[self.axis]) if i // stride % count == 0]
         return [[start + k * stride for k in range(count)] for start in starts]
 
@@ -193,6 +194,7 @@ class Mesh:
 
     def _spec(self, kind: Any) -> PartitionSpec:
         layers, data = (self.axis,), () if self.data_axis is None else (self.data_axis,)
+        # By axis: intervals come first, where there are any, and the samples behind them.
         axes = {
             SHARDED: layers,
             REPLICATED: (),

@@ -69,10 +69,12 @@ class MPI:
         layers, samples = _cartesian(self.comm.py2f(), self.data)
         if self._part is not None:
             layers = _split(layers.py2f(), *self._part)
+        # No field: it follows from the fields, and `replace`, which runs through here again, finds the copy's own.
         object.__setattr__(self, "_grid", (layers, samples))
 
     @property
     def _key(self) -> tuple[Any, ...]:
+        # By handle: programs are remembered by their backend, and two objects may stand for one communicator.
         return self.comm.py2f(), self.data, self._part
 
     def __hash__(self) -> int:
@@ -139,14 +141,17 @@ class MPI:
 
     def index(self) -> int:
         """This rank's position among those that share the layers."""
+        # Known when the program is traced, unlike a mesh's: every rank traces its own.
         return int(self._layers.Get_rank())
 
     def _permute(self, block: jax.Array, hop: int) -> jax.Array:
+        # Blocks are of one size, so that all ranks skip alike: none is left waiting.
         if hop % self.size == 0 or block.size == 0:
             return block
         rank, size = self.index(), self.size
 
         def send(x: jax.Array) -> jax.Array:
+            # In one call: sends and receives apart could wait for each other all round the ring.
             moved: jax.Array = modules()[1].sendrecv(
                 x, x, source=(rank - hop) % size, dest=(rank + hop) % size, comm=self._layers
             )
@@ -249,6 +254,7 @@ def _gather(x: Arrays, comm: Any) -> PyTree:
 
 
 def _sum(x: Arrays, comm: Any) -> PyTree:
+    # Not `allreduce`, whose order of summation is MPI's own: ranks must decide alike, from the same bits.
     gather = modules()[1].allgather
     return together(lambda y: jnp.sum(gather(y, comm=comm), axis=0), x, axis=0)
 
@@ -279,4 +285,5 @@ def _split(handle: int, stride: int, count: int) -> Any:
     mpi, _ = modules()
     comm = mpi.Comm.f2py(handle)
     rank = comm.Get_rank()
+    # The first argument names a part: ranks `stride` apart among stride * count in a row.
     return comm.Split(rank // (stride * count) * stride + rank % stride, rank)

@@ -21,6 +21,7 @@ def modules() -> tuple[ModuleType, ModuleType]:
     try:
         from mpi4py import MPI as mpi
     except (ImportError, RuntimeError) as error:
+        # A RuntimeError: mpi4py is there, but finds no MPI library to load.
         raise ImportError(f"MPI: mpi4py cannot be imported ({error}); install MPI support with: {INSTALL}") from error
     try:
         import mpi4jax

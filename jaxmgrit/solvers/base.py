@@ -154,6 +154,7 @@ class Solver:
 
 def is_finite(state: State, backend: Backend) -> jax.Array:
     """Whether every entry of a state is finite, in all parts of the batch."""
+    # Inside `lift` there are sums, no logical and: the parts of the batch with a bad entry are counted.
     return backend.data_sum((~all_finite(state)).astype("int32")) == 0
 
 
@@ -161,7 +162,9 @@ def at_last_interval(grid: Grid, value: Callable[[int], PyTree]) -> PyTree:
     """The value of the interval in which the run ends, given its position on its device, on every device."""
     level = grid.level
     device, local = divmod(level.first_interval if grid.backward else level.last_interval, level.share)
+    # All devices run one program, so each computes `value` there; only that of the one with this interval is kept.
     return broadcast(grid.backend, value(local), device)
 
 
+# Ends are cut over the layers and the batch, the final value over the batch alone.
 OUTCOME_SPECS = Outcome(SHARDED_STATES, STATE, REPLICATED, REPLICATED, REPLICATED, REPLICATED)

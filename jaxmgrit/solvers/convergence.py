@@ -46,6 +46,7 @@ def gauge(arrived: State, end: State, norm: Norm, batch_axis: int | None, roundi
     """
     dtype, difference = norm_dtype(end), subtract(arrived, end)
     above = jax.tree.map(lambda r, x: _above_rounding(r, x, batch_axis, rounding), difference, end)
+    # Counted in the norms' dtype, so that `total` can send the three as one array.
     unmet = sum((jnp.sum(x, dtype=dtype) for x in jax.tree.leaves(above)), start=jnp.zeros((), dtype))
     return Gauge(norm(difference).astype(dtype), norm(end).astype(dtype), unmet)
 
@@ -56,6 +57,7 @@ def _above_rounding(residual: jax.Array, value: jax.Array, batch_axis: int | Non
     size, scale = _largest(residual, batch_axis), _largest(value, batch_axis)
     # Below the normal numbers relative precision ends, and from float32 on hardware may flush to zero.
     floor = info.tiny if info.bits >= 32 else info.smallest_subnormal
+    # Negated: every comparison with NaN is false, and NaN must count as above rounding.
     return ~((size <= rounding * jnp.maximum(float(info.eps) * scale, float(floor))) & jnp.isfinite(scale))
 
 
@@ -85,6 +87,7 @@ def total(grid: Grid, gauges: Gauge) -> Gauge:
 
 
 def _combine(parts: Gauge) -> Gauge:
+    # Norms of parts combine by `hypot`, since a sum of squares could over- or underflow.
     return Gauge(hypot(parts.residual), hypot(parts.scale), jnp.sum(parts.unmet))
 
 

@@ -140,6 +140,7 @@ def check(result: ArrayLike, *, tolerance: bool = False, details: str = "") -> N
     """
     worst = Result(max(np.asarray(result).ravel().tolist(), key=lambda code: _SEVERITY[code]))
     unmet = worst in (Result.CYCLES_USED_UP, Result.STALLED)
+    # Less severe than OTHER_BATCH are exact values, and inexact ones, as few cycles without a tolerance leave them.
     if _SEVERITY[worst] >= _SEVERITY[Result.OTHER_BATCH] or (tolerance and unmet):
         raise SolveError(worst, f"{worst.sentence} {details}".strip())
 
@@ -154,6 +155,7 @@ def is_stalled(first: jax.Array, last: jax.Array, scale: jax.Array, recorded: ja
         recorded: how many there are; one alone says nothing of the next.
     """
     eps = float(jnp.finfo(last.dtype).eps)
+    # Where half of the digits are right, a residual that falls slowly or not at all is no failure.
     return (recorded >= 2) & (last > eps**0.5 * scale) & ((last > STALL * first) | (last > LARGE * scale))
 
 

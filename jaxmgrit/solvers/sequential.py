@@ -59,6 +59,7 @@ class Sequential(Solver):
         self, steps: int, devices: int = 1, *, front: bool = False, ragged: bool = False
     ) -> tuple[Level, ...]:
         """One level, in segments."""
+        # ceil(sqrt(N)): about as many states are kept as are recomputed at a time, which takes the least memory.
         segment = min(steps, self.segment or math.isqrt(steps - 1) + 1)
         return cut([steps], [segment], devices, front=front, ragged=ragged)
 
@@ -84,6 +85,7 @@ def sequential(grid: Grid, initial: State) -> PyTree:
 
     def interval(value: State, args: Arrays) -> tuple[PyTree, PyTree]:
         block, mask = args
+        # No right-hand side: g = 0 on level 0, and an adjoint's running cost is part of its step.
         value = run_interval(grid, value, block, mask, None)[0]
         return value, value
 
@@ -109,18 +111,21 @@ def relay(grid: Grid, chain: Callable[[PyTree], tuple[PyTree, PyTree]], initial:
 
     def one(carry: State, number: jax.Array) -> tuple[PyTree, None]:
         entering, done = carry
+        # Devices may branch differently, since a chain sends nothing to other layers' devices; the shift is for all.
         done = jax.lax.cond(number == turn, chain, lambda _: done, entering)
         leaving = jax.tree.map(lambda x: x[None], done[0])
         handed = grid.backend.shift(leaving, -1 if grid.backward else 1, initial)
         return (jax.tree.map(lambda x: x[0], handed), done), None
 
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(chain, initial))
+    # Of the carry (entering, (leaving, kept)) after the last pass, what was kept.
     return jax.lax.scan(one, (initial, nothing), jnp.arange(size, dtype=jnp.int32))[0][1][1]
 
 
 def match_segments(solver: Solver, adjoint: Solver) -> tuple[Solver, Solver]:
     """Let a Sequential of unspecified segments keep its states where its partner wants them."""
 
+    # With equal intervals the adjoint starts from the kept C-points; else all N states are made and laid out anew.
     def matched(one: Solver, partner: Solver) -> Solver:
         if isinstance(one, Sequential) and one.segment is None:
             return replace(one, segment=partner.interval)

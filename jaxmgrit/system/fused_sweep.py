@@ -84,6 +84,7 @@ def transposed(recorded: SideBySide, share: int, tangents: State) -> tuple[PyTre
 
     def through(tape: Tape) -> PyTree:
         rows, value = jax.lax.scan(one, (tangents, nothing), tape.taped, reverse=True)[0]
+        # Leaves (chunk, d, ...): whatever belongs to intervals has them as the first axis.
         return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rows), value
 
     if recorded.chunk == share:
@@ -154,6 +155,7 @@ def vjp_sweep(
         ...).
     """
     recorded = tapes if isinstance(tapes, SideBySide) else None
+    # Only what is shared gains: its cotangent is then one product over many intervals, not one each and their sum.
     if recorded or (tapes is None and _chunk(grid) and jax.tree.leaves(zero_shared(shared, step_sizes))):
         starts = grid.starts(ends, lam_final, edge)
         return _side_by_side(equation, grid, shared, offset, starts, step_sizes, finish, extra, total, recorded)
@@ -224,6 +226,7 @@ def interval_gradient(
         lam, total = carry
         (pullback, seed), cost, inside = inputs
         d_slot, before, d_shared = pullback((lam, seed))
+        # Padding repeats an edge layer, whose gradient and cost must not count again.
         own = (d_slot, d_shared, cost)
         d_slot, d_shared, cost = where(inside, own, jax.tree.map(jnp.zeros_like, own))
         return (where(inside, before, lam), add(total, d_shared)), (d_slot, cost)

@@ -116,6 +116,7 @@ class Grid:
 
         def one(total: State, args: Arrays) -> tuple[PyTree, PyTree]:
             j, own = args
+            # Clipped, since the first interval looks up a neighbour too, and does not use it.
             start = where(j == first, edge, entry(ends, jnp.clip(j + before, 0, share - 1)))
             if (begins := self._begins(j)) is not None:
                 start = where(begins, initial, start)
@@ -172,6 +173,7 @@ def points(grid: Grid, ends: State, rhs: State, initial: State) -> PyTree:
     """F-relaxation that keeps the F-points: all points of a level after each slot, leaves (share * factor, ...)."""
 
     def fill(start: State, end: State, block: Layers, mask: Mask, source: State) -> PyTree:
+        # The C-point at the end is the one given, not what the F-points lead to.
         inner = run_interval(grid, start, block, mask, source, keep=True, skip_last=True)[1]
         pair = (end, inner) if grid.backward else (inner, end)
         return jax.tree.map(partial(_join, backward=grid.backward), *pair)

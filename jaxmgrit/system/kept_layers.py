@@ -55,12 +55,14 @@ def over_kept_layers(
 
     if kept.exact is None:
         return approximate(u)
+    # A branch where slots run one by one, as in the coarsest solve; under a sweep's `vmap` both sides are computed.
     return jax.lax.cond(kept.exact, lambda v: one_after_another(step, theta, v, h, kept.inside), approximate, u)
 
 
 def takes_mask(coarse_step: Callable[..., PyTree]) -> bool:
     """Whether a coarse step has a sixth parameter: the mask of an incomplete interval."""
     try:
+        # Bound rather than counted, which defaults, *args and partial applications would mislead.
         inspect.signature(coarse_step).bind(*(None,) * 6)
     except (TypeError, ValueError):
         return False

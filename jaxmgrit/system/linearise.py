@@ -27,6 +27,7 @@ def linearise(state: Grid, ends: State, u0: State, target: Level) -> Linearisati
     """
     level, backend = state.level, state.backend
     if (level.slots, level.factor, level.devices) != (target.slots, target.factor, target.devices):
+        # Another partition: all N states are made and moved, not recomputed inside the adjoint's intervals.
         before = _before_slots(state, ends, u0)
         states = fold(relayout(before, level, target, backend), target.factor)
         return Linearisation(jax.tree.map(lambda x: x[:, 0], states), states=states)
@@ -45,6 +46,7 @@ def linearise(state: Grid, ends: State, u0: State, target: Level) -> Linearisati
 
 
 def _before_slots(state: Grid, ends: State, u0: State) -> PyTree:
+    # What is after one slot is before the next, also across devices; u0 is before the first.
     after = points(state, ends, None, u0)
     return state.backend.shift(after, 1, u0)
 

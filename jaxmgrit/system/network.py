@@ -117,4 +117,5 @@ def make_network(
     for solver in solvers:
         check_solver("solver", solver)
         solver.check(network, slot, state)
+    # Closed last: the checks above have traced step and coarse steps, and so found what those close over.
     return replace(network, shared=network.shared._replace(constants=programs.close()))

@@ -132,11 +132,14 @@ def cut(
         )
     share = -(-intervals // devices)
     if gather or devices == 1:
+        # Of equal efforts `min` takes the first: candidates that cut most come first.
         parts = min(_candidates(share, counts, factors, devices), key=partial(_effort, factors))
     else:
         parts = _spread(share, factors, devices)
+        # A device's coarsest level is one interval, with a slot for each of its intervals above.
         factors = [*factors[:-1], parts[-2][1]] if len(parts) > 1 else factors
     strides = [1, *itertools.accumulate(factors, operator.mul)]
+    # There is one stride more than levels: that of a level below the coarsest, which `zip` leaves out.
     return tuple(
         Level(n, m, share, on, stride, front, ragged)
         for n, m, (on, share), stride in zip(counts, factors, parts, strides, strict=False)

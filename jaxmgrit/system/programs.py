@@ -54,6 +54,7 @@ class Programs:
         if program is None:
             program = self._known[key] = self._trace(f, leaves, tree)
         given = constants if self._closed else self.constants
+        # What was traced when the program was made may be differentiated or batched by now; arrays are what they were.
         consts = [x if i is None else given[i] for x, i in zip(program.consts, program.positions, strict=True)]
         return jax.tree.unflatten(program.structure, program.evaluate(consts, [x for x in leaves if not _is_number(x)]))
 
@@ -69,10 +70,12 @@ class Programs:
             outputs: list[Any] = core.jaxpr_as_fun(core.ClosedJaxpr(closed.jaxpr, consts))(*arrays)
             return outputs
 
+        # Under `jit` an evaluation inside another trace is one call, found in JAX's cache, instead of the body again.
         return _Program(jax.jit(evaluate), jax.tree.structure(shapes), closed.consts, positions)
 
     def _position(self, constant: Any) -> int:
         for i, known in enumerate(self.constants):
+            # By identity: comparing traced values would be an operation of the program.
             if known is constant:
                 return i
         self.constants.append(constant)
@@ -86,6 +89,7 @@ def _is_number(x: Any) -> bool:
 def _kind(x: Any) -> Hashable:
     """What a trace depends on: the value of a Python number, else shape and type."""
     if _is_number(x):
+        # With the type: 1, 1.0 and True are equal as keys, but make arrays of different dtypes.
         return type(x), x
     aval = jax.typeof(x)
     return aval.shape, aval.dtype, aval.weak_type, varying_axes(x)

@@ -33,6 +33,7 @@ def _refuse(*_: Any, name: str) -> Any:
 
 def _jvp(primals: Arrays, tangents: Arrays, *, name: str) -> Any:
     (x,), (dx,) = primals, tangents
+    # A symbolic zero belongs to what is not differentiated: nothing to refuse.
     return _identity_p.bind(x, name=name), dx if type(dx) is ad.Zero else _tangent_p.bind(dx, name=name)
 
 
@@ -42,6 +43,7 @@ mlir.register_lowering(_identity_p, lambda context, x, name: [x])
 ad.primitive_jvps[_identity_p] = _jvp
 batching.primitive_batchers[_identity_p] = lambda args, axes, name: (_identity_p.bind(*args, name=name), axes[0])
 
+# Reverse mode meets only the transpose: it transposes the tangent's program before anything of it is evaluated.
 _tangent_p.def_impl(_refuse)
 _tangent_p.def_abstract_eval(lambda x, name: x)
 mlir.register_lowering(_tangent_p, lambda context, x, name: _refuse(name=name))

@@ -115,10 +115,12 @@ class Equation:
         if fine:
             return self.advance_with_output(slot, u, shared)[0]
         h = self._step_size(slot, shared, stride)
+        # A coarse slot that keeps its layers has each one's step size, shape (stride,), not their sum.
         if slot.kept is not None:
             h = jnp.broadcast_to(jnp.asarray(self._step_size(slot, shared, 1), real_dtype(u)), (stride,))
 
         def coarse(theta: PyTree, u: PyTree, h: Any, kept: Kept | None, given: Given, constants: PyTree) -> PyTree:
+            # What may be traced comes in as arguments: later evaluations of this program hand in other values.
             own = shared._replace(given=given, constants=constants)
 
             def step(theta: PyTree, u: PyTree, h: Any) -> PyTree:
@@ -133,6 +135,7 @@ class Equation:
         # The library's own coarse steps close over nothing: it is enough that the step is traced.
         if self.programs is None or getattr(self.coarse_step, "__module__", "").startswith("jaxmgrit."):
             return coarse(slot.theta, u, h, slot.kept, shared.given, shared.constants)
+        # By identity, since an object that is a coarse step need not be hashable.
         name = "coarse", id(self.coarse_step), stride
         return self.programs.run(name, coarse, (slot.theta, u, h, slot.kept, shared.given), shared.constants)
 
@@ -169,6 +172,7 @@ class Equation:
         shared is summed: one product for all rather than one each.
         """
         run = jax.vmap(self._layer, in_axes=(0, 0, None)) if together else self._layer
+        # y_bar is a cotangent itself: it seeds the pullback and is not differentiated.
         differentiable, others = split(slot._replace(y_bar=None) if step_sizes else slot.theta)
         d_shared, fixed = shared.differentiated(step_sizes)
 
@@ -202,6 +206,7 @@ class Equation:
     def _step_size(self, slot: Slot, shared: Shared, stride: int) -> Any:
         if slot.h is not None:
             return slot.h
+        # The sum of `stride` equal steps; those in coarse slots were summed by `coarsen`.
         return (self.h if self.h is not None else shared.h) * stride
 
 
@@ -224,6 +229,7 @@ def keeping_little(f: Callable[..., Any], state: State) -> Callable[..., Any]:
     weights: two thirds of the memory traffic.
     """
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    # Layers are differentiated inside loops, where XLA cannot merge the second evaluation with the first.
     return jax.checkpoint(f, prevent_cse=False, policy=_worth_keeping if size < _LARGE_STATE else None)
 
 

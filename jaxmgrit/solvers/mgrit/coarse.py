@@ -154,6 +154,7 @@ class Picard:
 
     def __call__(self, step: Step, theta: Layers, u: State, h: StepSize, m: int, mask: Mask = None) -> PyTree:
         """The next coarse state, like u; theta has leading axis m, h and the mask (or None) shape (m,)."""
+        # After q sweeps the first q of the w_i are right: m sweeps are the layers in turn, at m times the work.
         if self.sweeps >= m:
             return one_after_another(step, theta, u, h, mask)
         if self.sweeps == 0:
@@ -162,6 +163,7 @@ class Picard:
         def increments(w: PyTree, axis: int | None) -> PyTree:
             after = jax.vmap(step, in_axes=(0, axis, 0))(theta, w, h)
             d = jax.tree.map(lambda x, y: x - (y if axis == 0 else y[None]), after, w)
+            # Padding adds nothing: an incomplete interval's coarse step is made of its own layers alone.
             return where(mask, d, jax.tree.map(jnp.zeros_like, d))
 
         def sweep(d: State, _: None) -> tuple[PyTree, None]:
@@ -180,6 +182,7 @@ def _sum_before(x: jax.Array) -> jax.Array:
     """For every entry along the leading axis the sum of those before it."""
     if x.shape[0] > _WRITTEN_OUT:
         return jnp.cumsum(x, axis=0) - x
+    # The transpose of one split is one concatenation; that of m slices would be a sum of m padded arrays.
     parts = jax.lax.split(x, [1] * x.shape[0], axis=0)
     sums = itertools.accumulate(parts[:-1], initial=jnp.zeros_like(parts[0]))
     return jnp.concatenate(list(sums))
@@ -217,4 +220,5 @@ def picard(sweeps: int, inner_values: bool = False) -> Picard:
         >>> jm.solve(step, theta, jnp.ones((2, 3)), h=0.1, solver=solver).u_final.shape
         (2, 3)
     """
+    # An object, not a closure: programs are remembered by their solver, and equal steps must find the same one.
     return Picard(sweeps, inner_values)

@@ -35,6 +35,7 @@ def cycle(grids: Grids, solver: Options, ends: State, initial: State, measure: M
     Returns:
         The corrected C-points, and what was measured before the correction, one entry per interval.
     """
+    # None: g = 0 on level 0; an adjoint's running cost is part of its step there.
     ends = fc_relax(grids[0], solver.cf_relaxations[0], ends, None, initial, solver.relaxation_weight)
     # One sweep serves the residual and the right-hand side: the interval's result is in the cache only now.
     rhs, measured = coarse_rhs(grids[0], grids[1], ends, None, initial, measure)
@@ -114,6 +115,7 @@ def solve_coarsest(grid: Grid, rhs: State, initial: State) -> PyTree:
 
     A level that is spread has one interval per device, run in turn.
     """
+    # The coarsest level is one interval (per device, where it is spread), so the share's axis has length 1.
     block, mask, source = jax.tree.map(lambda x: x[0], (grid.blocks, grid.mask, rhs))
 
     def one(carry: tuple[PyTree, PyTree], inputs: Arrays) -> tuple[tuple[PyTree, PyTree], None]:
@@ -124,6 +126,7 @@ def solve_coarsest(grid: Grid, rhs: State, initial: State) -> PyTree:
         return (value, jax.tree.map(lambda x, y: x.at[j].set(y), values, value)), None
 
     def chain(start: State) -> tuple[PyTree, PyTree]:
+        # Only the first cycle of `skip_first_down` has no right-hand side.
         if source is None:
             return run_interval(grid, start, block, mask, None, keep=True)
         steps = jnp.arange(grid.level.factor, dtype=jnp.int32)
@@ -140,5 +143,6 @@ def skip_first_down(grids: Grids, depth: int, solver: Options, initial: State) -
         return correct(above, grid, solve_coarsest(grid, None, initial))
     own = skip_first_down(grids, depth + 1, solver, initial)
     if solver.cycle == "F":
+        # This is the way up of an F-cycle already, on which levels below do V-cycles only: passes from 1 on.
         own = v_cycle(grids, depth, solver, own, None, initial, 1)
     return correct(above, grid, points(grid, own, None, initial))

@@ -41,8 +41,10 @@ def coarse_rhs(
     """
     blocks = unfold(coarse.blocks)
     mask = None if coarse.mask is None else unfold(coarse.mask)
+    # One coarse slot per fine interval, leaves (share, ...), on the device that has the interval.
     slots = fine_grid_data((blocks, mask), fine.level, coarse.level, fine.backend)
 
+    # v^{j-1} is what the fine interval starts from, so that all coarse steps are made in the sweep, at once.
     def one(
         start: State, end: State, block: Layers, mask: Mask, source: State, coarse_slot: PyTree
     ) -> tuple[PyTree, PyTree]:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 PyTree = Any
 
+# Of the states that go through a sweep together on a CPU, whose first-level caches hold four times as much or more.
 _STATES_BYTES = 1 << 13
 
 
@@ -58,6 +59,7 @@ def _divisor_near(share: int, batch: int) -> int:
     """A batch about as large that divides the share, so that no remainder needs a program of its own."""
     if batch >= share:
         return share
+    # From a quarter to twice the batch wanted; where nothing in between divides, a remainder is the lesser evil.
     divisors = [b for b in range(1, share + 1) if share % b == 0 and batch <= 4 * b and b <= 2 * batch]
     return min(divisors, key=lambda b: max(b / batch, batch / b)) if divisors else batch
 
@@ -67,6 +69,7 @@ def coarsen(block: Slot, mask: Mask, solver: Solver) -> Slot:
     assert solver.coarse_params is not None
     theta = jax.vmap(solver.coarse_params)(block.theta)
     h = block.h
+    # A scalar step size is in no slot; padding repeats the edge slot's, which must not count.
     if h is not None:
         h = jnp.sum(h if mask is None else jnp.where(mask, h, jnp.zeros_like(h)), axis=1)
     return Slot(theta, h)
@@ -77,8 +80,10 @@ def _keep_layers(block: Slot, mask: Mask) -> Slot:
 
     The mask is None where no incomplete interval has a coarse step.
     """
+    # Made from the finest level: the interval's slots, axis 1, are the layers, and their mask is the layers'.
     if block.kept is None:
         return Slot(block.theta, block.h, kept=Kept(mask))
+    # From a coarse level, leaves (share, factor, stride, ...): a layer counts where it and its slot are inside.
     inside = block.kept.inside
     if inside is None and mask is not None:
         stride = jax.tree.leaves(block.theta)[0].shape[2]
@@ -97,6 +102,7 @@ def _exact(count: int, level: Level, interval: int, backend: Backend) -> Any:
     """Which of this device's slots of a coarse level begin within the first intervals: (share, factor) or None."""
     if count == 0:
         return None
+    # Slot j of the level begins with the finest level's interval j * stride / m.
     here = level.share * level.factor
     slot = backend.index() * here + jnp.arange(here, dtype=jnp.int32) - level.first
     return ((slot >= 0) & (slot * (level.stride // interval) < count)).reshape(level.share, level.factor)
@@ -112,6 +118,7 @@ def _padded_by_interval(theta: Layers, mask: Mask) -> PyTree:
 
 def _backend_of(level: Level, backend: Backend) -> Backend:
     """The devices that have different intervals of a level."""
+    # Neighbours have a part in common, so others are size / devices places apart; a single part is whole everywhere.
     return Local() if level.devices == 1 < backend.size else backend.every(backend.size // level.devices)
 
 
@@ -215,6 +222,7 @@ def adjoint_grids(
         )
     ]
     if len(forward) > 1 and solver.inner_values:
+        # The state's place in what a pullback returns: (slot, state, shared) by `vjp_all`, (state,) by `vjp_state`.
         position = 1
         if tapes is None:
             position, level = 0, finest.level
@@ -225,6 +233,7 @@ def adjoint_grids(
     for depth, grid in enumerate(forward[1:]):
         known = depth == 0 and coarse_starts is not None
         blocks = (grid.blocks, coarse_starts if known else restrict(grids[-1], grid, starts))
+        # The fine state at the left end of every interval of this level, for the level below: injection again.
         starts = jax.tree.map(lambda x: x[:, 0], blocks[1])
         advance = partial(_transpose, equation, shared, grid.level.stride)
         grids.append(replace(grid, blocks=blocks, advance=advance, backward=True))
@@ -237,9 +246,11 @@ def _of_layers(
     """The adjoint's coarse grids from the pullbacks of all layers, the last layer of a slot first."""
     levels = tuple(grid.level for grid in forward)
     assert equation.coarse_step is not None
+    # Pullbacks are pytrees of arrays with the layers as leading axes, so they are laid out like parameters.
     blocks, _ = coarse_blocks(Slot(tapes.taped), levels, solver, forward[0].backend)
     for grid, (taped, _, _, kept) in zip(forward[1:], blocks, strict=True):
         assert kept is not None
+        # Coarse steps go from their first layer on, the adjoint from the last one back.
         taped, inside = jax.tree.map(lambda x: jnp.flip(x, axis=2), (taped, kept.inside))
         slots = Slot(taped, kept=kept._replace(inside=inside))
         advance = partial(_pull_layers, equation.coarse_step, pull, grid.level.stride)

@@ -52,12 +52,15 @@ def iterate(grids: Grids, solver: Options, guess: State, initial: State) -> Outc
         rescued = ~converged
         ends = _unless(converged, ends, lambda: sequential(grids[0], initial))
     final = end_value(grids[0], ends, initial)
+    # After a skipped first way down the second cycle is the first to record a residual, if there is one.
     first = norms[min(int(solver.skip_first_down), solver.cycles - 1)]
     last = norms[jnp.maximum(cycles - 1, 0)]
     # Measured at the end also for fixed cycles: a residual means nothing without the values it belongs to.
     scale = total_norm(grids[0], jax.vmap(norm)(ends))
     skipped_all = solver.skip_first_down & (cycles == 1)
+    # The last residual may overflow though the values are good: after a rescue it is that of the wasted cycles.
     finite = is_finite(final, grids[0].backend) & (jnp.isfinite(last) | skipped_all | converged | rescued)
+    # A residual that starts at rounding may grow tenfold: only above half of the digits is that divergence.
     diverged = last > jnp.maximum(10 * first, float(jnp.finfo(real_dtype(initial)).eps) ** 0.5 * scale)
     recorded = cycles - int(solver.skip_first_down)
     code = result_code(finite, converged, diverged, is_stalled(first, last, scale, recorded), rescued)
@@ -94,8 +97,10 @@ def _all_cycles(grids: Grids, solver: Options, ends: State, initial: State, norm
         ends, norms = cycle(grids, solver, ends, initial, residual)
         return ends, total_norm(grids[0], norms)
 
+    # A scan of fixed length rather than a while loop, so that reverse mode can go through the cycles.
     ends, norms = jax.lax.scan(one, ends, None, length=solver.cycles - done)
     norms = jnp.concatenate([jnp.full((done,), NONE, norms.dtype), norms])
+    # Without a tolerance nothing counts as converged: the code is CYCLES_USED_UP at best.
     return ends, norms, jnp.asarray(solver.cycles, jnp.int32), jnp.asarray(False)
 
 
@@ -143,6 +148,7 @@ def _until_tolerance(grids: Grids, solver: Options, ends: State, initial: State,
     history = jnp.full((solver.cycles,), NONE, dtype)
     counts = jnp.asarray(done, jnp.int32), jnp.zeros((), jnp.int32)
     start = _Progress(ends, history, counts[0], zero, zero, jnp.full((), jnp.inf, dtype), counts[1], no, no)
+    # Under a user's `shard_map` a loop's carry must vary over mesh axes from the start as it does after a pass.
     start = vary(start, varying_axes(initial))
     with at_most(solver.cycles - done):
         end = jax.lax.while_loop(lambda now: (now.cycles < solver.cycles) & ~now.stop, one, start)

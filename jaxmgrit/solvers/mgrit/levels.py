@@ -40,6 +40,7 @@ def _factors(steps: int, options: Options, ragged: bool) -> list[int]:
         if m is None or (options.levels is not None and len(factors) + 1 >= options.levels):
             break
         coarse = -(-n // m) if ragged else n // m
+        # With `ragged` one step stays one, ceil(1/m) = 1, without an end: hence the second condition.
         if coarse < max(1, options.min_coarse) or coarse == n:
             break
         factors.append(m)

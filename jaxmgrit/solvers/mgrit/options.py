@@ -40,6 +40,7 @@ class Options:
     exact_first: int = 0
 
     def __post_init__(self) -> None:
+        # Programs are remembered by their solver, so that a field must be hashable: no lists.
         for name in ("coarsening_factor", "cf_relaxations"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -108,6 +109,7 @@ def _check_weight(options: Options) -> None:
     if not is_real(weight) or not math.isfinite(weight) or weight <= 0:
         raise ValueError(f"MGRIT: relaxation_weight={weight!r} is not a finite number > 0; 1 is plain C-relaxation.")
     two_levels = options.levels is not None and options.levels <= 2
+    # `below` is for levels above the coarsest, which is solved exactly: with two levels there is none.
     if weight != 1 and finest == 0 and (below == 0 or two_levels):
         raise ValueError(
             f"MGRIT: relaxation_weight={weight!r} weights C-relaxation, but cf_relaxations={options.cf_relaxations} "
@@ -121,6 +123,7 @@ def _check_layers(options: Options) -> None:
     integer("MGRIT", "exact_first", options.exact_first, 0)
     step = options.coarse_step
     if options.coarse_params is all_layers:
+        # Not `zero_step`: what never looks at the parameters works with any.
         if step in (same_step, midpoint):
             raise ValueError(
                 f"MGRIT: coarse_step={step.__name__} takes the parameters of one layer, but coarse_params=all_layers "

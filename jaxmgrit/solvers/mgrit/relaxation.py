@@ -29,6 +29,7 @@ def f_relax(grid: Grid, ends: State, rhs: State, initial: State) -> PyTree:
     def arrive(start: State, block: Layers, mask: Mask, source: State) -> PyTree:
         return run_interval(grid, start, block, mask, source)[0]
 
+    # All start from the C-points as they are, none waits for its neighbour: that is the parallelism over the layers.
     return grid.sweep(arrive, ends, initial, grid.blocks, grid.mask, rhs)
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from jaxmgrit.system.partition import Level
 
 
+# Options first: their `has_tolerance` must be found before the protocol's.
 @dataclass(frozen=True)
 class MGRIT(Options, Solver):
     """Multigrid reduction in time: a full approximation scheme over the layer index.
@@ -123,6 +124,7 @@ class MGRIT(Options, Solver):
                 f"{describe(slot.theta)}; it must return the parameters of one layer, without the leading axis "
                 "(coarse_params=jm.all_layers keeps all m)."
             )
+        # A coarse step may branch on m, and what it closes over must be known before the solve: all m are traced.
         for stride in sorted({m, *(level.stride for level in self.hierarchy(network.layers)[1:])}):
             advance = partial(network.with_coarse_step(self).advance, stride=stride, fine=False)
             for one in self._coarse_slots(slot, stride):
@@ -135,6 +137,7 @@ class MGRIT(Options, Solver):
         if self.coarse_params is not all_layers:
             return [slot]
         exact = jax.ShapeDtypeStruct((), bool) if self.exact_first else None
+        # Whether a level's slots have a mask depends on its partition, which is not known yet: both are traced.
         kept = [Kept(None, exact), Kept(jax.ShapeDtypeStruct((stride,), bool), exact)]
         theta, h = _several((slot.theta, slot.h), stride)
         return [Slot(theta, h, kept=one) for one in kept]

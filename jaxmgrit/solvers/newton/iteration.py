@@ -73,6 +73,7 @@ def linearise_interval(
     """Psi and A of one interval: its slots' linearisation pushes all tangents on at once."""
     signs = samples.signs()
     tangents = samples.basis()
+    # One tangent that differs between samples: the samples' own Jacobians predict it unless samples are coupled.
     if probe:
         tangents = jax.tree.map(lambda v, w: jnp.concatenate([v, w[None]]), tangents, samples.unravel(signs))
 
@@ -88,6 +89,7 @@ def linearise_interval(
         return Linearised(arrived, rows, None)
     jacobian, pushed = rows[:-1], rows[-1]
     missed = jnp.max(jnp.abs(jnp.einsum("isk,si->sk", jacobian, signs) - pushed))
+    # The largest row sum: the most that A can make of any tangent of signs.
     size = jnp.max(jnp.sum(jnp.abs(jacobian), axis=0))
     return Linearised(arrived, jacobian, missed / jnp.maximum(size, jnp.finfo(size.dtype).tiny))
 
@@ -119,6 +121,7 @@ def solve_newton(grid: Grid, options: Options, guess: State, initial: State, swe
     )
     improve: Callable[[Progress], tuple[Progress, Gauge]] = partial(_improve, grid, options, samples, initial)
     if grid.backward:
+        # The adjoint is affine: its Jacobians are made once, not in every iteration.
         transpose = _transpose(grid, samples, initial)
         start = start._replace(arrived=transpose.arrive(grid, samples, ends, initial))
         improve = partial(_improve_adjoint, grid, options, samples, initial, transpose)
@@ -135,6 +138,7 @@ def solve_newton(grid: Grid, options: Options, guess: State, initial: State, swe
         is_stalled(first, last.residual, last.scale, progress.done),
         rescued,
     )
+    # Only an exact result is renamed: every other code says something worse.
     exact = (code == Result.CONVERGED.value) | (code == Result.SEQUENTIAL.value)
     code = jnp.where(exact & progress.coupled, Result.COUPLED.value, code).astype(jnp.int32)
     return Outcome(progress.ends, final, progress.norms, progress.done, code, last.scale), made
@@ -176,6 +180,7 @@ def _transpose(grid: Grid, samples: Samples, initial: State) -> Transpose:
 def _improve(grid: Grid, options: Options, samples: Samples, initial: State, now: Progress) -> tuple[Progress, Gauge]:
     """One iteration of the state, and the residual before it."""
     swept = grid.sweep(partial(linearise_interval, grid, samples, True), now.ends, initial, grid.blocks, grid.mask)
+    # In half precision rounding alone may exceed COUPLED.
     limit = max(COUPLED, 64 * float(jnp.finfo(jax.tree.leaves(initial)[0].dtype).eps))
     missed = jnp.sum(swept.mismatch > limit, dtype=jnp.int32)
     missed = grid.backend.data_sum(grid.backend.all_sum(missed))
@@ -198,6 +203,7 @@ def _corrected(
     before = total(grid, _gauges(options, arrived, now.ends, ROUNDING))
     rows, reached = (jax.vmap(samples.ravel)(x) for x in (now.ends, arrived))
     deltas = recur(grid, jacobian, reached - rows)
+    # Where products of Jacobians overflow, the C-point is relaxed instead, which is the correction for A = 0.
     usable = jnp.all(jnp.isfinite(deltas), axis=-1, keepdims=True)
     ends = jax.vmap(samples.unravel)(jnp.where(usable, rows + deltas, reached))
     norms = now.norms.at[now.done].set(before.residual)
@@ -231,6 +237,7 @@ def _until_tolerance(
     if not grid.backward:
         # A relaxation costs a tenth of an iteration, and where intervals forget it replaces the first one.
         start = start._replace(ends=arrive(grid, start.ends, initial))
+    # C-points in all parts of the batch, which is how `total` counts.
     intervals = -(-grid.level.steps // grid.level.factor) * grid.backend.data_size
     rounding = ADJOINT_ROUNDING if grid.backward else ROUNDING
 
@@ -242,6 +249,7 @@ def _until_tolerance(
 
     def one(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         now, hopeless, *_ = carry
+        # The fallback is one more pass of this loop, so that `sweep`, which may hold all gradients, is compiled once.
         now = _once(~hopeless, lambda now: improve(now)[0], now)
         now = now._replace(ends=_once(hopeless, lambda _: sequential(grid, initial), now.ends))
         arrived, made = sweep(now.ends)
@@ -249,18 +257,22 @@ def _until_tolerance(
             now = now._replace(arrived=arrived)
         bound = allowed(now.norms[0])
         gauges = _gauges(options, arrived, now.ends, rounding)
+        # An interval's share of the bound: where all keep to theirs, the root of the sum of squares keeps to the bound.
         misses = (gauges.unmet > 0) & ~(gauges.residual <= bound / intervals**0.5)
         whole = total(grid, gauges._replace(unmet=misses.astype(gauges.unmet.dtype)))
         met = (whole.unmet == 0) | (whole.residual <= bound)
+        # The first k C-points are exact after k iterations, converging or not: they prove nothing.
         others = intervals - now.done.astype(whole.unmet.dtype) * grid.backend.data_size
         hardly = (now.done >= PATIENCE) & (whole.unmet > (1 - ENOUGH) * others)
         failed = ~met & ~hopeless & (hardly | (now.done >= options.iterations))
         if grid.backward:
+            # What one iteration of a linear equation leaves is what single samples' Jacobians do not know.
             missed = ~met & ~hopeless & (now.done == 1) & (whole.residual > COUPLED * whole.scale)
             now = now._replace(coupled=now.coupled | missed)
         stop = met | hopeless | (failed & (not options.sequential_fallback))
         return now, failed & options.sequential_fallback, stop, met & ~hopeless, hopeless, whole, made
 
+    # Shapes alone: a first pass outside the loop would compile its body twice.
     shapes = jax.eval_shape(one, (start, jnp.asarray(False)))
     blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[2:])
     start_carry = (start, jnp.asarray(False), *blank)

@@ -16,6 +16,7 @@ def apply(jacobian: jax.Array, delta: jax.Array) -> jax.Array:
 def compose(first: tuple[jax.Array, jax.Array], then: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
     """Two affine maps (A, r), one after the other, as one."""
     (a, r), (b, s) = first, then
+    # B (A delta + r) + s; as the input's axis is the first, the product B A is written A, B.
     return jnp.einsum("...isl,...lsk->...isk", a, b), apply(b, r) + s
 
 
@@ -32,6 +33,7 @@ def recur(grid: Grid, jacobians: jax.Array, residuals: jax.Array) -> jax.Array:
     """
     own = (jacobians, residuals)
     zero = jnp.zeros_like(residuals[0])
+    # A prefix of matrix products costs at least d times a loop of mat-vecs: only many parallel units pay that back.
     if grid.backend.platform == "cpu":
         if grid.backend.size == 1:
             return _loop(own, zero, grid.backward)
@@ -63,6 +65,7 @@ def _product(maps: tuple[jax.Array, jax.Array], zero: jax.Array, backward: bool)
 def _entering(grid: Grid, whole: tuple[jax.Array, jax.Array], zero: jax.Array) -> jax.Array:
     """The correction where the run enters this device's share, from the devices' maps as a whole."""
     gathered = grid.backend.all_gather(jax.tree.map(lambda x: x[None], whole))
+    # Every device runs through all devices' maps itself: one gather, where a chain would wait for each device in turn.
     after = _loop(gathered, zero, grid.backward)
     before = jnp.concatenate([after[1:], zero[None]] if grid.backward else [zero[None], after[:-1]])
     entered: jax.Array = entry(before, grid.backend.index())

@@ -57,6 +57,7 @@ class Samples:
         return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
     def _widths(self) -> list[int]:
+        # An empty batch has no rows to divide by.
         rows = max(1, self.count)
         return [math.prod(x.shape) // rows * (1 + jnp.issubdtype(x.dtype, jnp.complexfloating)) for x in self.leaves]
 
@@ -89,11 +90,13 @@ class Samples:
 
     def basis(self) -> PyTree:
         """Tangents, leading axis d: the i-th has a 1 in component i of every row."""
+        # The same tangent in every sample: where samples are independent, d of them give the Jacobians of all.
         eye = jnp.eye(self.size, dtype=self.dtype)[:, None]
         return jax.vmap(self.unravel)(jnp.broadcast_to(eye, (self.size, self.count, self.size)))
 
     def signs(self) -> jax.Array:
         """Random signs in the place of rows: a tangent in which no two samples are alike."""
+        # By NumPy with a fixed seed: a constant of the program, alike on all devices, that takes no key from the user.
         signs = 2 * np.random.default_rng(0).integers(2, size=(self.count, self.size), dtype=np.int8) - 1
         return jnp.asarray(signs).astype(self.dtype)
 

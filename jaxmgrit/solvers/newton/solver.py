@@ -32,6 +32,7 @@ SHORTEST, ENTRIES = 16, 1 << 24
 WIDEST = 128
 
 
+# Options first: their `has_tolerance` must be found before the protocol's.
 @dataclass(frozen=True)
 class Newton(Options, Solver):
     """Newton's method on the values at the intervals' ends: for recurrences with small states.
@@ -99,6 +100,7 @@ class Newton(Options, Solver):
         m = INTERVAL
         if backend.platform != "cpu":
             samples = samples_of(state, self.jacobian, self.batch_axis)
+            # All Jacobians have N B d^2 / m entries: m doubles until these are at most ENTRIES.
             entries = layers * samples.count * samples.size**2
             m = max(SHORTEST, 1 << max(0, math.ceil(math.log2(max(1, entries) / ENTRIES))))
         return replace(self, coarsening_factor=_at_most(m, layers, backend.size))
