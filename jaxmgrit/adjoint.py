@@ -84,6 +84,7 @@ def adjoint_solve(
     check_partition(sol.level, network.layers, backend, "sol")
     lam_final = check_state(lam_final, "lam_final")
     check_like(lam_final, sol.u_final, "lam_final", "It is the loss's derivative with respect to the final state.")
+    # Only now: `sol.u_final`, which it was compared with, is of the whole batch.
     lam_final = backend.split_batch(lam_final)
     solver = solver.fitted(network.layers, lam_final, backend)
     adj, _ = adjoint_network(network, sol, lam_final, solver, guess, backend)
@@ -181,6 +182,7 @@ def adjoint_trajectory(
 
     program = adjoint_points_program(network.equation, sol.level, adj.level, backend)
     before = program(state_data(network, sol, backend), adj.c_points.initial, adj.c_points.ends)
+    # `before` has lam^0 .. lam^{N-1}, then padding; lam^N is the adjoint's C-point 0.
     adjoints = jax.tree.map(
         lambda rest, last: jnp.concatenate([rest[: network.layers], last[None]]),
         backend.gather(before),

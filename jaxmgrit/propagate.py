@@ -80,6 +80,7 @@ def propagate(
     layers = check_layers(theta)
     if is_plain(solver, adjoint, backend, layers):
         u_final, _ = plainly(step, theta, u0, h, layers, False)
+        # The plain run is exact: all that may go wrong is a value that is not finite.
         return (u_final, result_code(all_finite(split(u_final)[0]), True, False)) if with_result else u_final
 
     solver, adjoint = chosen(solver, adjoint, backend, CONVERGED)

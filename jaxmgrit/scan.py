@@ -84,6 +84,7 @@ def scan(
     check_carry(init, "init")
     steps = _length(xs, length)
     layer = _Layer(f, h is not None)
+    # Of no steps there is nothing to solve for, whatever the solver.
     if is_plain(solver, adjoint, backend, steps) or steps == 0:
         return plainly(layer, xs, init, 1.0 if h is None else h, steps, True, reverse, unroll)
 
@@ -97,9 +98,11 @@ def scan(
     if h is None:
         _check_coarse_step(solver, steps, backend, "solver")
         _check_coarse_step(adjoint, steps, backend, "adjoint")
+    # Solvers want one; `_Layer` does not hand it on.
     h = 1.0 if h is None else h
     if not jax.tree.leaves(xs):  # then the steps are counted, to know how many there are
         layer, xs = _Layer(f, layer.takes_h, counted=True), (xs, jnp.arange(steps, dtype=jnp.int32))
+    # Solvers run forwards: the steps are turned round, and the outputs back.
     if reverse:
         xs, h = jax.tree.map(lambda x: x[::-1], xs), h if jnp.ndim(h) == 0 else h[::-1]
     carry, ys, _ = solved(layer, xs, init, h, solver, adjoint, backend, True, "scan")

@@ -60,6 +60,7 @@ class _Checked:
     def residuals(self) -> str:
         """The last recorded residual relative to the first and to the values, in words (host only)."""
         norms = np.asarray(self.residual_norms)
+        # Under `vmap` one object holds many solves.
         if norms.ndim != 1:
             return f"Residuals of {norms.shape[:-1]} solves."
         # -1 stands where nothing was recorded.
@@ -74,6 +75,7 @@ class _Checked:
 
     def __str__(self) -> str:
         name, shape = type(self).__name__, f"{self.level.steps} layers in intervals of {self.level.factor}"
+        # Inside `jit`, or mapped to shapes or specs, a solution can be printed too.
         if isinstance(self.result, jax.core.Tracer) or not isinstance(self.result, jax.Array | np.ndarray):
             return f"{name}: {shape}, without values."
         if np.ndim(self.result):
@@ -114,6 +116,7 @@ class Solution(_Checked):
     cycles: jax.Array
     result: jax.Array
     scale: jax.Array
+    # Static: the partition decides which program solves on from here.
     level: Level = field(metadata={"static": True})
     tolerance: bool = field(metadata={"static": True})
 
@@ -177,6 +180,7 @@ def check_guess(guess: CPoints | None, initial: State, level: Level, backend: Ba
     """Raise a ValueError unless a guess holds the C-points of this partition."""
     if guess is None:
         return
+    # What a process has of the C-points: its own block, or all of them.
     expected = jax.eval_shape(lambda: CPoints(initial, repeat(initial, level.intervals // backend.blocks)))
     remedy = (
         "Give the c_points of a solve of the same network with the same coarsening factor and number of devices "

@@ -107,6 +107,7 @@ def trajectory(
 
     program = points_program(network.equation, sol.level, backend)
     after = backend.gather(program(*state_data(network, sol, backend)))
+    # `after` is by slot: what follows the last layer is padding.
     states = jax.tree.map(
         lambda first, rest: jnp.concatenate([first[None], rest[: network.layers]]), sol.c_points.initial, after
     )

@@ -12,6 +12,7 @@ __all__ = ["equinox", "init_layers", "linen", "nnx", "residual", "stack_layers"]
 
 
 def __getattr__(name: str) -> ModuleType:
+    # On demand: neither framework is needed by the rest of the library.
     if name in ("equinox", "linen", "nnx"):
         return importlib.import_module(f"jaxmgrit.adapters.{name}")
     raise AttributeError(f"module 'jaxmgrit.adapters' has no attribute {name!r}")

@@ -12,6 +12,7 @@ from jaxmgrit.adapters.framework import check_version
 from jaxmgrit.adapters.stack import is_list, scan_function, stack_layers, step_function, unlike
 from jaxmgrit.training.problem import Params, Problem
 
+# First, since the import's own error would not say what to install.
 check_version("equinox")
 import equinox as eqx  # noqa: E402
 
@@ -70,6 +71,7 @@ def stack(layers: Sequence[Module]) -> Module:
     """
     parts = [eqx.partition(layer, eqx.is_array) for layer in layers]
     arrays = stack_layers([part[0] for part in parts])
+    # After `stack_layers`, which names arrays that differ; here anything else does (activations, rates).
     for n, (_, static) in enumerate(parts):
         if not eqx.tree_equal(static, parts[0][1]):
             raise unlike(n, str(static), str(parts[0][1]))
@@ -247,9 +249,11 @@ def _run(
     def run(x: Arrays, u: State, *h: StepSize) -> tuple[PyTree, PyTree]:
         own, own_state, own_key = x
         module = eqx.combine(own, static)
+        # As in Equinox's own layers: the state after the inputs, the key by name.
         positional = h if own_state is None else (*h, own_state)
         keywords = {} if own_key is None else {"key": None if own_key is _NO_KEY else own_key}
         result = module(u, *positional, **keywords) if call is None else call(module, u, *positional, **keywords)
+        # A network's state may itself be a pair: only an `eqx.nn.State` tells (u_next, state).
         returned = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], eqx.nn.State)
         if returned:
             return result
@@ -264,6 +268,7 @@ def _check_state(layers: PyTree, state: eqx.nn.State | None, name: str, remedy: 
     """Raise a ValueError where layers have state that is not given."""
     if state is not None and not isinstance(state, eqx.nn.State):
         raise TypeError(f"{name}: state={state!r} is not an eqx.nn.State, such as make_with_state returns.")
+    # A StateIndex is a module: unless it counts as a leaf, only what is inside it would be seen.
     leaves = jax.tree_util.tree_leaves_with_path(layers, is_leaf=lambda x: isinstance(x, eqx.nn.StateIndex))
     paths = [jax.tree_util.keystr(path) for path, leaf in leaves if isinstance(leaf, eqx.nn.StateIndex)]
     if paths and state is None:

@@ -20,6 +20,7 @@ def check_version(package: str) -> None:
         installed = version(package)
     except PackageNotFoundError:
         raise ImportError(f"jaxmgrit.adapters: {package} is not installed; {remedy}", name=package) from None
+    # Two numbers are enough, and let pre-releases such as 0.12.0rc1 pass.
     if tuple(int(part) for part in re.findall(r"\d+", installed)[:2]) < LEAST[package]:
         raise ImportError(
             f"jaxmgrit.adapters: {package}=={installed} is too old, {package}>={least} is supported; {remedy}",

@@ -12,6 +12,7 @@ from jaxmgrit.adapters.framework import check_version
 from jaxmgrit.adapters.stack import is_list, refuse, scan_function, step_function
 from jaxmgrit.training.problem import Params, Problem
 
+# First, since the import's own error would not say what to install.
 check_version("flax")
 from flax import linen  # noqa: E402
 
@@ -209,9 +210,11 @@ def _run(
 
     def run(x: Arrays, u: State, *h: StepSize) -> tuple[PyTree, PyTree]:
         own, streams = x
+        # As `method` a call gets the bound module, parameters and streams included.
         u_next, after = module.apply(own, u, *h, rngs=streams, mutable=mutable, method=call)
         if all_mutable:
             return u_next, dict(after)
+        # By identity: the values of traced arrays cannot be compared.
         given = {id(leaf) for leaf in jax.tree.leaves(own)}
         return u_next, {name: _changed(collection, given) for name, collection in after.items()}
 

@@ -12,6 +12,7 @@ from jaxmgrit.adapters.framework import check_version
 from jaxmgrit.adapters.stack import is_list, refuse, scan_function, stack_layers, step_function, unlike
 from jaxmgrit.training.problem import Params, Problem
 
+# First, since the import's own error would not say what to install.
 check_version("flax")
 from flax import nnx  # noqa: E402
 
@@ -74,6 +75,7 @@ def stack(layers: Sequence[Module]) -> Module:
     for n, (layer, part) in enumerate(zip(layers, parts, strict=True)):
         if part[0] != parts[0][0] and type(layer) is not type(layers[0]):
             raise unlike(n, type(layer).__name__, type(layers[0]).__name__)
+        # `nnx.split` sees one layer at a time: stacked, what two layers share would silently be two copies.
         for _, variable in nnx.iter_graph(layer):
             if isinstance(variable, nnx.Variable) and owner.setdefault(id(variable), n) != n:
                 raise ValueError(
@@ -81,6 +83,7 @@ def stack(layers: Sequence[Module]) -> Module:
                     "own, or close over what they share."
                 )
     states = stack_layers([state for _, state in parts])
+    # After `stack_layers`, which names arrays that differ; here anything else does (activations, rates).
     for n, (graph, _) in enumerate(parts):
         if graph != parts[0][0]:
             raise unlike(n, str(graph), str(parts[0][0]))
@@ -190,9 +193,11 @@ def to_one_shot(
     closing_graph, closing_params, _ = _trained(closing, f"{name}: closing")
     training = _run(layers, call, name)
     _, params, streams = _trained(layers, f"{name}: layers", streams=True)
+    # A copy, since `eval` changes modules in place.
     resting = nnx.clone(layers)
     resting.eval()
     evaluating = _run(resting, call, name)
+    # One layer's for all: with `keys` every step starts them anew, without it no layer may draw.
     streams = jax.tree.map(lambda x: x[0], streams)
 
     def step(theta: PyTree, u: State, h: StepSize) -> PyTree:
@@ -205,6 +210,7 @@ def to_one_shot(
     def random_step(theta: PyTree, u: State, h: StepSize, common: Any) -> PyTree:
         run = evaluating if common.key is None else training
         u_next, changed = run(nnx.merge_state(theta, _started(streams, common.key)), u, h)
+        # Streams that have moved on are no loss: the next step starts them anew.
         _, others = nnx.split_state(changed, nnx.RngState, ...)
         refuse(others, name, "one-shot training has no place for it.")
         return u_next
@@ -268,6 +274,7 @@ def _run(layers: nnx.Module, call: Call | None, name: str) -> Callable[..., tupl
     check_layers(state, f"{name}: layers")
 
     def run(x: Arrays, u: State, *h: StepSize) -> tuple[PyTree, PyTree]:
+        # By identity: the values of traced arrays cannot be compared.
         given = {path: jax.tree.leaves(variable) for path, variable in nnx.to_flat_state(x)}
         module = nnx.merge(graph, jax.tree.map(lambda leaf: leaf, x))  # variables of its own, which the call may change
         u_next = module(u, *h) if call is None else call(module, u, *h)

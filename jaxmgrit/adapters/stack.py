@@ -134,4 +134,5 @@ def refuse(changed: PyTree, name: str, remedy: str) -> None:
     """Raise a ValueError where a layer's state would be lost."""
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(changed)]
     if paths:
+        # An `Explained` error is handed on as it is, where others of a step are wrapped.
         raise Explained(f"{name}: a layer changes state that would be lost ({', '.join(paths)}); {remedy}")

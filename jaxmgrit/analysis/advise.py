@@ -182,6 +182,7 @@ def _subject(
             raise TypeError(f"advise: {name} is traced; call advise outside jit, grad and vmap: it measures time.")
         check_finite(tree, name)
     subject = Subject(step, theta, u0, h, loss, layers, backend)
+    # For its checks alone, before anything is compiled.
     make_network(step, theta, subject.part(), h, SEQUENTIAL)
     check_scalar(jax.eval_shape(loss, u0), "loss")
     return subject.opened()
@@ -192,6 +193,7 @@ def _timed_again(trials: Trials, rows: list[Row]) -> list[Row]:
     size = trials.subject.backend.size
     usable = [row for row in rows if row.solver is not None]
     limit = CLOSE * min(row.seconds[size] for row in usable)
+    # The sequential program in any case: gains are measured against it.
     close = [row for row in usable if row.seconds[size] <= limit or row is rows[0]]
     if len(close) < 2 or not trials.clock.has(ROUNDS * sum(row.seconds[size] for row in close)):
         return rows
@@ -200,6 +202,7 @@ def _timed_again(trials: Trials, rows: list[Row]) -> list[Row]:
     again = {row.name: time / row.seconds[size] for row, time in zip(close, least, strict=True)}
 
     def rescaled(row: Row) -> Row:
+        # Modelled times are made from the measured one, so they change with it.
         return row._replace(seconds={p: again.get(row.name, 1.0) * x for p, x in row.seconds.items()})
 
     return [rescaled(row) for row in rows]

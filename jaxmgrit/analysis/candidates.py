@@ -88,9 +88,11 @@ def candidates(layers: int, u0: State, devices: int) -> Iterator[Candidate]:
 
     About as many intervals as layers in one where a coarse step is one layer's; Newton's and relaxation's are longer.
     """
+    # Every device has an interval, and there are two at least.
     most = layers // max(2, devices)
     if layers < FEWEST or most < 2:
         return
+    # About sqrt(N): as many steps in the serial recurrence as layers in an interval.
     root = min(most, 2 ** max(1, round(math.log2(layers) / 2)))
     long = min(most, LONG, max(2, layers // 4))
     width, shapes = components(u0), {x.shape for x in jax.tree.leaves(u0)}
@@ -102,6 +104,7 @@ def candidates(layers: int, u0: State, devices: int) -> Iterator[Candidate]:
     def kept(sweeps: int) -> Candidate:
         return two_levels(f"picard({sweeps})", root, coarse_params=all_layers, coarse_step=picard(sweeps))
 
+    # Neither tolerance nor fallback: a trial counts iterations, and must see where they do not converge.
     newton = Newton(long, iterations=1, rtol=None, sequential_fallback=False)
     if width <= WIDEST:
         yield Candidate("sequential, then Newton's adjoint", Sequential(long), newton)
@@ -109,6 +112,7 @@ def candidates(layers: int, u0: State, devices: int) -> Iterator[Candidate]:
     yield kept(1)
     yield two_levels("average, midpoint", root, coarse_params=average, coarse_step=midpoint)
     yield two_levels("relaxation only", long, coarse_step=zero_step)
+    # As many sweeps as an interval has layers are exact, but save nothing.
     if root > 2:
         yield kept(2)
     yield two_levels("average", root, coarse_params=average)

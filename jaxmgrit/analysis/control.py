@@ -114,6 +114,7 @@ def is_due(control: Control, state: ControlState, iteration: int) -> bool:
     """Whether to compare before this iteration."""
     rested = iteration - (state.check - state.interval) >= control.soon
     alarmed = state.lowest is not None and state.last is not None and state.last > control.alarm * state.lowest
+    # An objective that stays high must not have every iteration compared.
     return iteration >= state.check or (alarmed and rested)
 
 
@@ -146,6 +147,7 @@ def follow(control: Control, state: ControlState, iteration: int, top: int) -> t
         return state, ""
     foreseen = state.error * state.mismatch
     says = f"a mismatch of {state.mismatch:.2g}, so a relative distance of about {foreseen:.2g} from the exact gradient"
+    # Not `>`: NaN has to climb too.
     if not foreseen <= control.tolerance:
         if state.rung == top - 1:
             return state._replace(check=iteration), ""
@@ -153,6 +155,7 @@ def follow(control: Control, state: ControlState, iteration: int, top: int) -> t
         after = _changed(state._replace(patience=patience), iteration, state.rung + 1)
         return _settling(after, iteration), f"{says}, above {control.tolerance:g}"
     waited = iteration - state.since >= state.patience
+    # With room to spare, or the cheaper rung would soon be left again.
     if state.rung > 0 and waited and foreseen * GAIN <= 0.5 * control.tolerance:
         after = _changed(state, iteration, state.rung - 1, origin=state.rung)
         return _settling(after, iteration), f"{says}: one rung less will do"
@@ -211,9 +214,11 @@ def decide(
     on_trial, waited = state.origin >= 0, iteration - state.since >= state.patience
     if trouble and state.rung < top:
         rung = _rung_for(control, measured, state.rung, cycles, state.origin if on_trial else None)
+        # Bounded, so that a training that has calmed down is tried again.
         patience = min(2 * state.patience, 16 * control.longest) if on_trial else state.patience
         return _changed(state._replace(patience=patience), iteration, rung), trouble
     if state.rung > 0 and not on_trial and waited and (hope := _hope(control, measured, state.rung, cycles)):
+        # Sequential sweeps tell nothing of how cycles converge: begin with the cheapest.
         cheaper = 0 if cycles[state.rung] is None else state.rung - 1
         return _changed(state, iteration, cheaper, origin=state.rung), hope
     interval = min(max(2 * state.interval, control.soon), control.longest)
@@ -252,6 +257,7 @@ def _rung_for(control: Control, measured: Measured, rung: int, cycles: Sequence[
     factor = max(measured.factor, measured.adjoint_factor)
     if own is None or not (math.isfinite(measured.distance) and factor < 1):
         return rung + 1 if origin is None else origin
+    # `factor` is that of `own` cycles, whose error is known: `count` cycles are count/own - 1 times as many more.
     for higher in range(rung + 1, most):
         count = cycles[higher]
         if count is None or measured.distance * factor ** (count / own - 1) <= 0.5 * control.tolerance:

@@ -146,6 +146,7 @@ def iteration_counts(
         >>> predict[1].serial_phi, sweep[0].grad
         (8, 64)
     """
+    # As trainers do, so that their programs are what is counted.
     solver, adjoint = match_segments(solver, adjoint)
 
     return counts(Case(layers, devices, sizes, data), iteration(schedule), solver, adjoint)
@@ -176,6 +177,7 @@ def cycle_counts(
         [64, 32]
     """
     case = Case(layers, devices, sizes, data)
+    # Not one and two: the first cycle may be another (`skip_first_down`).
     two, three = (replace(solver, cycles=cycles) for cycles in (2, 3))  # type: ignore[type-var]
     if adjoint:
         fewer, more = (counts(case, then_adjoint(False), solver, one)[1] for one in (two, three))

@@ -47,9 +47,11 @@ class Counting:
 
     def index(self) -> Any:
         """Not known."""
+        # No number: what depends on the position must stay open in the trace.
         return marks.index() if self.size > 1 else 0
 
     def _permute(self, block: jax.Array, hop: int) -> jax.Array:
+        # All the way round is no message, and none is counted.
         return marks.message("sends", block, block.nbytes) if hop % self.size else block
 
     def shift(self, x: Arrays, by: int, fill: Arrays | None) -> PyTree:

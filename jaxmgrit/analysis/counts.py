@@ -109,6 +109,7 @@ class Costs:
         seconds = 0.0
         for depth, level in enumerate(counts):
             swept = level.phi * self.phi + level.vjp * self.vjp + level.grad * self.grad
+            # Coarse steps in sweeps may cost several Phi (`coarse`); those one after another were measured as they are.
             if depth == 0:
                 serial = level.serial_phi * self.serial_phi + level.serial_vjp * self.serial_vjp
                 seconds += swept + serial + level.serial_grad * self.serial_grad

@@ -45,6 +45,7 @@ def marked_coarse_step(step: Any, theta: Layers, u: State, h: StepSize, m: int, 
 def _mark(theta: Layers, u: State, stride: int) -> PyTree:
     leaves, tree = jax.tree.flatten(u)
     parameters = [x for x in jax.tree.leaves(theta) if is_inexact(x)]
+    # One leaf of each stands for all: steps are counted, not arrays.
     leaves[0] = step_p.bind(leaves[0], *parameters[:1], stride=stride, times=1)
     return jax.tree.unflatten(tree, leaves)
 
@@ -56,6 +57,7 @@ def _(u: State, *theta: Any, **_: Any) -> Any:
 
 def _differentiate(primals: Arrays, tangents: Arrays, *, stride: int, times: int) -> Any:
     out = step_p.bind(*primals, stride=stride, times=times)
+    # A symbolic zero is not pushed: its pullback is never done. A step without parameters has one operand.
     pushed = [
         push_p.bind(t, of=of, stride=stride, times=times, shapes=((x.shape, x.dtype), (out.shape, out.dtype)))
         for of, x, t in zip(("state", "parameters"), primals, tangents, strict=False)

@@ -62,6 +62,7 @@ class Report:
             )
 
     def _row(self, name: str) -> Row | None:
+        # Names end with interval and cycles: see `Candidate.__str__`.
         return next((row for row in self.rows if row.name.partition(", m =")[0] == name), None)
 
     def _cost(self) -> str:
@@ -123,6 +124,7 @@ class Report:
         plain = self.rows[0].seconds
         more = sorted(count for count in plain if count > self.devices)
         for count in more:
+            # The 5 % that `advise` asks of a candidate.
             faster = [
                 row for row in self.rows[1:] if row.solver and row.seconds.get(count, math.inf) < 0.95 * plain[count]
             ]

@@ -45,6 +45,7 @@ class Clock:
 
     def has(self, seconds: float) -> bool:
         """Whether so many seconds are left."""
+        # Agreed on: processes that go different ways wait for each other for ever.
         return bool(self._backend.agreed(time.monotonic() + seconds < self._end))
 
 
@@ -123,8 +124,10 @@ class Subject:
             return self.step
 
         def step(theta: Layers, u: State, h: StepSize) -> PyTree:
+            # A closure cannot be given other values; the constants of its traced program can.
             closed, structure = _trace(self.step, theta, u, h)
             values = [_other(x, self.constants, constants) for x in closed.consts]
+            # A step size that is a number is inside the program.
             arrays = (theta, u) if _is_number(h) else (theta, u, h)
             program = core.jaxpr_as_fun(core.ClosedJaxpr(closed.jaxpr, values))
             return jax.tree.unflatten(structure, program(*jax.tree.leaves(arrays)))
@@ -161,9 +164,11 @@ class Subject:
             own, reverse = match_segments(*(s.fitted(self.layers, u0, backend) for s in (solver, adjoint)))
             sol = solve_network(network, backend.split_batch(u0), own, None, backend)
             lam = backend.split_batch(jax.grad(self.loss)(backend.join_batch(sol.u_final)))
+            # `step_sizes` asks for the gradient of what the step closes over as well.
             adj, swept = adjoint_network(network, sol, lam, reverse, None, backend, gradients=True, step_sizes=True)
             assert swept is not None
             layers = jax.tree.map(lambda x: x[: self.layers], backend.gather(swept.slots.theta))
+            # By identity: under `jit` the constants are the very tracers that the step was traced with.
             shared = tuple(
                 _other(x, network.shared.constants, swept.shared.constants, jnp.zeros_like(x)) for x in constants
             )
@@ -192,6 +197,7 @@ class Subject:
     def timed(self, call: Callable[[], PyTree]) -> float:
         """Seconds of the quickest call of a compiled program, the same on all processes."""
         samples = [stopped(call)]
+        # Every call is one of all processes, so its number must be the same.
         calls = self.backend.agreed(min(CALLS, 1 + int(LONGEST / samples[0])))
         samples += [stopped(call) for _ in range(int(calls) - 1)]
         return float(self.backend.agreed(min(samples)))

@@ -165,7 +165,9 @@ def _by_level(tally: Tally, levels: Any, sent: bool) -> tuple[Counts, ...]:
         own = {what: times for (level, what), times in tally.items() if level == stride}
         for serial in ("", "serial_"):
             both, parameters = own.pop(f"{serial}state", 0), own.pop(f"{serial}parameters", 0)
+            # A pullback to parameters leaves two marks, its own and one to the state.
             own[f"{serial}vjp"], own[f"{serial}grad"] = both - parameters, parameters
+        # Without sizes there are no bytes to speak of.
         return Counts(**own if sent else {**own, "bytes": 0})
 
     return tuple(of_level(stride) for stride in strides)

@@ -79,6 +79,7 @@ class Trials:
         subject = self.subject
         alone = subject.backend.size == subject.backend.data_size == 1
         best: Seen | None = None
+        # The plain program, every layer a segment, about sqrt(N); of a short network some are the same.
         for segment in dict.fromkeys((subject.layers, 1, math.isqrt(subject.layers - 1) + 1) if alone else (None,)):
             if best is not None and not self.has_time():
                 break
@@ -96,6 +97,7 @@ class Trials:
         subject = self.subject
         both = self.sequential / subject.layers
         forward = jax.jit(lambda theta, u0: subject.value(theta, u0))
+        # Noise must not give the pullback a negative time.
         phi = min(both, self._seconds(forward, subject.theta, subject.u0) / subject.layers)
         self.layer = Layer(phi, both - phi)
         if width < 2 or not self.has_time():
@@ -130,6 +132,7 @@ class Trials:
         try:
             row, seen, candidate = self._enough(candidate)
         except (TypeError, ValueError, NotImplementedError) as refusal:
+            # A solver that cannot take the network is a row of the table, not an error.
             return Row(candidate.name, None, None, reason=str(refusal).strip().split("\n")[0])
         if row.reason:
             return row
@@ -159,6 +162,7 @@ class Trials:
         other = candidate.times(count)
         again = self.look(other.solver, other.adjoint)
         off = self.subject.distance(again.gradient, self.exact)
+        # One cycle may miss where two did not: then two are kept.
         if off <= self.tolerance or error > self.tolerance:
             tried, seen, error = other, again, off
         return row(error, "" if error <= self.tolerance else MISSES), seen, tried
@@ -166,6 +170,7 @@ class Trials:
     def _on_devices(self, candidate: Candidate, seconds: float) -> dict[int, float]:
         """Seconds by number of devices: measured on the backend's own, elsewhere its parallel part by the intervals."""
         size, intervals = self.subject.backend.size, self.subject.layers // candidate.factor
+        # The serial part is modelled: of what was measured it may be most, never all.
         times, serial = {size: seconds}, min(0.8 * seconds, intervals * self._serial(candidate))
         for p in self.devices:
             if p != size and p <= intervals and not math.isnan(self.layer.phi):
@@ -207,6 +212,7 @@ class Trials:
         step = candidate.solver.coarse_step
         evaluations = 2.0 if step is midpoint else 0.0 if step is zero_step else 1.0
         if isinstance(step, Picard):
+            # NaN, where nothing was measured, does not equal itself.
             evaluations = step.sweeps * (self.layer.wide if self.layer.wide == self.layer.wide else candidate.factor)
         return candidate.cycles * evaluations * (phi + both)
 
@@ -254,5 +260,6 @@ def _needed(candidate: Candidate, error: float, factors: Sequence[float], tolera
         return 1 if before <= 0.7 * tolerance else 2
     if not 0 < factor < 1:
         return None
+    # Short of the tolerance, since the factor was seen once.
     count = 2 + math.ceil(math.log(0.7 * tolerance / error) / math.log(factor))
     return count if count <= MOST_CYCLES else None

@@ -79,6 +79,7 @@ class Walk:
 
     def _program(self, program: Any, inputs: Sequence[Known], where: _Where) -> tuple[Tally, list[Known]]:
         jaxpr, consts = program
+        # With the inputs that are known, since they may choose a branch inside.
         key = id(jaxpr), where, tuple(None if x is None else (x.shape, x.tobytes()) for x in inputs)
         if key not in self._counted:
             self._alive.append(jaxpr)
@@ -129,6 +130,7 @@ class Walk:
         program, length = (params["jaxpr"].jaxpr, params["jaxpr"].consts), params["length"]
         where = where._replace(again=False)
         consts, carry = params["num_consts"], params["num_consts"] + params["num_carry"]
+        # All passes do the same, unless the marks of one are behind a branch: then each is walked through.
         if not self._any(program[0], "branch"):
             unknown = [*inputs[:consts], *[None] * (len(inputs) - consts)]
             return _times(length, self._program(program, unknown, where)[0]), []
@@ -145,6 +147,7 @@ class Walk:
         """The branch taken; where that is not known, the one that does most."""
         which, *operands = inputs
         if which is not None:
+            # Out of range it is clamped, as `lax.switch` does.
             return self._program(branches[int(np.clip(which, 0, len(branches) - 1))], operands, where)
         counted = [self._program(branch, operands, where)[0] for branch in branches]
         return max(counted, key=lambda tally: tally.total()), []
@@ -170,9 +173,11 @@ def _marks(name: str, params: Any, where: _Where) -> Tally:
     if name == "count_message":
         level = where.scope.level
         return Counter({(level, params["kind"]): 1, (level, "bytes"): params["bytes"]})
+    # What a pullback evaluates again counts as part of the pullback.
     if name == "count_split" or (name == "count_step" and where.again):
         return Counter()
     batched = params["times"] > 1
+    # Several at a time, or named as a sweep; any other step waits for the one before.
     serial = "" if where.scope.swept or batched else "serial_"
     if name == "count_step":
         return Counter({(params["stride"], f"{serial}phi"): params["times"]})

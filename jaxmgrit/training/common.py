@@ -86,6 +86,7 @@ class _OfLayer:
         own, key = given.parts
         if key is not None:
             key = jax.random.fold_in(key[0], layer.index)  # of one part of the batch
+        # Halves of one context, None where the other has the leaf: see `given_of`.
         return self.f(theta, u, h, Common(given.params, merge(own, given.whole), key))
 
 
@@ -109,7 +110,9 @@ def needs_common(step: Callable[..., Any]) -> bool:
     try:
         signature = inspect.signature(step)
     except (TypeError, ValueError):
+        # A callable without a signature (some builtins) is taken to be step(theta, u, h).
         return False
+    # An optional fourth parameter does not ask for `common`: that step does without it.
     return not _binds(signature, 3) and _binds(signature, 4)
 
 
@@ -124,6 +127,7 @@ def _binds(signature: inspect.Signature, count: int) -> bool:
 def _check_key(key: Any) -> None:
     try:
         kind = str(jax.random.key_impl(key))
+        # A raw key is 2 words (threefry) or 4 (rbg), a typed key one entry.
         single = jax.eval_shape(jax.random.fold_in, key, 0).shape == key.shape and jnp.size(key) in (1, 2, 4)
     except (TypeError, ValueError, AttributeError):
         kind, single = "", False
@@ -139,6 +143,7 @@ def _check_key(key: Any) -> None:
 def of_numbered(solver: Solver) -> Solver:
     """A solver of layers that know which one they are."""
     f = solver.coarse_params
+    # The library's own act on all leaves of a `Layer`: the number is the first layer's, or each layer keeps its own.
     if f is None or f in (injection, average, all_layers):
         return solver
     assert isinstance(solver, Options)
@@ -156,11 +161,13 @@ def given_of(shared: PyTree, extra: Extra, backend: Backend) -> Given:
     if key is not None:
         _check_key(key)
     context = jax.tree.map(jnp.asarray, extra.context)
+    # Leaves without axes belong to all samples; with one part nothing has to be cut.
     split = jax.tree.map(lambda x: parts > 1 and x.ndim > 0, context)
     own = jax.tree.map(lambda x, mine: x if mine else None, context, split)
     whole = jax.tree.map(lambda x, mine: None if mine else x, context, split)
     if key is not None:
         numbers = jnp.arange(parts, dtype=jnp.int32)
+        # Leading axis (parts,), cut by the data axis: no two parts draw the same. A single part keeps the key itself.
         keys = key[None] if parts == 1 else jax.vmap(lambda part: jax.random.fold_in(key, part))(numbers)
         return Given(shared, whole, backend.split_batch((own, keys)))
     return Given(shared, whole, (backend.split_batch(own), None))

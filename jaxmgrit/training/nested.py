@@ -59,7 +59,9 @@ def refine(params: Params, factor: int, kind: Literal["constant", "linear"] = "l
     def one(x: Arrays) -> jax.Array:
         if kind == "constant" or layers == 1 or not is_inexact(x):
             return jnp.repeat(x, factor, axis=0)
+        # Not in x's dtype: in half precision neighbouring layers of a deep network would have one place.
         place = (jnp.arange(layers * factor, dtype=float) + 0.5) / factor - 0.5
+        # Clipped to an existing pair, whose line goes on beyond the ends: weights below 0 and above 1.
         left = jnp.clip(jnp.floor(place).astype(jnp.int32), 0, layers - 2)
         weight = (place - left.astype(place.dtype)).astype(x.dtype)
         weight = weight.reshape(-1, *[1] * (x.ndim - 1))

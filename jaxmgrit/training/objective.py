@@ -153,6 +153,7 @@ class Training:
         def head(u_final: State) -> Head:
             def loss(p: Arrays, u: State) -> Any:
                 value, aux = problem.loss(merge(p, others.closing), u, y)
+                # A part's loss is the mean over its own samples; summed over the parts, each counts 1/parts.
                 return value / self._parts, aux
 
             (value, aux), (d_closing, lam_final) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
@@ -175,6 +176,7 @@ class Training:
             objective, gradients = objective + value, jax.tree.map(jnp.add, gradients, more)
         gradients = gradients._replace(layers=self.mask(gradients.layers, layers))
         found = found._replace(warm=self.place_warm(found.warm))
+        # Running cost and penalty may overflow where both solves are finite.
         code = jnp.where(jnp.isfinite(objective), found.result, Result.NOT_FINITE.value)
         return Evaluated(objective, gradients, code, found)
 
@@ -196,6 +198,7 @@ class Training:
         def at(params: Params) -> Evaluated:
             return self.evaluate(merge(self.spread(params, layers), others), warm, batch, layers, extra)
 
+        # Not the derivative of the cycles: an optimiser gets the schedule's own inexact gradient.
         @jax.custom_vjp
         def objective(params: Params) -> jax.Array:
             return at(params).objective
@@ -214,6 +217,7 @@ class Training:
         """Loss and aux of the network evaluated one layer after another, at laid-out parameters."""
         x, y = batch
         u0 = check_state(self.problem.opening(params.opening, x), "opening(params.opening, x)")
+        # Undivided: loss and aux of the whole batch, on every device.
         level, backend = self.schedule.level(layers, self.setting), self.backend.undivided()
         network, _ = hidden_layers(self.problem, params, u0, extra, (), backend, layers, level)
         u_final = propagate_exactly(network, u0, level, backend)
@@ -272,6 +276,7 @@ class Training:
         def one(x: Arrays) -> Any:
             if backend.blocks * x.shape[0] == layers:
                 return x
+            # By process: outside `lift` a process has one block, however many devices it drives.
             slot = backend.block * x.shape[0] + jnp.arange(x.shape[0], dtype=jnp.int32)
             return where(slot < layers, x, jnp.zeros_like(x))
 

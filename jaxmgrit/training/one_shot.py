@@ -101,6 +101,7 @@ class OneShot:
     def training(self) -> Training:
         """What this trainer shares with others: objective and inexact gradient at laid-out parameters."""
         one_cycle = MGRIT(cycles=1)
+        # A `Sequential` of open segments ends them where its partner's intervals end.
         solver, adjoint = match_segments(self.solver or one_cycle, self.adjoint or one_cycle)
         return Training(self.problem, self.schedule, Setting(solver, adjoint, self.backend))
 
@@ -118,6 +119,7 @@ class OneShot:
         training = self.training
         start = training.start(params, batch)
         storage = training.storage(start.layers)
+        # Copies: some optimisers keep the parameters themselves, and no buffer may be donated twice.
         optimizer = copies(init_optimizer(self.optimizer, split(params)[0], storage))
         iteration = self.backend.replicate(jnp.zeros((), jnp.int32))
         warm = training.carried(start.warm) if self.start == "cold" else start.warm
@@ -194,6 +196,7 @@ class OneShot:
             ValueError: `samples` or `key` do not go with `start`, or with the backend.
         """
         training, layers = self.training, state.layers
+        # Sequential solvers keep no warm values: with them a key per iteration does no harm.
         if key is not None and self.start != "cold" and jax.tree.leaves(state.warm):
             raise ValueError(
                 f"key: warm values belong to one draw of the random layers, but start={self.start!r} keeps them from "
@@ -255,8 +258,10 @@ class OneShot:
             seen,
             training.storage(layers),
             here.objective,
+            # Trials along a line start from the states that this iteration has found.
             training.objective_of(split(state.params)[1], here.found.warm, batch, layers, extra),
         )
+        # An optimiser may move what has gradient 0 (adding noise, say); padding stays where it is.
         updates = updates._replace(layers=training.mask(updates.layers, layers))
         differentiable, others = split(state.params)
         params = training.place(merge(optax.apply_updates(differentiable, updates), others))
@@ -273,5 +278,6 @@ class OneShot:
         )
         warm = found.warm if samples is None else training.place_warm(put(state.warm, samples, found.warm))
         warm = training.carried(warm) if self.start == "cold" else warm
+        # Placed as by `init`: under `jit` another placement would be another program.
         iteration = self.backend.replicate(state.iteration + 1)
         return TrainState(params, optimizer, warm, iteration, layers, opening.batch), info

@@ -65,6 +65,7 @@ class Storage:
         leaves, structure = jax.tree.flatten(tree)
         numbers: list[int] = jax.tree.leaves(axes)
         spread = [i for i, axis in enumerate(numbers) if axis != WHOLE]
+        # `gather` joins leading axes. With one block arrays are whole already, and only the padding goes.
         first = [jnp.moveaxis(leaves[i], numbers[i], 0) for i in spread]
         for i, x in zip(spread, self.backend.gather(first) if self.backend.blocks > 1 else first, strict=True):
             leaves[i] = jnp.moveaxis(x[: self.layers], 0, numbers[i])
@@ -111,12 +112,14 @@ def layer_axes(init: Callable[[Params], PyTree], params: Params, layers: int) ->
     state, other = jax.eval_shape(init, params), jax.eval_shape(init, longer)
     structures: list[Any] = [jax.tree.structure(state), jax.tree.structure(other)]
     if structures[0] != structures[1]:
+        # A state whose structure depends on N tells nothing of its axes.
         return jax.tree.map(lambda _: WHOLE, state)
 
     def one(x: Any, y: Any) -> int:
         grown = [i for i, sizes in enumerate(zip(x.shape, y.shape, strict=False)) if sizes[0] != sizes[1]]
         if len(x.shape) != len(y.shape) or len(grown) != 1 or jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
             return WHOLE
+        # An axis that grows otherwise (with N^2, say) is not one over the layers.
         return grown[0] if (x.shape[grown[0]], y.shape[grown[0]]) == (layers, layers + 1) else WHOLE
 
     return jax.tree.map(one, state, other)
@@ -125,6 +128,7 @@ def layer_axes(init: Callable[[Params], PyTree], params: Params, layers: int) ->
 def init_optimizer(optimizer: optax.GradientTransformation, params: Params, storage: Storage) -> PyTree:
     """The optimiser's first state, stored; `params` have leading axis N on every leaf of the layers."""
     axes = layer_axes(optimizer.init, jax.eval_shape(lambda: params), storage.layers)
+    # A weak dtype may be a definite one after the first update: the jitted step would compile twice.
     return jax.tree.map(storage.store, strong(optimizer.init(params)), axes)
 
 
@@ -154,6 +158,7 @@ def update_optimizer(
     shapes = storage.shapes(params)
     structure, leaves = jax.tree.structure(shapes), tuple(jax.tree.leaves(shapes))
     axes = layer_axes(optimizer.init, shapes, storage.layers)
+    # Plain arrays are what optax knows: there is nothing to move, and so no program to compare.
     if not storage.plain:
         by_layer = _program_by_layer(optimizer, structure, leaves, storage.layers, value.dtype)
         if by_layer is not None:
@@ -165,6 +170,7 @@ def update_optimizer(
             gradients, state, params, value=value, grad=gradients, value_fn=value_fn
         )
     except TypeError as error:
+        # optax has no way to ask what an update needs; Python's own message names it.
         if not (missing := re.search(r"missing \d+ required keyword-only argument.*", str(error))):
             raise
         raise TypeError(
@@ -210,6 +216,7 @@ def _program_by_layer(
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), jax.eval_shape(optimizer.init, params))
 
     def update(gradients: Params, state: PyTree, params: Params, value: jax.Array) -> tuple[Params, PyTree]:
+        # No `value_fn`: it needs all layers. Whoever asks for it raises below, and is run whole.
         return extended.update(gradients, state, params, value=value, grad=gradients)
 
     def mapped(tree: PyTree) -> list[int | None]:
@@ -239,6 +246,7 @@ def _program_by_layer(
 def _same_program(one: Any, other: Any) -> bool:
     """Whether two traced programs are the same operations on the same constants."""
     return (
+        # Printed, since programs have no equality of their own, and there variables are named in order.
         str(one.jaxpr) == str(other.jaxpr)
         and len(one.consts) == len(other.consts)
         and all(a is b for a, b in zip(one.consts, other.consts, strict=True))

@@ -65,6 +65,7 @@ class LayerwisePenalty:
     def __call__(self, params: Any) -> Any:
         """The penalty of `Params`, layers with leading axis N."""
         terms = []
+        # Where all parameters are shared, `vmap` would have no axis to go over.
         some = bool(jax.tree.leaves(params.layers))
         if self.layer is not None and some:
             terms.append(jnp.sum(jax.vmap(self.layer)(params.layers)))
@@ -109,6 +110,7 @@ def _program(
             values = jax.vmap(value)(differentiable, others)
             return jnp.sum(jnp.where(inside, values, jnp.zeros_like(values))), tuple(differentiable)
         values, found = jax.vmap(jax.value_and_grad(value))(differentiable, others)
+        # Padding repeats a layer and is evaluated like one; neither its term nor its derivative counts.
         total = jnp.sum(jnp.where(inside, values, jnp.zeros_like(values)))
         return total, tuple(where(inside, g, jax.tree.map(jnp.zeros_like, g)) for g in found)
 
@@ -121,11 +123,13 @@ def _program(
             value, (own,) = terms(penalty.layer, (theta,), slot < layers)
             found, gradients = [value], [own]
         if penalty.neighbours is not None:
+            # Layer 0 has no predecessor: whatever is filled in is masked by slot > 0.
             before = backend.shift(theta, 1, first)
             value, (d_before, d_after) = terms(penalty.neighbours, (before, theta), (slot > 0) & (slot < layers))
             found.append(value)
             gradients.append(d_after)
             if gradient:
+                # The slot of layer n has found the derivative by theta^{n-1}: one slot back, maybe to the neighbour.
                 gradients.append(backend.shift(d_before, -1, jax.tree.map(lambda x: jnp.zeros_like(x[0]), d_before)))
         total = backend.all_sum(sum(found[1:], found[0]))
         return total, (sum_trees(gradients) if gradient else None)
@@ -157,6 +161,7 @@ def penalty_gradient(
         whole: Params = merge(p, others)
         return penalty(whole._replace(layers=first_layers(whole.layers, layers)))
 
+    # A general function needs all layers in one place; they are cut to N inside, so padding gets gradient 0.
     whole = differentiable._replace(layers=backend.gather(differentiable.layers))
     others = others._replace(layers=backend.gather(others.layers))
     value, gradient = jax.value_and_grad(whole_penalty)(whole)
@@ -235,6 +240,7 @@ def published_penalty(
     def shared(theta: PyTree) -> Any:
         return 0.5 * gamma_tik * _squares(theta)
 
+    # A term left out costs neither a sweep over the layers nor a message to the neighbour.
     return LayerwisePenalty(
         layer if gamma_tik else None,
         neighbours if gamma_ddt else None,

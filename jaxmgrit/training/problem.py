@@ -119,6 +119,7 @@ class Problem:
         x, y = batch
         u0 = check_state(self.opening(params.opening, x), "opening(params.opening, x)")
         layers = number_of_layers(self, params.layers)
+        # With the whole batch, as the loss below gets it; only then is the state cut into parts.
         check_objective(self, params, u0, y)
         u0 = backend.split_batch(u0)
         solver = solver.fitted(layers, u0, backend)
@@ -169,6 +170,7 @@ def hidden_layers(
         level: see `params`.
     """
     common = takes_common(problem, params, extra)
+    # Numbers are what keys are folded with, and the only leaf with axis N where no parameter is a single layer's.
     numbered = extra.key is not None or not jax.tree.leaves(params.layers)
     theta = params.layers
     if numbered:
@@ -183,6 +185,7 @@ def hidden_layers(
         problem.h,
         *solvers,
         running_cost=None if cost is None else of_layer(cost, common, numbered),
+        # By N a network knows that its parameters are laid out already.
         layers=None if level is None else layers,
         parts=backend.data_size,
         given=given_of(params.shared, extra, backend) if common or numbered else None,

@@ -38,12 +38,14 @@ def _cost_program(equation: Equation, level: Level, backend: Backend) -> Callabl
         def interval(start: State, block: Layers, mask: Mask) -> jax.Array:
             def one(u: State, inputs: Arrays) -> tuple[PyTree, jax.Array]:
                 slot, inside = inputs
+                # At u^n, before the layer's own step. Padding computes like any layer; its cost is left out.
                 cost = equation.cost(slot, u, shared)
                 return where(inside, equation.advance(slot, u, shared), u), where(inside, cost, jnp.zeros_like(cost))
 
             return jnp.sum(jax.lax.scan(one, start, (block, mask))[1])
 
         costs = grid.sweep(interval, ends, u0, grid.blocks, grid.mask)
+        # Over the layers, then over the parts of the batch, each of which counts 1/parts: see `Equation.parts`.
         return backend.data_sum(backend.all_sum(jnp.sum(costs)))
 
     return backend.lift(body, STATE_SPECS, REPLICATED)

@@ -87,10 +87,12 @@ def export(training: Training, state: State, axes: PyTree) -> Snapshot:
     def kept(x: Arrays, axis: int) -> np.ndarray:
         if axis == WHOLE:
             return _on_host(x)
+        # By slot of the state's partition, whose padding is behind the last layer.
         return np.moveaxis(_on_host(backend.gather(jnp.moveaxis(x, axis, 0)))[:count], 0, axis)
 
     def warm(values: Warm, level: Level) -> PyTree:
         def whole(x: Arrays) -> np.ndarray:
+            # Intervals of nothing but padding depend on the number of devices: they are left out.
             return np.asarray(fit(_on_host(backend.join_batch(backend.gather(x), axis=1)), _filled(level), level.front))
 
         return jax.tree.map(whole, values)
@@ -146,7 +148,9 @@ def _on_host(x: Arrays) -> np.ndarray:
     """A copy of a replicated or local array in NumPy; of keys, their data."""
     data = jax.random.key_data(x) if _is_key(x) else x
     if isinstance(data, jax.Array) and not data.is_fully_addressable:
+        # Replicated over processes: any shard is all of it.
         data = data.addressable_data(0)
+    # Not `asarray`: on a CPU that is a view of a buffer which a later step may be donated.
     return np.array(data)
 
 
@@ -205,4 +209,5 @@ def _array(x: Arrays, like: Arrays) -> jax.Array:
     """A stored array in JAX, of the dtype of another (keys from their data); never the stored one's own memory."""
     if _is_key(like):
         return jax.random.wrap_key_data(jnp.array(x), impl=jax.random.key_impl(like))
+    # JAX may use NumPy's memory as it is, and the restored state will be donated.
     return jnp.array(x, like.dtype, copy=True)

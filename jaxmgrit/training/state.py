@@ -45,6 +45,7 @@ class TrainState:
     optimizer: PyTree
     warm: PyTree
     iteration: jax.Array
+    # Static: it decides shapes, and `jit` must not turn it into an array.
     layers: int = field(metadata={"static": True})
     batch: jax.Array | None = None
 

@@ -49,6 +49,7 @@ def anticipate(alpha: float) -> optax.GradientTransformation:
         raise ValueError(f"anticipate: alpha={alpha!r} is not a finite number >= 0; 0.1 to 0.5 is usual.")
 
     def init(params: PyTree) -> AnticipateState:
+        # A flag beside the zeros: measured from them, the first gradient would be one large change.
         return AnticipateState(jax.tree.map(jnp.zeros_like, params), jnp.zeros((), bool))
 
     def update(gradients: Arrays, state: AnticipateState, params: PyTree = None) -> tuple[PyTree, AnticipateState]:

@@ -42,6 +42,7 @@ def take(warm: Warm, samples: jax.Array) -> PyTree:
     """The values of some samples, leaves (intervals, batch, ...); NaN for a sample that does not exist."""
 
     def one(x: jax.Array) -> jax.Array:
+        # Neither clamped nor counted from the end: a sample that does not exist must show, as NaN.
         return x.at[:, samples].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
     return jax.tree.map(one, warm)
@@ -51,6 +52,7 @@ def put(warm: Warm, samples: jax.Array, values: State) -> PyTree:
     """All values, with those of some samples replaced."""
 
     def one(x: jax.Array, new: jax.Array) -> jax.Array:
+        # What does not exist has no place; the step's result has said NOT_FINITE, see `take`.
         return x.at[:, samples].set(new, mode="drop", wrap_negative_indices=False)
 
     return jax.tree.map(one, warm, values)
@@ -62,6 +64,7 @@ def repeated(samples: jax.Array) -> jax.Array:
     Raises:
         ValueError: one is, and the values are known already.
     """
+    # Under `jit` nothing can be raised about values: there the caller makes a result code of it.
     if not isinstance(samples, jax.core.Tracer):
         names, counts = np.unique(np.asarray(samples), return_counts=True)
         if np.any(counts > 1):
@@ -95,6 +98,7 @@ def fingerprint(batch: Arrays) -> jax.Array:
         for words in _words(jnp.asarray(leaf)):
             # Scrambled with their place, so that neither order nor a constant added to all goes unnoticed.
             mixed = _scrambled(words ^ _scrambled(_places(words.shape)))
+            # Scrambled from leaf to leaf, so that their order counts; + 1, since 0 scrambles to itself.
             total = _scrambled(total + np.uint32(1)) + jnp.sum(mixed, dtype=jnp.uint32)
     return jnp.where(total == UNKNOWN, jnp.ones_like(total), total)
 
@@ -105,6 +109,7 @@ def _words(x: jax.Array) -> list[jax.Array]:
         x = jax.random.key_data(x)
     if jnp.iscomplexobj(x):
         return [*_words(x.real), *_words(x.imag)]
+    # Widening loses nothing; of eight bytes the bitcast makes two words, along a new axis.
     if x.dtype.itemsize < 4:
         x = x.astype(jnp.float32 if jnp.issubdtype(x.dtype, jnp.floating) else jnp.int32)
     return [jax.lax.bitcast_convert_type(x, jnp.uint32)]

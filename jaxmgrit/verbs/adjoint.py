@@ -35,6 +35,7 @@ def _grids(
     """The adjoint's grids on this device, from the state's slots and C-points."""
     slots, u0, shared, ends = data
     grid = finest_grid(equation, slots, shared, state, u0, backend)
+    # The C-points belong to the state's partition: it is linearised there, and then the slots move to the adjoint's.
     linearisation = linearise(grid, ends, u0, levels[0])
     slots = relayout(slots, state, levels[0], backend)
     batch = sweep_batch(solver, u0, backend.platform, levels[0].share)
@@ -57,6 +58,7 @@ def adjoint_network(
 
     The gradients' slots keep the state's partition: leading axis slots, zero in the padding.
     """
+    # Padding in front: adjoint C-points are n = N - j m, counted from the last layer.
     levels = solver.hierarchy(network.layers, backend.size, front=True)
     check_guess(guess, lam_final, levels[0], backend)
     equation = network.with_coarse_step(solver)
@@ -89,6 +91,7 @@ def _adjoint_program(
     def body(data: Arrays, lam_final: State, ends: State) -> tuple[Outcome, Gradients | None]:
         grids, lin = _grids(equation, state, levels, solver, backend, data)
         shared = data[2]
+        # On one device the run back takes the gradients along, so that every layer is linearised once.
         if gradients and solver.is_sequential(levels) and backend.size == 1:
             ends, swept = sequential_gradient(equation, grids[0], shared, lin.offset, lam_final, step_sizes)
             return sequential_outcome(grids[0], ends, lam_final), _collect(swept, levels[0], state, backend)
@@ -97,6 +100,7 @@ def _adjoint_program(
             return solver.run(grids, guess, lam_final), None
 
         recorded = None
+        # Linearised once for solve and gradients, where the tapes of all layers are not too large.
         if solver.transposes:
             recorded = record_side_by_side(equation, grids[0], shared, lin.offset, step_sizes)
         if recorded is not None:
@@ -111,6 +115,7 @@ def _adjoint_program(
                 ends,
                 lam_final,
                 step_sizes,
+                # What intervals arrive at, for solvers whose last residual is that of this sweep.
                 lambda u, lam, _: (lam, None),
                 tapes=recorded,
             )

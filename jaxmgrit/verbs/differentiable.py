@@ -65,6 +65,7 @@ def plainly(
 
 
 def _plain_program(step: Callable[..., PyTree], *static: Any) -> Callable[..., tuple[PyTree, PyTree]]:
+    # `scan` hands over its own callable, whose `f` is the user's.
     # A function that captures nothing is what it is; others may change between calls, as they may for `lax.scan`.
     function = getattr(step, "f", step)
     if isinstance(function, FunctionType) and function.__closure__ is None:
@@ -80,6 +81,7 @@ def _new_program(
     def program(theta: Layers, u0: State, scalar: Any, per_layer: Any) -> tuple[PyTree, PyTree]:
         def layer(u: State, inputs: Arrays) -> tuple[PyTree, PyTree]:
             own, size = inputs
+            # Exactly one of the three is there, see `check_step_size`.
             h = number if number is not None else scalar if size is None else size
             with named(what, own, u):
                 result = step(own, u, h)
@@ -118,14 +120,17 @@ def solved(
     axes = varying_axes((theta, u0, h))
     while True:
         theta, u0, h = vary((theta, u0, h), axes)
+        # Under a data axis a step never meets the whole batch, so it is checked on one part.
         part = jax.eval_shape(partial(_first_part, parts=backend.data_size), u0)
         network = make_network(step, theta, part, h, solver, adjoint, outputs=outputs)
+        # What the step closes over shows in its trace only, and may vary more: then all is made to, once more.
         if varying_axes(network.shared) <= axes:
             break
         axes |= varying_axes(network.shared)
     solver, adjoint = match_segments(*(s.fitted(network.layers, u0, backend) for s in (solver, adjoint)))
     differentiable, others = split((network.slots, network.shared))
     problem = _Static(network.equation, network.layers, solver, adjoint, backend, name)
+    # Forward mode is refused here, since `custom_vjp`'s own refusal would not say what to do.
     d_slots_and_shared, u0 = reverse_mode_only((differentiable, u0), name)
     return _solved(problem, d_slots_and_shared, others, u0)
 
@@ -168,11 +173,13 @@ def _forward(problem: _Static, differentiable: Arrays, others: Arrays, u0: State
         return backend.join_batch(sol.u_final), outputs_network(network, sol, backend), sol
 
     u_final, ys, sol = problem.once(solve, problem.solver)(differentiable, others, u0)
+    # Of the states only C-points are kept; the adjoint's sweeps recompute the F-points.
     return (u_final, ys, sol.result), (differentiable, others, sol)
 
 
 def _backward(problem: _Static, kept: Any, cotangents: Arrays) -> Any:
     backend = problem.backend
+    # The third is that of the result code, an integer.
     u_bar, ys_bar, _ = cotangents
     # Outputs that cannot be differentiated have no cotangent.
     ys_bar = jax.tree.map(lambda x: None if x.dtype == jax.dtypes.float0 else x, ys_bar)
@@ -180,6 +187,7 @@ def _backward(problem: _Static, kept: Any, cotangents: Arrays) -> Any:
     def solve(kept: Any, u_bar: PyTree, ys_bar: PyTree) -> Any:
         differentiable, others, sol = kept
         network = problem.network(differentiable, others)
+        # <y_bar, y> enters the adjoint as a running cost's derivative does.
         network = replace(network, slots=network.slots._replace(y_bar=ys_bar))
         lam_final = backend.split_batch(u_bar)
         adj, swept = adjoint_network(
@@ -190,6 +198,7 @@ def _backward(problem: _Static, kept: Any, cotangents: Arrays) -> Any:
         return (d_slots, swept.shared), backend.join_batch(adj.lam_initial)
 
     gradients, lam_initial = problem.once(solve, problem.adjoint)(kept, u_bar, ys_bar)
+    # None: integers and keys have no cotangent.
     return gradients, None, lam_initial
 
 

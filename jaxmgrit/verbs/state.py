@@ -90,6 +90,7 @@ def _outputs_program(equation: Equation, level: Level, backend: Backend) -> Call
             def one(u: State, inputs: Arrays) -> tuple[PyTree, PyTree]:
                 slot, inside = inputs
                 after, y = equation.advance_with_output(slot, u, shared)
+                # The caller cuts off the outputs of padding; the state must pass through it.
                 return where(inside, after, u), y
 
             return jax.lax.scan(one, start, (block, mask))[1]

@@ -46,6 +46,7 @@ def dot(a: Params, b: Params, space: Space) -> jax.Array:
         sums = jax.tree.map(lambda x, y: jnp.sum(jnp.real(x * jnp.conj(y))).astype(dtype), part, other)
         return sum(jax.tree.leaves(sums), jnp.zeros((), dtype))
 
+    # What is not a layer's is whole everywhere: outside the sum over devices, or it would count once for each.
     ends = products(a._replace(layers=None), b._replace(layers=None))
     return space.backend.total(products(a.layers, b.layers)) + ends
 
@@ -62,6 +63,7 @@ def curvature(s: Params, y: Params, space: Space) -> Curvature:
     """The curvature along a pair, and the safeguard."""
     sy, ss, yy = dot(s, y, space), dot(s, s, space), dot(y, y, space)
     least = max(1e-8, 10 * float(jnp.finfo(sy.dtype).eps))
+    # Two roots, since |s|^2 |y|^2 underflows long before |s| |y| does.
     return Curvature(sy, yy, sy > least * jnp.sqrt(ss) * jnp.sqrt(yy))
 
 
@@ -165,6 +167,7 @@ class LBFGS:
         """A ring without pairs, for parameters like these."""
 
         def ring() -> Params:
+            # The ring's axis is the last, so that the axis over the layers is where the parameters have it.
             return jax.tree.map(lambda x: jnp.zeros((*x.shape, self.memory), x.dtype), like)
 
         dtype = _dtype(like)
@@ -176,6 +179,7 @@ class LBFGS:
         index = memory.stored % self.memory
 
         def put(ring: Any, new: Any) -> Any:
+            # No branch: a refused pair (whose 1/s'y may be infinite) writes back what is there.
             return ring.at[..., index].set(jnp.where(found.kept, new, ring[..., index]))
 
         return Pairs(
@@ -195,6 +199,7 @@ class LBFGS:
 
         def newest_first(k: Arrays, carry: tuple[Params, jax.Array]) -> tuple[Params, jax.Array]:
             d, alphas = carry
+            # `%` has the divisor's sign, so the index stays in the ring; beyond `used` alpha is 0 anyway.
             i = (memory.stored - 1 - k) % self.memory
             s, y = pair(i)
             alpha = jnp.where(k < used, memory.rho[i] * dot(s, d, space), 0.0)
@@ -214,6 +219,7 @@ class LBFGS:
 
     def forget(self, memory: Pairs, when: jax.Array) -> Pairs:
         """Drop all pairs where `when` is true."""
+        # The numbers stay in the ring: beyond `stored` they count for nothing.
         return memory._replace(stored=jnp.where(when, 0, memory.stored))
 
 
@@ -257,13 +263,16 @@ class BFGS:
         inverse = memory.inverse * jnp.where(memory.updated, 1.0, found.sy / found.yy)
         rho, hb = 1 / found.sy, inverse @ b
         mixed = hb[:, None] * a[None, :]
+        # (I - rho s y') H (I - rho y s') + rho s s' - H, multiplied out: no product of two matrices is left.
         change = rho * ((1 + rho * (b @ hb)) * (a[:, None] * a[None, :]) - mixed - mixed.T)
+        # `memory.inverse` rather than `inverse`: a refused pair leaves no scaling behind either.
         return Dense(jnp.where(found.kept, inverse + change, memory.inverse), memory.updated | found.kept)
 
     def direction(self, memory: Dense, gradient: Params, space: Space) -> Params:
         """H g."""
         vector, unravel = ravel_pytree(_whole(gradient, space))
         d: Params = unravel(memory.inverse @ vector)
+        # `unravel` gives N layers; padding comes back as zeros, as any gradient has there.
         slots = jax.tree.leaves(gradient.layers)[0].shape[0] * space.backend.blocks
         padding = slots - space.layers
         whole = jax.tree.map(lambda x: jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)), d.layers)

@@ -76,5 +76,6 @@ def backtrack(
         trials = last.trials + 1
         return ~accepted & (trials < most), Search(step_size, trials, accepted, left)
 
+    # Where no search is wanted there is no pass at all, and what is left is the start.
     begin = Search(one, jnp.zeros((), jnp.int32), no, start)
     return jax.lax.while_loop(going, next_trial, (agree(wanted), begin))[1]

@@ -168,6 +168,7 @@ class PublishedLoop:
         """The axis over the layers of every leaf of the memory."""
 
         def plain(seen: Params) -> Memory:
+            # `layer_axes` asks with N and with N + 1 layers: how many there are, only the shapes tell.
             count = next((x.shape[0] for x in jax.tree.leaves(seen.layers)), layers)
             return self._first_memory(seen, Space(LOCAL, count))
 
@@ -222,6 +223,7 @@ class PublishedLoop:
         params = training.place(_moved(state.params, descent, search.step_size, search.accepted))
         failed = ~converged & ~search.accepted
         memory = Memory(self.hessian.forget(hessian, failed), training.place(x), training.place(gradient))
+        # The state goes on from the last trial, accepted or not; the adjoint from this iteration's own.
         warm = search.left, here.found.warm[1]
         iteration = self.backend.replicate(state.iteration + 1)
         after = TrainState(params, memory, warm, iteration, layers, opening.batch)
@@ -251,6 +253,7 @@ class PublishedLoop:
             initial_step=self.initial_step,
             c1=self.c1,
             most=self.ls_max,
+            # H is positive definite: a slope that is not positive is rounding, or NaN, and no step size would do.
             wanted=wanted & (slope > 0),
             agree=backend.agree,
         )

@@ -49,6 +49,7 @@ def mismatch(residuals: tuple[jax.Array, jax.Array], sizes: tuple[jax.Array, jax
     """The larger of two residual norms, of state and adjoint, each relative to the norm of the values themselves."""
 
     def relative(residual: jax.Array, size: jax.Array) -> jax.Array:
+        # The divisor is guarded too: 0/0 in the branch not taken would raise under `jax_debug_nans`.
         return jnp.where(size > 0, residual / jnp.where(size > 0, size, 1), 0)
 
     return jnp.maximum(*(relative(r, s) for r, s in zip(residuals, sizes, strict=True)))
@@ -98,6 +99,7 @@ class Schedule(Protocol):
 def check_schedule(schedule: Any, name: str) -> None:
     """Raise a TypeError unless `schedule` is an object that can do an iteration."""
     wanted = ("level", "warm_levels", "init", "gradient")
+    # A class has the four functions as well: that is a schedule without its parentheses.
     if isinstance(schedule, type) or not all(hasattr(schedule, attribute) for attribute in wanted):
         raise TypeError(
             f"{name}={schedule!r} is not a schedule; give jm.CyclesThenGradient() or jm.PredictThenSweep()."

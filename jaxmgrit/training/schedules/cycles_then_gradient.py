@@ -51,7 +51,9 @@ class CyclesThenGradient:
         """Warm values: u^0 at all C-points of the state, zero at those of the adjoint. None for a sequential solver."""
         solver, adjoint, backend = setting
         state = solver.hierarchy(layers, backend.size)
+        # The adjoint's C-points count from the last layer, so its padding is in front of the first.
         reversed_ = adjoint.hierarchy(layers, backend.size, front=True)
+        # A sequential solve needs no guess: nothing is kept from one iteration to the next.
         ends = repeat(u0, state[0].intervals) if not solver.is_sequential(state) else None
         lam = (
             jax.tree.map(jnp.zeros_like, repeat(u0, reversed_[0].intervals))
@@ -72,6 +74,8 @@ class CyclesThenGradient:
         ends, lam_ends = warm
         sol = solve_network(network, u0, solver, _guess(u0, ends), backend)
         top = head(sol.u_final)
+        # Only the ends are warm: C-point 0 of the adjoint is this iteration's lam^N. Gradients are swept in the same
+        # program, at the values after the last correction.
         adj, found = adjoint_network(
             network, sol, top.lam_final, adjoint, _guess(top.lam_final, lam_ends), backend, gradients=True
         )
@@ -94,5 +98,6 @@ def _last(norms: jax.Array) -> jax.Array:
     if norms.size == 0:
         return jnp.zeros((), norms.dtype)
     recorded = norms != -1  # what is not finite is recorded too
+    # A solve may stop early. Of the history reversed, argmax finds the first record, which is the last one made.
     last = norms[norms.size - 1 - jnp.argmax(recorded[::-1])]
     return jnp.where(jnp.any(recorded), last, jnp.zeros_like(last))

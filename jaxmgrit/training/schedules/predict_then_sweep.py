@@ -82,8 +82,10 @@ class PredictThenSweep:
                     f"PredictThenSweep: {name}={solver} has no coarse level; give jm.MGRIT(...), "
                     "or take schedule=jm.CyclesThenGradient() for sequential training."
                 )
+            # Ragged: an incomplete interval has a coarse step too, so that the coarse problem alone reaches u^N.
             two_levels = len(solver.hierarchy(layers, setting.backend.size, ragged=True)) == 2
             _refuse_idle_options(name, solver, two_levels)
+        # Not `front=True` for the adjoint: one fused sweep serves both, so both have the state's intervals.
         state, adjoint = (
             s.hierarchy(layers, setting.backend.size, ragged=True) for s in (setting.solver, setting.adjoint)
         )
@@ -103,6 +105,7 @@ class PredictThenSweep:
         def zeros() -> PyTree:
             return jax.tree.map(jnp.zeros_like, repeat(u0, count))
 
+        # With two levels the coarse problem is solved exactly: a guess would be carried in vain.
         guess = repeat(u0, count) if len(levels[0]) > 2 else None
         return zeros(), zeros(), guess, zeros() if len(levels[1]) > 2 else None
 
@@ -141,7 +144,9 @@ class PredictThenSweep:
         swept = sweep(slots, u0, network.shared, predicted, tau, sigma, top.lam_final)
 
         finite = backend.data_total((~all_finite((u_final, swept.lam_initial))).astype(jnp.int32)) == 0
+        # There is no tolerance to be met, so this is never CONVERGED.
         result = jnp.where(finite, Result.CYCLES_USED_UP.value, Result.NOT_FINITE.value).astype(jnp.int32)
+        # Only what `init` has made is handed on: a loop over iterations carries one structure.
         ends, lam_ends = (None if g is None else e for g, e in ((guess, swept.ends), (lam_guess, swept.lam_ends)))
         found = swept.gradients
         residuals = swept.residual_norm, swept.adjoint_residual_norm
@@ -173,8 +178,10 @@ def _refuse_idle_options(name: str, solver: MGRIT, two_levels: bool) -> None:
 
 def _step_size_per_layer(network: Network, levels: tuple[Level, ...], u0: State) -> Network:
     """Incomplete intervals have a shorter coarse step; where there are any, one scalar h will not do."""
+    # The coarsest level is left out: nothing is made of its intervals.
     if all(level.steps % level.factor == 0 for level in levels[:-1]):
         return network
+    # Exactly one of equation, slots and shared holds the step size: it moves to the slots.
     h = network.equation.h if network.equation.h is not None else network.shared.h
     per_layer = jnp.full((network.layers,), h, real_dtype(u0))
     return replace(

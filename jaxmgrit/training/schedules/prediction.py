@@ -64,6 +64,7 @@ class Swept(NamedTuple):
 
 def _coarse_problem(grids: Grids, solver: MGRIT, guess: State, rhs: State, initial: State) -> PyTree:
     """The values at all coarse slots: exact with two levels, else by cycles."""
+    # (slots, ...) to (share, factor, ...), as sweeps over the coarse level's intervals take it.
     rhs = fold(rhs, grids[1].level.factor)
     if len(grids) == 2:
         return solve_level(grids, 1, solver, None, rhs, initial)
@@ -71,14 +72,17 @@ def _coarse_problem(grids: Grids, solver: MGRIT, guess: State, rhs: State, initi
     def one(values: State, _: None) -> tuple[PyTree, None]:
         return solve_level(grids, 1, solver, values, rhs, initial), None
 
+    # A loop, so that the program does not grow with the number of cycles.
     return jax.lax.scan(one, guess, None, length=solver.cycles)[0]
 
 
 def _edge(fine: Grid, coarse: Level, values: State, initial: State) -> PyTree:
     """The value that enters this device's intervals, where the values after all coarse slots are known on it."""
+    # None: the grid finds it, by a message if need be. Coarse values that are whole everywhere save that one.
     if coarse.devices > 1 or fine.backend.size == 1:
         return None
     share, last = fine.level.share, coarse.steps - 1
+    # The coarse slot next to this device's share, on the side the run comes from; beyond either end it is C-point 0.
     at = (fine.backend.index() + 1) * share if fine.backward else fine.backend.index() * share - 1
     return where((at < 0) | (at > last), initial, entry(values, jnp.clip(at, 0, last)))
 
@@ -101,6 +105,7 @@ def predict_program(
     """The first program: the state's coarse problem, and what the adjoint's needs of the finest level."""
     level, coarse = levels[:2]
     choices = (solver.coarse_params, solver.exact_first), (adjoint.coarse_params, adjoint.exact_first)
+    # Where state and adjoint coarsen alike, the coarse slots are made and sent once for both.
     same = levels == adjoint_levels and choices[0] == choices[1]
 
     def body(slots: Layers, u0: State, shared: PyTree, warm: Warm) -> tuple[Predicted, PyTree]:
@@ -117,6 +122,7 @@ def predict_program(
         grids = grids_of(equation, (block, *blocks), shared, levels, backend, batch)
         values = _coarse_problem(grids, solver, own[1], own[0], u0)
         if coarse.devices > 1:
+            # A spread coarse level has u^N on one device only, and padding may follow it.
             device, here = divmod(level.last_interval, level.share)
             u_final = broadcast(backend, entry(fine_grid_data(values, level, coarse, backend), here), device)
         else:
@@ -156,6 +162,7 @@ def sweep_program(
     level = levels[0]
 
     def finish(arrived: State, lam: State, ends: State) -> tuple[PyTree, PyTree]:
+        # tau_j += Psi(U_j) - U_{j+1} and sigma_j += Psi* Lam_{j+1} - Lam_j need no further evaluation of G.
         mismatch = subtract((arrived, lam), ends)
         values = *mismatch, arrived, lam
         return tuple(norm(r) ** 2 for norm, r in zip(norms * 2, values, strict=True)), mismatch
@@ -170,8 +177,10 @@ def sweep_program(
     def moved(tau: State, mismatch: State) -> PyTree:
         """A step of the moving average over iterations of the batch's mean, the same for all samples."""
         assert moving is not None
+        # Leaves (share, samples, ...); the parts of the batch are equally large, so their means are averaged alike.
         mean = jax.tree.map(lambda x: jnp.mean(x, axis=1, keepdims=True) if x.ndim > 1 else x, mismatch)
         mean = backend.data_sum(mean)
+        # beta tau + (1 - beta) (tau + mean mismatch), as tau + (1 - beta) mean mismatch.
         return jax.tree.map(lambda x, y: x + (1 - moving) / backend.data_size * y, tau, mean)
 
     def body(
@@ -190,6 +199,8 @@ def sweep_program(
         starts = forward[0].starts(ends, u0, _edge(forward[0], state_levels[1], predicted.values, u0))
         tapes = None
         if solver.inner_values:
+            # The coarse adjoint is made of all layers' pullbacks; the fused sweep takes the same ones.
+            # In the state's own partition no C-point lies inside an interval: no resets, offset 0.
             block = AdjointBlock(forward[0].blocks, forward[0].mask, starts, None, None)
             tapes = record_all(partial(_vjp_all, equation, shared), block, 0, level.share, batch)
         before = known(predicted.values, u0)
@@ -203,12 +214,15 @@ def sweep_program(
         )
         # What the adjoint of the first interval arrived at.
         lam_initial = add(entry(lam_ends, 0), subtract(entry(updated[1], 0), entry(sigma, 0)))
+        # Layer 0 is on the first device; the sum below gives its adjoint to all.
         lam_initial = where(backend.index() == 0, lam_initial, jax.tree.map(jnp.zeros_like, lam_initial))
         own = [own_sum(grids[0], x).astype(real_dtype(u0)) for x in squares]
         own, (rest, cost), lam_initial = backend.all_sum((own, (gradients.shared, gradients.cost), lam_initial))
+        # Not `lam_initial`: like any state it belongs to the samples of its part.
         own, gradients = backend.data_sum((own, Gradients(gradients.slots, rest, cost)))
         residual, adjoint_residual, size, adjoint_size = (jnp.sqrt(x) for x in own)
         if moving is not None:
+            # sigma is never updated then: it stays the 0 that `init` has made.
             updated = moved(tau, subtract(updated[0], tau)), sigma
         norms_of_both = residual, adjoint_residual, (size, adjoint_size)
         return Swept(updated[0], updated[1], ends, lam_ends, lam_initial, gradients, *norms_of_both)
