@@ -56,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for width, batch in itertools.product(options.width, options.batch):
             case = Case(options.layers, width, batch, options.dtype, options.factor)
             results.append(_case(case, devices, options))
+            # After every case, so that an interruption loses but the one that runs.
             if options.json is not None:
                 options.json.write_text(json.dumps({**facts, "cases": results}, indent=1) + "\n", encoding="utf-8")
     except (ConfigError, WorkerError) as error:
@@ -95,6 +96,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         )
     if 1 not in options.devices:
         raise ConfigError(f"--devices {options.devices}: expected 1 among them, which all ratios refer to. Add it.")
+    # Asked before anything is measured, and without importing it.
     if options.torch and find_spec("torch") is None:
         raise ConfigError("--torch: PyTorch is not installed here. Install the CPU build, or leave --torch out.")
     if options.json is not None and not options.json.resolve().parent.is_dir():
@@ -121,6 +123,7 @@ def compile_contender(
 ) -> Compiled:
     """Task of a worker: make a contender by name."""
     jax.config.update("jax_enable_x64", case.dtype == "float64")
+    # By name, as the functions of a program cannot be sent to another process.
     contender = next(c for c in contenders(case, (layout,), devices) if c.name == name)
     return compile_program(memory, key, contender.build, loop)
 
@@ -179,6 +182,7 @@ def _worth_timing(rows: list[Measured]) -> list[Measured]:
 def _compare_gradients(rows: list[Measured]) -> None:
     """Relative Euclidean error of every gradient against that of the plain scan in the same layout."""
     exact: dict[str, Any] = {}
+    # The plain scans come first, and so are what `setdefault` makes the references.
     for row in sorted(rows, key=lambda r: r.contender.name != "scan"):
         for _ in range(ERROR_STEPS):
             row.worker.ask(time_program, row.key)
@@ -197,6 +201,7 @@ def _predict(rows: list[Measured], case: Case) -> None:
         level = contender.solver.hierarchy(case.layers, devices.count)[0]
         state = np.zeros((case.batch, case.width), case.dtype)
         batch = sweep_batch(contender.solver, state, devices.platform, level.share)
+        # The number of cycles does not change what a Phi costs: such solvers share a calibration.
         what = (contender.layout, devices, replace(contender.solver, cycles=1), level.factor, batch)
         if what not in known:
             known[what] = row.worker.ask(calibrate, case, *what)

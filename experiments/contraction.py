@@ -90,6 +90,7 @@ def factors(subject: Subject, params: jm.Params) -> dict[str, tuple[float, float
     """The reduction of state and adjoint residuals by a cycle, for every coarse step."""
     u0 = subject.u0(params.opening)
     common: dict[str, Any] = {"h": subject.h}
+    # Adjoints are linearised at the exact states, so that errors of the state do not blur their reduction.
     exact = jm.solve(subject.step, params.layers, u0, solver=jm.Sequential(segment=subject.factor), **common)
     lam = jax.grad(lambda u: subject.loss(params.closing, u))(exact.u_final)
     found = {}
@@ -211,6 +212,7 @@ def transformer(layers: int | None, text: str | None) -> Subject:
         "places": _normal(random, length, width, scale=0.7),
     }
     closing = _normal(random, width, len(letters), scale=width**-0.5)
+    # They are made in float32.
     theta = jax.tree.map(lambda x: x.astype(jnp.float64), transformer_parameters(random, layers, width))
     params = jm.Params(opening, theta, closing)
 

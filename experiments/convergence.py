@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     try:
         options = _options(sys.argv[1:] if arguments is None else arguments)
+        # Residuals fall below what float32 can tell from rounding.
         jax.config.update("jax_enable_x64", True)
         folder = Path(options.folder or f"runs/convergence-{datetime.datetime.now():%Y%m%d-%H%M%S}")
         _make(folder)
@@ -110,6 +111,7 @@ def draw(path: Path, found: dict[str, dict[int, list[float]]], options: argparse
             )
         axis.axhline(options.reduction, color="gray", linestyle=":", linewidth=1)
         axis.set(title=title, xlabel="cycle")
+        # There are no half cycles.
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("residual / first residual")

@@ -166,7 +166,7 @@ def _config(method: str, layers: int) -> Config:
     devices = jax.device_count()
     words = [str(CONFIG), "--training.method", method, "--network.layers", str(layers)]
     if method == "sequential":
-        words += ["--optimizer.anticipate", "0"]
+        words += ["--optimizer.anticipate", "0"]  # exact gradients have no lag
     else:
         words += ["--solver.coarsening-factor", str(_factor(layers))]
     words += ["--backend.kind", "mesh", "--backend.devices", str(devices)] if devices > 1 else []
@@ -190,7 +190,7 @@ def _enter_race(memory: dict[str, Any], name: str, method: str, layers: int) -> 
     state = build.initial_state(config, data, trainer, batches)
     update = programs.update(trainer, batches)
     accuracy = evaluator(trainer.problem, trainer.evaluate, data.validation, config.dtype)
-    jax.block_until_ready(update(copy.deepcopy(state), batches.at(0)))
+    jax.block_until_ready(update(copy.deepcopy(state), batches.at(0)))  # compiles; a copy, as updates use up a state
     memory[f"race {name}"] = [update, batches, accuracy, state, 0]
     return float(accuracy(state)[1])
 
@@ -202,7 +202,7 @@ def _go_on(memory: dict[str, Any], name: str, seconds: float) -> tuple[float, fl
     update, batches, accuracy, state, done = memory[f"race {name}"]
     start = time.perf_counter()
     while time.perf_counter() - start < seconds:
-        for _ in range(5):
+        for _ in range(5):  # to wait for the device after each would slow it down
             state, _ = update(state, batches.at(done))
             done += 1
         jax.block_until_ready(state)

@@ -75,6 +75,7 @@ class Calibration:
             raise ValueError(f"{config.network.layers} layers have one level only with {solver}")
         level = levels[0]
         batch = sweep_batch(solver, self.like, jax.default_backend(), level.share)
+        # Some numbers of intervals were measured, mostly powers of two.
         nearest = min(self.swept, key=lambda known: abs(known - batch))
         costs = Costs(*self.swept[nearest], *self.swept[1], *self.coarse, *self.message, evaluations(solver))
         counts = iteration_counts(schedule, config.network.layers, solver, solver, devices, self.sizes)
@@ -156,6 +157,7 @@ def gradient_error(memory: Any, config: Config, solver: jm.MGRIT) -> float:
     """
     build.prepare_jax(config)
     problem, params, batch = _problem(config)
+    # The parameters stay, so that the second iteration is at the same ones.
     trainer = jm.OneShot(problem, optax.set_to_zero(), solver, solver, build.SCHEDULES[config.training.schedule])
     try:
         state, _ = jax.jit(trainer.step)(trainer.init(params, batch), batch)
@@ -240,6 +242,7 @@ def _report(
     known: Calibration, config: Config, options: argparse.Namespace, error: Callable[[jm.MGRIT], float]
 ) -> None:
     """Print the plan; hierarchies are named by their time only if `error` says that their gradient will do."""
+    # A hierarchy may be asked for at many numbers of devices, and each answer compiles two programs.
     error = cache(error)
     phi, vjp, grad = known.swept[1]
     print(

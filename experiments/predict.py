@@ -77,6 +77,7 @@ def classified(config: Config, data: problems.Data, params: jm.Params, path: Pat
         x = given if data.prepare is None else data.prepare(given)
     except ValueError:  # shapes that do not go together
         x = given
+    # Grey images may come without the axis of their one channel.
     x = x[..., None] if x.ndim == 3 and len(shape) == 3 else x
     if x.shape[1:] != shape or x.dtype.kind not in "biuf":
         raise ConfigError(
@@ -97,6 +98,7 @@ def written(config: Config, data: problems.Data, params: jm.Params, path: Path, 
     """
     if not path.is_file():
         raise ConfigError(f"--input {path}: no such file. Name a text in UTF-8.")
+    # What is not UTF-8 becomes U+FFFD, which the message below then names.
     text = read_bytes(path).decode("utf-8", errors="replace").replace("\r\n", "\n")
     numbers = {name: number for number, name in enumerate(data.names)}
     if unknown := sorted(set(text) - set(numbers)):

@@ -78,6 +78,7 @@ def measured(layers: int, width: int, batch: int, factor: int, seconds: float) -
     def by(solver: Any) -> Callable[..., PyTree]:
         return _gradient(lambda step, x: jm.propagate(step, x, u0, h=1.0, solver=solver, adjoint=newton))
 
+    # For the names alone: this step is never called.
     programs = {name: scanned(name) for name in propagations(lambda x, u, h: u, 1.0, layers)}
     timed = turns.in_turns({**programs, "prefix": by(jm.Sequential()), "newton": by(newton)}, args, seconds)
     best = min(programs, key=lambda name: timed[name].seconds)

@@ -78,6 +78,7 @@ def iteration(memory: Any, config: Config) -> float:
         state, _ = update(state, batch)
         jax.block_until_ready(state)
         found.append(time.perf_counter() - start)
+    # Without the first two: at least one of them compiles.
     return statistics.median(found[2:])
 
 
@@ -100,6 +101,7 @@ def scale(config: Config) -> dict[str, Any]:
             except ValueError:  # too few layers for two levels
                 pass
             if devices <= cores:
+                # The number of CPU devices is fixed in a process that has computed, so each needs its own.
                 worker = Worker(Devices(devices, cores=last_cores(devices)))
                 try:
                     row["measured"] = 1e3 * worker.ask(iteration, own)

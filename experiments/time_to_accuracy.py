@@ -157,6 +157,7 @@ def train(memory: Any, config: Config, target: float, hold: int) -> Curve:
     state = build.initial_state(config, data, trainer, batches)
     update = programs.update(trainer, batches)
     accuracy = evaluator(trainer.problem, trainer.evaluate, data.validation, config.dtype)
+    # On a copy, as an iteration uses up the state it is given.
     jax.block_until_ready(update(copy.deepcopy(state), batches.at(0)))  # compiles
     points: list[tuple[int, float, float]] = [(0, 0.0, accuracy(state)[1])]
     seconds, done, held = 0.0, 0, 0
@@ -179,6 +180,7 @@ def compare(config: Config, options: argparse.Namespace) -> None:
     with tqdm(runs, leave=False, disable=not sys.stderr.isatty()) as bar:
         for seed, rate, method in bar:
             bar.set_description(f"{method.name}, rate {rate:g}, seed {seed}")
+            # A new process for every run: cores, devices and MPI are fixed when it begins.
             worker = Worker(Devices(method.devices, method.mpi, last_cores(method.cores)))
             try:
                 curve = worker.ask(train, method.config(config, rate, seed), options.target, options.hold)

@@ -49,10 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             data = load(config, folder)
             loop = Loop(config, data)
             resumed = resume(loop, config, data, folder) if folder else None
+            # Before there is a folder: options that the library refuses leave none behind.
             loop.start()
             with contextlib.ExitStack() as stack:
                 at = resumed.iteration if resumed else None
                 record = stack.enter_context(Run(config, data, at)) if job.is_first else None
+                # The first process alone makes the folder; the others name it in their messages.
                 folder = Path(job.gather(str(record.folder) if record else "")[0])
                 has_folder()
                 interruption = stack.enter_context(Interruption(loop.trainer.backend))
@@ -115,6 +117,7 @@ def run(
         if resumed:
             left = "" if resumed.iteration < loop.last else ", the last: it is evaluated again"
             progress.say(f"going on from iteration {resumed.iteration}{left}")
+            # Rows behind the checkpoint are of iterations that are done again.
             recorder.cut(resumed.iteration)
             recorder.cut_events(loop.events)
             with recorder.writing():
@@ -122,6 +125,7 @@ def run(
         try:
             params = train(loop, recorder, interruption, resumed)
         except (TrainingStopped, Interrupted) as error:
+            # A full disk may be what has ended it: the first error is the one to tell.
             with contextlib.suppress(OSError):
                 record.finish(_ending(error))
             raise
@@ -135,6 +139,7 @@ def run(
             write_sample(folder, loop.trainer.problem, params, data, config.seed)
         record.finish({"status": "finished", **summary, "parameters": saved})
     try:
+        # Parameters and summary are on disk: from here on a signal costs no more than pictures.
         interruption.end_at_once(recorder.last["iteration"])
         if config.output.pictures:
             with recorder.writing():

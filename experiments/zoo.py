@@ -123,6 +123,7 @@ def _inexact(keys: Sequence[str], cycles: int) -> list[dict[str, Any]]:
         row = {"network": net.name, "off": distance(gradient, exact), "state": state.name, "adjoint": adjoint.name}
         rows.append(row)
         print(f"{net.name:30} {net.layers:5} {row['off']:15.2g} {row['state']:>15} {row['adjoint']:>15}", flush=True)
+    # Not by >, to which nan would be right.
     wrong = [row for row in rows if not row["off"] <= 0.1]
     silent = [row["network"] for row in wrong if {row["state"], row["adjoint"]} <= {"CONVERGED", "CYCLES_USED_UP"}]
     print(f"off by more than 10 %: {len(wrong)} of {len(rows)}; without a code that says so: {silent or 'none'}")

@@ -15,6 +15,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, usage: str | None = None, description: str | None = None) -> None:
         formatter = argparse.ArgumentDefaultsHelpFormatter
+        # An abbreviation such as --seed of --seeds would swallow the config's own key of that name.
         super().__init__(prog, usage, description, formatter_class=formatter, allow_abbrev=False)
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
@@ -43,10 +44,12 @@ class Parser(argparse.ArgumentParser):
         own = [name for name in self._option_string_actions if name.startswith("--")]
         for word in rest:
             name = word.partition("=")[0].replace("_", "-")
+            # A key of the config is no misspelling, however near an option it is: --seed beside --seeds.
             if not name.startswith("--") or name in keys:
                 continue
             if close := difflib.get_close_matches(name, own, n=2, cutoff=0.7):
                 raise ConfigError(f"{name}: unknown option. Did you mean {' or '.join(close)}?")
+            # With a config its reader is asked next: it knows the keys that may have been meant.
             if not keys:
                 raise ConfigError(f"{name}: unknown option. See --help for the options.")
 
@@ -81,4 +84,5 @@ def _parsed(word: str) -> object:
         value = parse_word(word)
     except ValueError:
         return None
+    # To isinstance a bool is an int: `yes` would pass for 1.
     return None if isinstance(value, bool) else value

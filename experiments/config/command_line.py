@@ -49,8 +49,10 @@ def parse(arguments: Sequence[str], program: str, parse_word: Parse) -> tuple[st
     rules = fields()
     flags = [flag(key) for key in rules]
     tokens = [word for given in arguments for word in SHORT.get(given, (given,))]
+    # Up to = only: a value may be a path with underscores.
     tokens = [re.sub(r"^--[^=]+", lambda name: name[0].replace("_", "-"), token) for token in tokens]
     tokens = [re.sub(r"^(?=-[\d.])", " ", token) for token in tokens]  # or argparse takes -1e-3 for an option
+    # Looked at before argparse is, which suggests nothing for an unknown option.
     for token in tokens:
         name = token.partition("=")[0]
         if token in HELP:
@@ -84,6 +86,7 @@ class _Once(argparse.Action):
     def __call__(
         self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
     ) -> None:
+        # Without defaults (SUPPRESS) there is no attribute until the option has been given.
         if hasattr(namespace, self.dest):
             raise ConfigError(f"{option_string}: given twice. Keep one of them.")
         setattr(namespace, self.dest, values)
@@ -135,6 +138,7 @@ def _parser(program: str, everything: bool = True) -> _Parser:
             action=_Once,
             nargs="+" if several else 1,
             metavar=metavar,
+            # In help texts argparse expands %, so those that are meant are doubled.
             help=f"{rule.get('description', 'what to train')} [{expected(rule)}{default}]".replace("%", "%%")
             if shown
             else argparse.SUPPRESS,
@@ -157,6 +161,7 @@ def _value(given: list[str], rule: Rule, parse_word: Parse) -> Any:
     kinds = {choice.get("type") for choice in rule.get("anyOf", [rule])}
 
     def one(word: str) -> Any:
+        # Text is not parsed: a run may be named 010 or yes. Only null is still null.
         if "string" in kinds and not ("null" in kinds and word == "null"):
             return word
         try:

@@ -34,6 +34,7 @@ def _merged(union: Rule) -> dict[str, Rule]:
     merged: dict[str, Rule] = {}
     for name, rules in found.items():
         described = [f"{tag}: {_described(rule)}" for tag, rule in rules.items() if "description" in rule]
+        # Variants share names, such as train_points: an option takes what any of them does.
         choices: list[Rule] = []
         for rule in rules.values():
             choices += [choice for choice in rule.get("anyOf", [rule]) if choice not in choices]
@@ -66,6 +67,7 @@ def flag(key: str) -> str:
 def words(value: object) -> str:
     """A value as one writes it on the command line."""
     items = value if isinstance(value, list) else [value]
+    # PyYAML ends a document that is one plain scalar with a line of three dots.
     return " ".join(yaml.safe_dump(item).removesuffix("...\n").strip() for item in items)
 
 

@@ -16,6 +16,7 @@ COARSE = ("coarse_params", "coarse_step", *PICARD, "exact_first")  # what replac
 def grid_sizes(config: Config, section: str) -> list[int]:
     """Steps on each level of the `solver` or the `adjoint`, finest first, as the library builds them."""
     ragged = config.training.schedule == "predict_then_sweep"
+    # Levels depend on no other key, and some of the others name functions that would be imported.
     plain = solver(_only(getattr(config, section), *HIERARCHY))
     return [level.steps for level in plain.hierarchy(config.network.layers, ragged=ragged)]
 
@@ -25,6 +26,7 @@ def hierarchy(config: Config) -> Iterator[str]:
     if config.training.method == "sequential":
         return
     layers = config.network.layers
+    # Of an adjoint that is as the solver, which is the default, everything would be said twice.
     for name in ("solver", "adjoint") if config.adjoint != config.solver else ("solver",):
         section: Solver = getattr(config, name)
         factors, sizes = section.coarsening_factor, grid_sizes(config, name)
@@ -51,6 +53,8 @@ def predict_then_sweep(config: Config) -> Iterator[str]:
     for name in ("solver", "adjoint") if config.adjoint != config.solver else ("solver",):
         section: Solver = getattr(config, name)
         for key in [key for key in Solver.model_fields if key not in (*HIERARCHY, *COARSE)]:
+            # The library is asked key by key, rather than its rules repeated here; where it refuses the bare levels
+            # already, the key is not to blame.
             if not _predicts(config, *[_only(section, *HIERARCHY, key)] * 2) and _predicts(config, *[plain[name]] * 2):
                 default = words(Solver.model_fields[key].default)
                 yield (

@@ -66,14 +66,17 @@ def read_run(arguments: Sequence[str], program: str) -> tuple[Config, Path | Non
         raise ConfigError(
             f"--resume {folder}: expected the folder of a run, with its config.yaml. Name one under runs/."
         )
+    # The run's own file takes the place of CONFIG, which the parser expects.
     overrides = command_line.parse([str(file), *rest], program, yaml_values.parse_word)[1]
     for key in overrides:
+        # The section output is free, but its folder is what --resume names.
         if (key.partition(".")[0] not in FREE and key not in PLACES) or key == "output.folder":
             raise ConfigError(
                 f"{flag(key)} {words(overrides[key])}: expected not to be given with --resume, as it would be another "
                 f"training. Leave it out; what may be given: {', '.join(flag(key) for key in (*FREE, *PLACES))}."
             )
     values = _load(file)
+    # The run's file holds every key: its old backend.devices would contradict a new backend.kind.
     for section in {key.partition(".")[0] for key in overrides if "." in key and key not in (*PLACES, QUIET)}:
         values.pop(section, None)
     return _checked(values, {**overrides, "output.folder": str(folder)}, str(file)), folder
@@ -122,6 +125,7 @@ def _checked(values: dict[str, Any], overrides: dict[str, Any], file: str) -> Co
     for key, value in overrides.items():
         _put(values, key, value)
     config = _validate(values, file)
+    # Asked of the command line only: the file that a run has written holds all keys, idle ones too.
     idle = idle_keys(config)
     if wrong := rules.problems(config) + [
         f"{flag(key)} {words(overrides[key])}: expected not to be given, as it has no effect with {idle[key]}. "
@@ -155,6 +159,7 @@ def _load(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: expected a YAML text file in UTF-8. Is this the right file?") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
+        # RecursionError: brackets nested by the thousand; ValueError: more digits than Python makes an integer of.
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "cannot be parsed"
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ConfigError(f"{path}{place}: not valid YAML: {problem}. Correct it there.") from None
@@ -182,6 +187,7 @@ def _validate(values: dict[str, Any], file: str) -> Config:
         return Config.model_validate(values)
     except (ValidationError, RecursionError) as error:
         details = error.errors() if isinstance(error, ValidationError) else []
+        # Pydantic complains of each choice of a union; in our words they are the same, and said once.
         lines = dict.fromkeys(_message(detail, values) for detail in details)
         raise ConfigError("\n".join(lines) or f"{file}: nested too deeply. Write plain sections.") from None
 
@@ -193,6 +199,7 @@ def _message(detail: Any, values: dict[str, Any]) -> str:
     value: Any = values
     beyond = None
     for part in detail["loc"]:
+        # The tag of a variant is a part of pydantic's path, but no key of the file.
         if chosen := variant(rule, part):
             rule = chosen
             continue
@@ -201,6 +208,7 @@ def _message(detail: Any, values: dict[str, Any]) -> str:
             beyond = part
             break
         keys.append(part)
+        # `...` stands for what is missing: None is a value that a key may have.
         rule, value = properties[part], value.get(part, ...) if isinstance(value, dict) else ...
     if detail["type"].startswith("union_tag"):
         name = rule["discriminator"]["propertyName"]
@@ -214,6 +222,7 @@ def _message(detail: Any, values: dict[str, Any]) -> str:
     remedy = f"For example {flag(key)} {words(rule['default'])}, the default." if plain else "Correct it in the file."
     if detail["type"] == "string_unicode":
         remedy = "It is not text in this environment's encoding: set PYTHONUTF8=1, or give another name."
+    # `name: 2026` is a number to YAML, and the schema converts nothing.
     if detail["type"] == "string_type" and isinstance(value, int | float):
         remedy = f"Quote it: '{value}'."
     return f"{key} = {show(value)}: expected {expected(rule)}. {remedy}"
@@ -229,4 +238,5 @@ def _unknown(section: str, name: str, known: list[str]) -> str:
         return f"{given}: dotted keys are for the command line ({flag(whole)} ...). In a file write {nested}."
     close = close or [field for field in fields() if field.rpartition(".")[2] == name and field != given]
     hint = f"Did you mean {' or '.join(close)}?" if close else "Leave it out."
+    # By `show`, since a key of the file may be long, or hold what a terminal takes for commands.
     return f"{show(given)[1:-1]}: unknown key. {hint} Known here: {', '.join(known)}."

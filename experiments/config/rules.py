@@ -13,6 +13,7 @@ from experiments.foundation.functions import is_reference
 def problems(config: Config) -> list[str]:
     """What is wrong between the keys: one line each, with key, value, expectation and remedy."""
     lines = [*_nested(config), *hierarchies.coarse(config)]
+    # The checks below divide the layers and build the solvers, which these say cannot be done.
     if lines:
         return lines
     found = [(one.network.layers, line) for one in networks(config) for check in CHECKS for line in check(one)]
@@ -38,6 +39,7 @@ def _devices(config: Config) -> Iterator[str]:
             "Use backend.kind: mesh, or leave backend.kind out."
         )
     if config.training.method == "one_shot" and backend.devices is not None:
+        # The library gives every device an interval at least, of the state's grid and of the adjoint's.
         grids = [solver(one).hierarchy(config.network.layers)[0] for one in (config.solver, config.adjoint)]
         most = min(grid.intervals for grid in grids) * backend.data
         if backend.devices * (backend.processes or 1) > most:

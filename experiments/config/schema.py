@@ -192,6 +192,7 @@ class Config(Section):
     dtype: Literal["float32", "float64"] = Field(default="float32", description="of data, parameters and states")
     iterations: int = Field(default=1000, ge=1, le=10**9, description="optimiser updates")
     problem: ProblemSection
+    # Sections are frozen, so one instance can be everybody's default.
     network: Network = Network()
     optimizer: Optimizer = Optimizer()
     training: Training = Training()
@@ -209,8 +210,10 @@ class Config(Section):
     @model_validator(mode="after")
     def _complete(self) -> "Config":
         """Fill in what follows from other keys."""
+        # The keys that were set, not those that differ: one set to its default still overrides the solver's.
         given = {key: getattr(self.adjoint, key) for key in self.adjoint.model_fields_set}
         _set(self, "adjoint", self.solver.model_copy(update=given))
+        # With a coordinator there are other processes, whose devices belong to the mesh too.
         several = self.backend.devices not in (None, 1) or self.backend.data > 1 or self.backend.coordinator
         kind = self.backend.kind or ("mesh" if several else "local")
         _set(self, "backend", self.backend.model_copy(update={"kind": kind}))

@@ -59,6 +59,7 @@ class Solver(Section):
 def solver(section: Solver) -> jm.MGRIT:
     """The multigrid solver of a `solver` or `adjoint` section."""
     options = section.model_dump()
+    # In the order of `jm.picard`'s arguments.
     sweeps = [options.pop(key) for key in PICARD]
     params, step = options.pop("coarse_params"), options.pop("coarse_step")
     factor = options.pop("coarsening_factor")

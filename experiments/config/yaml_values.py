@@ -48,6 +48,7 @@ class _Loader(yaml.SafeLoader):
 
     def get_single_node(self) -> yaml.Node | None:
         node: yaml.Node | None = super().get_single_node()
+        # A few lines of aliases to aliases can stand for billions of values: counted before any is made.
         if node is not None and _size(node, {}) > MOST:
             problem = f"more than {MOST} values, those of aliases counted; write out what is needed"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
@@ -57,6 +58,7 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             name = str(key.value)
+            # PyYAML keeps the last of equal keys without a word.
             if name in seen:
                 raise yaml.MarkedYAMLError(problem=f"the key {name!r} is given twice", problem_mark=key.start_mark)
             seen.add(name)
@@ -77,6 +79,7 @@ def _size(node: yaml.Node, sizes: dict[int, float]) -> float:
     if isinstance(node, yaml.ScalarNode):
         return 1
     if id(node) not in sizes:
+        # Until its children are counted: what meets the node meanwhile lies inside it.
         sizes[id(node)] = math.inf
         children = node.value if isinstance(node, yaml.SequenceNode) else itertools.chain(*node.value)
         sizes[id(node)] = 1 + sum(_size(child, sizes) for child in children)
@@ -93,6 +96,7 @@ _PLAIN = {
 }
 _KEPT = ("null", "str", "seq", "map")  # as PyYAML has them; dates, sets and binaries are no values of a config
 _RESOLVED = ("bool", "null", "merge")
+# New dicts, since those of SafeLoader belong to all users of PyYAML in the process.
 _Loader.yaml_implicit_resolvers = {
     letter: [(tag, regexp) for tag, regexp in rules if tag.removeprefix(_TAG) in _RESOLVED]
     for letter, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -102,6 +106,7 @@ _Loader.yaml_constructors = {
     for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
     if tag is None or tag.removeprefix(_TAG) in _KEPT
 }
+# Resolvers are looked up by the first character of a scalar.
 for _name in ("int", "float"):
     _Loader.add_implicit_resolver(_TAG + _name, _PLAIN[_name], list("-+.0123456789"))
 for _name in _PLAIN:

@@ -13,6 +13,7 @@ try:
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
 finally:
+    # Put back, as the user's own code and other processes may want it.
     if _given is not None:
         os.environ["MPLBACKEND"] = _given
 

@@ -31,6 +31,7 @@ def read_limited(path: Path, most: int, pipes: bool = False) -> bytes:
     # Without O_NONBLOCK opening a pipe waits for a writer, before anything could be asked about it.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
+        # Of the open file: its name may belong to another by now.
         status = os.fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -38,6 +39,7 @@ def read_limited(path: Path, most: int, pipes: bool = False) -> bytes:
             os.set_blocking(descriptor, True)
         elif not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "it is a device, a pipe or a socket, not a file", str(path))
+        # The size spares reading what is too large; the limit holds anyway, as a file may grow and a pipe has no size.
         data = read_blocks(file, most) if status.st_size <= most else None
         if data is None:
             raise OSError(errno.EFBIG, f"it is larger than the {most} bytes that such a file may have", str(path))

@@ -68,6 +68,7 @@ def own_function(reference: str, key: str, kind: str) -> Callable[..., Any]:
     """
     module, _, name = reference.partition(":")
     says, expected = f"{key} = {reference!r}", f"expected a function {kind}{SIGNATURES[kind]}"
+    # Before the import, which would run the module already.
     path = location(module)
     if path is not None and any((folder / MARK).exists() for folder in path.parents):
         raise ConfigError(f"{says}: {path} lies in the folder of a run, from where nothing is imported. Move it.")
@@ -83,6 +84,7 @@ def own_function(reference: str, key: str, kind: str) -> Callable[..., Any]:
     except Exception as error:  # a module is a program: importing it may raise anything
         raise ConfigError(f"{says}: cannot be imported: {type(error).__name__}: {error}. Correct the module.") from None
     try:
+        # Bound, not called: what it makes of real arguments shows when it is used.
         inspect.signature(function).bind(*[None] * ARGUMENTS[kind])
     except (TypeError, ValueError):
         given = f"{name}{inspect.signature(function)}" if inspect.isroutine(function) else repr(function)[:60]
@@ -94,6 +96,7 @@ def location(module: str) -> Path | None:
     """The file of a module, without importing it; None where there is none."""
     top, *rest = module.split(".")
     try:
+        # Of the outermost package only: to find a submodule its packages would be imported.
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):
         return None

@@ -24,7 +24,7 @@ from jaxmgrit.analysis.cost_model import Sizes, iteration_counts
 
 # Bits per second, seconds; the first one is what the model is fitted to.
 LINKS = ((1e9, 0.0), (1e10, 0.0), (1e8, 0.0), (1e9, 5e-5), (1e9, 5e-4), (1e9, 5e-3), (1e8, 1e-3))
-PORT = 47700
+PORT = 47700  # any will do: the hosts have ports of their own
 PATIENCE = 300.0  # seconds that a link may take
 
 
@@ -91,6 +91,7 @@ def _measured(options: argparse.Namespace, bandwidth: float, latency: float) -> 
 
 
 def _run(commands: list[list[str]]) -> None:
+    # A file, not a pipe: nobody reads while processes are waited for, and a full pipe would stop them.
     with tempfile.TemporaryFile("w+") as said:
         started = [subprocess.Popen(c, stdout=said, stderr=said) for c in commands]
         deadline = time.monotonic() + PATIENCE
@@ -107,6 +108,7 @@ def _run(commands: list[list[str]]) -> None:
 
 def _messages(options: argparse.Namespace) -> dict[str, tuple[int, int]]:
     """How many messages a step sends, and how many bytes."""
+    # Of float32 numbers, as in the probe; a layer has a matrix and a bias.
     state, layer = 4 * options.width * options.batch, 4 * options.width * (options.width + 1)
     counts = {}
     for name, (solver, schedule) in probe.schedules(options.factor).items():

@@ -29,6 +29,7 @@ def unavailable() -> str | None:
         return f"{' and '.join(missing)} cannot be found; install iproute2 and util-linux"
     if os.geteuid() != 0:
         return "making network namespaces needs root"
+    # Root is not enough in many containers; only trying tells.
     name = f"jaxmgrit-try-{os.getpid()}"
     made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
     if made.returncode:
@@ -70,6 +71,7 @@ class Hosts:
                 _run("ip", "link", "add", INTERFACE, "netns", first, "type", "veth", *peer)
             for name, address in zip(self._names, ADDRESSES, strict=True):
                 _run("ip", "-n", name, "addr", "add", f"{address}/24", "dev", INTERFACE)
+                # In a new namespace even the loopback is down.
                 _run("ip", "-n", name, "link", "set", "lo", "up")
                 _run("ip", "-n", name, "link", "set", INTERFACE, "mtu", str(relay.MTU), "up")
                 if self._bandwidth:
@@ -77,6 +79,7 @@ class Hosts:
                     rate = ["rate", f"{self._bandwidth:.0f}bit", "burst", str(burst), "latency", QUEUE]
                     _run("tc", "-n", name, "qdisc", "add", "dev", INTERFACE, "root", "tbf", *rate)
         except BaseException:
+            # Also after Ctrl-C: namespaces outlive the process that has made them.
             self.__exit__()
             raise
         return self
@@ -86,6 +89,7 @@ class Hosts:
             self._relay.kill()
             self._relay.communicate()
         for name in self._names:
+            # Unchecked: where __enter__ has failed half-way, some were never made.
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
     def on(self, host: int, command: Sequence[str]) -> list[str]:
@@ -117,6 +121,7 @@ class Hosts:
             encoding="utf-8",
         )
         launcher.chmod(0o755)
+        # Options of Hydra, the mpirun of MPICH.
         hosts = ["-hosts", ",".join(ADDRESSES), "-localhost", ADDRESSES[0]]
         start = ["mpirun", "-launcher", "ssh", "-launcher-exec", str(launcher), "-iface", INTERFACE]
         return self.on(0, [*start, *hosts, "-n", "2", "-ppn", "1"])
@@ -126,6 +131,7 @@ class Hosts:
         command = [sys.executable, "-I", "-S", relay.__file__, *ends, str(self._latency)]
         self._relay = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._relay.stdout is not None
+        # The relay says so once both interfaces exist; without a word it has ended, and there are none.
         if self._relay.stdout.readline().strip() != relay.HELLO:
             raise HostsError("a link with a latency needs the kernel's TUN/TAP driver (/dev/net/tun).")
         for end, name in zip(ends, self._names, strict=True):

@@ -46,6 +46,7 @@ def step(name: str, case: Case, backend: jm.Local | jm.Mesh | jm.MPI) -> float:
 
 def seconds(run: Callable[[], object]) -> float:
     """The median time of a call, both processes beginning together."""
+    # Compiles, each process in its own time; the messages in it make both ready at once.
     jax.block_until_ready(run())
     times = []
     for _ in range(REPEATS):

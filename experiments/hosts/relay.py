@@ -45,6 +45,7 @@ def pass_on(ends: tuple[int, int], latency: float) -> None:
 
 def _read(end: int) -> bytes | None:
     try:
+        # One frame a read; what did not fit would be cut off.
         return os.read(end, MTU + 64)
     except BlockingIOError:
         return None

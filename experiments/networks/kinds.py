@@ -61,6 +61,7 @@ def _own(network: Network) -> Architecture:
     opening, step, outputs, init = made
 
     def initialise(inputs: Inputs, seed: int, dtype: str) -> jm.Params:
+        # Shape and classes of the inputs, without `integers` between them.
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), init(jax.random.key(seed), *inputs[::2]))
         return jm.Params(*params)
 
@@ -77,6 +78,7 @@ def _own_params(network: Network, inputs: Inputs, seed: int, dtype: str) -> jm.P
     except Exception as error:  # a user's program may raise anything
         raise ConfigError(f"{says}: {type(error).__name__}: {error}") from None
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        # Files of parameters name an array by the keys of its dicts, and are read back as dicts.
         if not all(isinstance(key, jax.tree_util.DictKey) for key in path[1:]):
             raise ConfigError(f"{says}: expected jm.Params of dicts, found {jax.tree_util.keystr(path)}.")
         if path[0] == jax.tree_util.GetAttrKey("layers") and leaf.shape[:1] != (network.layers,):

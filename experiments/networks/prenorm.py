@@ -57,6 +57,7 @@ def transformer(network: Network) -> Architecture:
 
 def _matrices(network: Network, shapes: dict[str, tuple[int, int]], seed: int, dtype: str) -> Layer:
     """The hidden layers' matrices, each kind from a random stream of its own."""
+    # The key of a residual network's layers; opening and closing draw from the others.
     keys = jax.random.split(jax.random.key(seed), 4)[0]
     return {
         name: residual.in_depth(network, jax.random.fold_in(keys, i), shape, dtype)

@@ -67,6 +67,7 @@ class Penalty(Section):
     )
 
 
+# A type of its own tells the closing layer which axis is which.
 class Columns(NamedTuple):
     """A state that is kept (width, batch)."""
 
@@ -99,6 +100,7 @@ def convolution(theta: Layer, u: jax.Array) -> jax.Array:
     """
     batch, height, width, channels = u.shape
     rows = jnp.pad(u.reshape(batch, height, width * channels), ((0, 0), (1, 1), (0, 0)))
+    # Shifted identities drop what would come from beyond the edge: the zeros around, along a row.
     shifts = jnp.stack([jnp.eye(width, k=1 - column, dtype=u.dtype) for column in range(KERNEL)])
     bands = jnp.einsum("jxy,ijcd->ixcyd", shifts, theta["w"]).reshape(KERNEL, width * channels, width * channels)
     total = sum(rows[:, i : i + height] @ bands[i] for i in range(KERNEL))
@@ -184,6 +186,7 @@ def initialise(network: Network, shape: tuple[int, ...], classes: int, seed: int
     Raises:
         ConfigError: Inputs that the network cannot take.
     """
+    # Each part has its own key: a fixed opening, which draws nothing, changes no other part.
     keys = jax.random.split(jax.random.key(seed), 4)
     width, depth = network.width, network.layers
     features, kernel = _fit(network, shape)
@@ -210,6 +213,7 @@ def in_depth(network: Network, key: jax.Array, shape: tuple[int, ...], dtype: st
     depth = network.layers
     if network.initialisation == "independent":
         return _normal(network.scale, key, shape, (depth,), dtype)
+    # Both ends are drawn in any case, so that `equal` and `interpolated` begin with the same layer.
     first, last = _normal(network.scale, key, shape, (2,), dtype)
     if network.initialisation == "equal":
         last = first

@@ -150,6 +150,7 @@ def _latch(layers: int = 1024, width: int = 8, batch: int = 16, steps: int = 600
     def sequence(length: int, samples: int) -> tuple[jax.Array, jax.Array]:
         sign = np.where(random.random(samples) < 0.5, -1.0, 1.0)
         x = random.normal(size=(length, samples, 2)) * [0.3, 0.0]
+        # The second input, zero elsewhere, says when to look.
         x[0] = np.stack([sign, np.ones(samples)], axis=1)
         return jnp.asarray(x, jnp.float32), jnp.asarray(sign, jnp.float32)
 
@@ -211,6 +212,7 @@ def _lorenz(layers: int = 2048, batch: int = 1) -> Specimen:
         return jnp.stack([10 * (y - x) + force, x * (28 - z) - y, x * y - 8 / 3 * z], axis=-1)
 
     u0 = jnp.tile(jnp.asarray([[1.0, 1.0, 20.0]], jnp.float32), (batch, 1))
+    # Without effect, but a network needs parameters with leading axis N.
     force = jnp.zeros((layers,), jnp.float32)
     return Specimen("RK4 Lorenz", runge_kutta(field), force, u0, 20 / layers, "chaotic")
 
@@ -257,5 +259,6 @@ MAKERS: dict[str, Callable[[], Specimen]] = {
 @cache
 def make(key: str) -> Specimen:
     """A network of the zoo by its key in `MAKERS`, in float32; made once a process."""
+    # Tests run in float64 with strict promotion; specimens are the same wherever they are made.
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         return MAKERS[key]()

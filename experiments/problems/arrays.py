@@ -28,6 +28,7 @@ def corrupt(path: Path, fault: str) -> ConfigError:
 
 def md5(data: bytes) -> str:
     """A checksum, against accidents and mistaken files."""
+    # The flag says what it is not for: systems in FIPS mode refuse MD5 without it.
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
@@ -44,6 +45,7 @@ def read_bytes(path: Path, most: int = LARGEST) -> bytes:
     data = _raw(path, most)
     if path.suffix.lower() != ".gz":
         return data
+    # A few kilobytes may expand to gigabytes: what comes out is bounded as well.
     with _named_faults(path, "gzip"), gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
         uncompressed = read_blocks(file, most)
     if uncompressed is None:
@@ -69,12 +71,14 @@ def read_array(path: Path, name: str) -> np.ndarray:
     with _named_faults(path, kind):
         if kind == ".mat":
             return _mat(path, data, name)
+        # By what the file holds, as np.load does, whatever its suffix.
         return _npz(path, data, name) if data[:2] == b"PK" else _npy(data)
 
 
 def whole(array: np.ndarray) -> np.ndarray:
     """The array as integers where its numbers are whole, as MATLAB's doubles often are; else as it is."""
     if array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.round(array)).all():
+        # From there on doubles skip integers, and a whole number may be another one rounded.
         if np.abs(array).max(initial=0) < 2**53:
             return array.astype(np.int64)
     return array
@@ -108,6 +112,7 @@ def _named_faults(path: Path, kind: str) -> Iterator[None]:
 
 
 def _npy(data: bytes) -> np.ndarray:
+    # A header says how long it is: no more than this is parsed of one that lies.
     head = io.BytesIO(data[:HEADER])
     version = npy.read_magic(head)
     readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -122,6 +127,7 @@ def _npy(data: bytes) -> np.ndarray:
     if min(shape, default=0) < 0 or size > left:
         raise ValueError(f"its header says {dtype} of shape {shape}, {size} bytes, but {left} follow")
     flat = np.frombuffer(data, dtype, math.prod(shape), head.tell()) if size else np.zeros(math.prod(shape), dtype)
+    # Copied, since views of bytes cannot be written to.
     return flat.reshape(shape, order="F" if columns_first else "C").copy()
 
 

@@ -94,6 +94,7 @@ def stratified(labels: np.ndarray, sizes: tuple[int, ...], random: np.random.Gen
         position[order[labels[order] == k]] = (np.arange(count) + 0.5) / count
     # Points in the order of their rank within their class, relative to its size: any stretch is in proportion.
     ranked = order[np.argsort(position[order], kind="stable")]
+    # Ranks make the classes alternate, so every set is shuffled; the rest behind the last set was not asked for.
     return [random.permutation(part) for part in np.split(ranked, np.cumsum(sizes))[: len(sizes)]]
 
 

@@ -86,6 +86,7 @@ def _read(section: File, key: str, digest: "hashlib._Hash") -> Points:
     if not path.is_file():
         raise ConfigError(f"problem.{key} = {str(path)!r}: no such file. Name a .npz or .csv file.")
     suffixes = [suffix.lower() for suffix in path.suffixes]
+    # Of the uncompressed bytes: packing a file does not make it another.
     digest.update(sources.read_bytes(path))
     if suffixes[-1:] == [".npz"]:
         name = "x" if section.inputs is None else section.inputs[0]
@@ -114,6 +115,7 @@ def read_inputs(path: Path, section: File | None, width: int) -> np.ndarray:
     if path.suffix.lower() in (".npz", ".npy"):
         return sources.read_array(path, names[0] if names else "x")
     if names is None and section is not None:
+        # The training's columns, by name: the new file may have more of them, in another order.
         names = [name for name in _columns(Path(section.file).expanduser())[0] if name != section.label]
     header, rows = _columns(path)
     names = names or header[:width]
@@ -130,6 +132,7 @@ def read_csv(path: Path, inputs: list[str] | None, label: str) -> Points:
 
 def _columns(path: Path) -> tuple[list[str], list[list[str]]]:
     try:
+        # Spreadsheets write a byte order mark, which would become a part of the first name.
         text = sources.read_bytes(path).decode("utf-8-sig")
         header, *rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
     except (UnicodeDecodeError, csv.Error, ValueError):

@@ -215,6 +215,7 @@ def _split(section: IndianPines, labels: np.ndarray, seed: int) -> tuple[np.ndar
                 f"problem.train_points = {section.train_points}: expected at most {len(labels)} pixels together with "
                 f"problem.validation_points = {section.validation_points}. Take fewer of either."
             )
+        # Validation first: its points stay the same whatever problem.train_points is.
         sizes = section.validation_points, section.train_points
         validation, train = stratified(labels, sizes, np.random.default_rng(seed))
         key, name = f"problem.train_points = {section.train_points}", "stratified"

@@ -37,6 +37,7 @@ def read(data: bytes, name: str, largest: int) -> tuple[np.ndarray | None, list[
         HDF5: It is of version 7.3.
         ValueError, struct.error, zlib.error: It is not such a file, or the array is none of real numbers.
     """
+    # The writer has stored the two letters MI as one number: in reverse they tell of a little-endian machine.
     order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
     if data[:4] == b"\x89HDF" or (order and struct.unpack_from(f"{order}H", data, 124)[0] == 0x0200):
         raise HDF5

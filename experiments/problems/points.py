@@ -38,6 +38,7 @@ def data(
                 f"{where}: expected validation inputs of shape {sets[0][0].shape[1:]}, as the training inputs, found "
                 f"{sets[1][0].shape[1:]}."
             )
+    # Numbered together, as one of the sets may lack a class.
     labels = np.concatenate([y for _, y in sets])
     names, numbers = np.unique(labels, return_inverse=True)
     if len(names) < 2:
@@ -72,6 +73,7 @@ def data(
 def _standard(x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """What takes these points to mean 0 and standard deviation 1 in each feature that varies."""
     mean, deviation = x.mean(axis=0), x.std(axis=0)
+    # A feature that never varies becomes 0 rather than nan.
     return lambda x: (x - mean) / np.where(deviation > 0, deviation, 1.0)
 
 

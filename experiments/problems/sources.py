@@ -132,6 +132,8 @@ def download(url: str, path: Path, check: Callable[[Path], object]) -> None:
     print(f"downloading {url} to {path}", flush=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Beside its place, as a rename is all or nothing within one file system only; by its own name, as
+        # checks go by suffixes.
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             partial = Path(folder) / path.name
             _fetch(url, partial)
@@ -150,6 +152,7 @@ def download(url: str, path: Path, check: Callable[[Path], object]) -> None:
 def _fetch(url: str, path: Path) -> None:
     """Write what a server answers, in bounded time and to a bounded size."""
     end, size = time.monotonic() + LONGEST, 0
+    # The timeout is for each answer: of a server that sends a byte a minute LONGEST is the end.
     with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, path.open("wb") as file:
         announced = answer.headers.get("Content-Length")
         while block := answer.read1(BLOCK):  # what has come, however little

@@ -49,6 +49,7 @@ def load(section: Text, seed: int) -> Data:
         ConfigError: A text that cannot be found or read, or is too short.
     """
     text, where = _text(section)
+    # In UTF-32 every character is one number, so that NumPy can sort and number them.
     characters, codes = np.unique(np.frombuffer(text.encode("utf-32-le"), np.uint32), return_inverse=True)
     if len(characters) > MOST_CHARACTERS:
         raise ConfigError(
@@ -56,6 +57,7 @@ def load(section: Text, seed: int) -> Data:
             "with an alphabet."
         )
     codes = codes.astype(np.int32)
+    # At one place: of windows drawn at random neighbours would be in both sets.
     cut = len(codes) - int(section.validation_share * len(codes))
     train = _windows(codes[:cut], section, "train_points", where)
     validation = _windows(codes[cut:], section, "validation_points", where)
@@ -102,6 +104,7 @@ def _text(section: Text) -> tuple[str, str]:
     if not isinstance(found, list):
         return _decoded(found[1][0]), f"{found[1][0]} ({place.title})"
     plays = sorted(package.folder.glob("*/*.md")) if package.folder else []
+    # All or none: a part of them would be another text without anybody noticing.
     if len(plays) == PLAYS:
         return "".join(_plain(_decoded(path)) for path in plays), f"{package.folder} ({package.title})"
     nothing = package.reason or f"{len(plays)} of {PLAYS} plays in {package.folder}"
@@ -118,6 +121,7 @@ def _text(section: Text) -> tuple[str, str]:
 
 def _decoded(path: Path) -> str:
     try:
+        # Bytes have their own line ends: a copy from Windows shall be the same text.
         return sources.read_bytes(path).decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise sources.corrupt(path, f"expected a text in UTF-8, found other bytes at {error.start}") from None

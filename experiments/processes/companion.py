@@ -23,6 +23,7 @@ def state(pid: int) -> str:
     """The letter of a process's state, "" where it cannot be known."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            # The name before the state stands in brackets, and may itself hold brackets and spaces.
             return file.read().rpartition(")")[2].split()[0]
     except (OSError, IndexError):
         pass
@@ -45,6 +46,7 @@ def look(
     who: str, pid: int, report: float, patience: float, since: float | None, said: bool
 ) -> tuple[float | None, bool]:
     """Look at the process once: since when it is stopped, and whether that was said."""
+    # A tuple, since "", an unknown state, is in every text.
     if state(pid)[:1] not in tuple(STOPPED):
         if said:
             say(f"{who} goes on.")
@@ -60,6 +62,7 @@ def look(
         said = True
     if now - since >= patience:
         say(f"{who} has been stopped for {patience:g} s (backend.patience) and is ended.")
+        # SIGTERM would wait until the process is continued.
         os.kill(pid, signal.SIGKILL)
     return since, said
 
@@ -69,6 +72,7 @@ def main(first: str, who: str, pid: int, report: float, patience: float) -> None
     heard, since, said = b"", None, False
     while True:
         if select.select([0], [], [], POLL)[0]:
+            # Not by sys.stdin: `select` does not see what its buffer has read ahead.
             block = os.read(0, 4096)
             if not block:
                 break
@@ -79,11 +83,14 @@ def main(first: str, who: str, pid: int, report: float, patience: float) -> None
     if not message:
         return
     try:
+        # Of all companions that come here at once, only one can make the file.
         os.close(os.open(first, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
         return
     say(message.decode(errors="replace"))
+    # Only now may the launcher see that the process has gone, and end the others.
     os.closerange(0, 256)
+    # Until then their companions must still find the file.
     time.sleep(10)
     os.unlink(first)
 

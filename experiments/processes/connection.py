@@ -64,6 +64,7 @@ def connect(job: Job, section: Backend) -> Job:
             )
     else:
         _initialise(job, section)
+        # Ranks of MPI gather and abort by MPI, also when jax.distributed connects them.
         if job.count == 1:
             job = Job(jax.process_index(), jax.process_count(), "process", _gather, lambda code: os._exit(code))
     _refuse_strangers(job)
@@ -130,6 +131,7 @@ def _own_address(job: Job) -> str:
     host = "localhost" if len(set(hosts)) == 1 else hosts[0]
     port = ""
     if job.is_first:
+        # The system chooses the port; it is given back at once, for JAX to listen on it.
         with socket.create_server(("", 0)) as free:
             port = str(free.getsockname()[1])
     return f"{host}:{job.gather(port)[0]}"
@@ -147,9 +149,11 @@ def _warn_of_loopback(coordinator: str) -> None:
     host = coordinator.rpartition(":")[0].strip("[]")
     try:
         addresses = {info[4][0] for info in socket.getaddrinfo(host, None)}
+        # Without the scope that IPv6 addresses may carry, as in fe80::1%eth0.
         loopback = all(ipaddress.ip_address(str(address).partition("%")[0]).is_loopback for address in addresses)
     except (OSError, ValueError):
         return
+    # Debian, for one, gives the host's own name the address 127.0.1.1 in /etc/hosts.
     if loopback and host not in (*addresses, "localhost"):
         print(
             f"backend.coordinator = {coordinator!r}: {host} is {', '.join(map(str, sorted(addresses)))} on this host, "
@@ -160,6 +164,7 @@ def _warn_of_loopback(coordinator: str) -> None:
 
 def _gather(text: str) -> list[str]:
     own = np.frombuffer(text.encode(), np.uint8)
+    # Only arrays of one shape are gathered: first the sizes, then texts padded to the longest.
     sizes = multihost_utils.process_allgather(np.array(own.size, np.int32))
     padded = np.zeros(int(np.max(sizes)), np.uint8)
     padded[: own.size] = own

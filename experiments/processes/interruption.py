@@ -48,16 +48,19 @@ class Interruption:
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
+            # None: a handler that was not installed from Python, which cannot put it back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._endings += number in ENDING
         if self._endings > 1:
             raise KeyboardInterrupt
+        # The first signal names the end, whatever comes after it.
         self._asked = self._asked or number
         if self._iteration is not None:
             raise Interrupted(number, self._iteration)
         if jax.process_count() > 1:
+            # For JAX's handler, which tells the others, so that all stop after the same iteration.
             os.kill(os.getpid(), signal.SIGTERM)
 
     def requested(self) -> int:
@@ -67,6 +70,7 @@ class Interruption:
         """
         self._calls += 1
         if isinstance(self._backend, jm.MPI):
+            # The maximum is the same on all ranks: none stops alone.
             return max(self._backend.comm.allgather(self._asked))
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(self._calls):
             return self._asked or signal.SIGTERM

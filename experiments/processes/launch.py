@@ -37,14 +37,18 @@ def start(read: Callable[[], Read]) -> tuple[Job, Config, Path | None]:
     try:
         own = read()
     except ConfigError as error:
+        # Not raised yet: the other ranks wait in the gather below, and must hear of it.
         wrong = error
     if own and own[0].backend.coordinator not in (None, "mpi4py"):
+        # These processes meet by jax.distributed: MPI is left alone, even where it has started them.
         ranks = ALONE
     else:
         ranks = connection.ranks(asked=own is not None and own[0].backend.kind == "mpi")
     config, folder = _same_everywhere(ranks, own, wrong)
+    # Before connecting: the first exchange of arrays fixes the devices.
     build.prepare_jax(config)
     job = connection.connect(ranks, config.backend)
+    # Another gather connects processes that could not compare what they have read before.
     if job.gather is not ranks.gather:
         config, folder = _same_everywhere(job, own, wrong)
     return job, config, folder

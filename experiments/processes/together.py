@@ -39,12 +39,15 @@ def all_or_none(job: Job, remedy: Callable[[], str]) -> Iterator[Callable[[], No
         try:
             yield lambda: watch.remedy(remedy())
         except (AgreedError, Interrupted, SystemExit):
+            # The first two are known to all processes, which end by themselves.
             raise
         except BaseException as error:
             if not job.is_first:
                 time.sleep(1.0)  # where all stop for the same reason, the first speaks for them
             _explain(job, error, remedy())
+            # It has been explained, and is no loss that the companion should report.
             watch.close()
+            # The exit codes of a single process.
             job.abort({KeyboardInterrupt: 130, ConfigError: 2}.get(type(error), 1))
 
 

@@ -32,6 +32,8 @@ class Watch:
         # Process managers of MPI (PMI) take the end of this connection for the end of the process.
         connection = os.environ.get("PMI_FD", "")
         words = [first, self._who, str(os.getpid()), str(report), str(patience or "inf")]
+        # Without Python's variables and installed packages, which could slow or break it; in a session of its own,
+        # so that Ctrl-C, or the end of the terminal, does not end it with the process.
         self._companion = subprocess.Popen(
             [sys.executable, "-I", "-S", companion.__file__, *words],
             stdin=subprocess.PIPE,

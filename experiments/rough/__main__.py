@@ -28,6 +28,7 @@ from experiments.training import build
 from experiments.training.session import Session
 
 Point = dict[str, float | None]
+# What only Picard's layers can honour is set back: `model_copy` checks nothing.
 ONE_LAYER = {"exact_first": 0, "inner_values": False}
 METHODS: dict[str, dict[str, Any]] = {
     "sequential": {},
@@ -99,6 +100,7 @@ def train(config: Config) -> list[Point]:
                 point |= {"cosine": measured.cosine, "distance": measured.distance}
             points.append(point)
         if not at_end:
+            # An update brings its figures to the host, so the clock waits for the device.
             start = time.perf_counter()
             session.update(iteration)
             seconds += time.perf_counter() - start
@@ -116,6 +118,7 @@ def _compare(config: Config, options: argparse.Namespace) -> None:
             last = runs[-1]["points"][-1]
             if not sys.stderr.isatty():
                 print(f"{method}, seed {seed}: {_figures([last])}", flush=True)
+            # After every training, so that an interruption loses but the one that runs.
             whole = {"config": config.model_dump(mode="json"), "runs": runs}
             (options.folder / "trainings.json").write_text(json.dumps(whole) + "\n", encoding="utf-8")
     print(f"\nafter {config.iterations} iterations, exactly evaluated; medians of seeds {options.seeds}")

@@ -28,6 +28,7 @@ def draw(runs: list[dict[str, Any]], config: Config, file: Path) -> None:
     labelled = set()
     for run in runs:
         method, points = run["method"], run["points"]
+        # By the method, not the order of runs: its colour is the same in every picture.
         number = list(LABELS).index(method)
         label = None if method in labelled else LABELS[method]
         labelled.add(method)

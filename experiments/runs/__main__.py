@@ -57,6 +57,7 @@ def table(folder: Path) -> list[str]:
     runs = [path.parent for path in folder.rglob("config.yaml") if (path.parent / "metrics.jsonl").exists()]
     if not runs:
         raise ConfigError(f"{folder}: no run below it. Train one: python -m experiments.train configs/level_sets.yaml")
+    # A run writes its config when it begins and whenever it goes on.
     runs.sort(key=lambda run: (run / "config.yaml").stat().st_mtime)
     lines = [COLUMNS, *(_line(run, run.relative_to(folder)) for run in runs)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -65,6 +66,7 @@ def table(folder: Path) -> list[str]:
 
 def _line(run: Path, name: Path) -> tuple[str, ...]:
     summary, config, rows = _summary(run), _config(run), read_metrics(run)
+    # Not the last row: that of a run that was interrupted mostly has no exact evaluation.
     exact = next((row for row in reversed(rows) if "exact_validation_accuracy" in row), {})
     accuracy, loss = (exact.get(f"exact_validation_{key}") for key in ("accuracy", "loss"))
     last = rows[-1] if rows else {}
@@ -104,6 +106,7 @@ def compare(*runs: Path, output: Path) -> None:
         OSError: The picture cannot be written.
     """
     rows: dict[str, list[Row]] = {}
+    # Runs in different folders may have the same name.
     names = [run.name for run in runs] if len({run.name for run in runs}) == len(runs) else list(map(str, runs))
     for name, run in zip(names, runs, strict=True):
         try:
@@ -115,6 +118,7 @@ def compare(*runs: Path, output: Path) -> None:
     if len(rows) < len(runs):
         raise ConfigError(f"{runs[0]}: given twice. Name two runs.")
     first, second = (_flat(config.model_dump()) if (config := _config(run)) else {} for run in runs)
+    # A dict, where a set would lose the order of the config.
     differing = [key for key in {**first, **second} if first.get(key) != second.get(key) and key != "output.folder"]
     OUT.say(*(f"{key}: {first.get(key)} | {second.get(key)}" for key in differing or ["(the configs are the same)"]))
     OUT.say("", *table_of(rows))

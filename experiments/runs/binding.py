@@ -30,11 +30,14 @@ class Binding:
     def __init__(self, config: Config, data: Data) -> None:
         kept = {key: value for key, value in config.model_dump().items() if key not in (*FREE, "name")}
         x, y = data.train
+        # At most 1000 inputs, as in earlier versions, whose checkpoints must still fit; `points` is of them all.
         some = slice(None, None, -(-len(y) // 1000))
         sample = np.asarray(x[some], np.float64).tobytes() + np.asarray(y, np.int64).tobytes()
         sums = {"data": hashlib.sha256(sample).hexdigest(), "points": _checksum(data.train, data.validation)}
+        # As a checkpoint gives them back: JSON makes lists of tuples.
         self.values: dict[str, Any] = json.loads(json.dumps(_without_places(kept) | sums))
         section = type(config.problem)
+        # Not validated, since without a problem no config is complete.
         default = Config.model_construct().model_dump()
         default["problem"] = {key: f.default for key, f in section.model_fields.items() if not f.is_required()}
         self._default = json.loads(json.dumps(default, default=str))
@@ -74,5 +77,6 @@ def _difference(given: Any, own: Any, default: Any, key: str = "") -> str:
             if found := _difference(was, own.get(name), inner.get(name), f"{key}.{name}".lstrip(".")):
                 return found
         return ""
+    # In Python 1 == 1.0 == True.
     same = given == own and type(given) is type(own)
     return "" if same else f"{NAMES.get(key, key)} was {given!r}, now it is {own!r}"

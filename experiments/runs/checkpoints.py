@@ -96,13 +96,16 @@ class Checkpoints:
         }
         manifest["sha256"] = _sha256(_canonical(manifest))
         self.folder.mkdir(exist_ok=True)
+        # Of what a process that was killed has left here half written.
         self._clear()
         try:
             unfinished.mkdir()
             write_synced(unfinished / ARRAYS, arrays)
             write_synced(unfinished / MANIFEST, json.dumps(manifest, indent=1).encode())
+            # The names too must be on disk before the rename, or a power cut may leave an empty checkpoint.
             sync_folder(unfinished)
             for refused in self._refused:
+                # The time is in its name, as one of the same iteration may have been refused before.
                 refused.rename(self.folder / f"refused-{refused.name}-{time.time_ns()}")
             self._refused = []
             unfinished.rename(final)
@@ -140,6 +143,7 @@ class Checkpoints:
         if other := self._binding.difference(manifest["config"]):
             raise Refused(f"it belongs to another training: {other}")
         wanted = like(manifest["loop"], iteration)
+        # The manifest's size may be made up: no more is read than this training's arrays can have.
         most = sum(leaf.nbytes for leaf in jax.tree.leaves(wanted)) + LARGEST_HEADER
         arrays = _file(path / ARRAYS, min(stamp["bytes"], most))
         if len(arrays) != stamp["bytes"]:
@@ -169,6 +173,7 @@ def _manifest(path: Path) -> dict[str, Any]:
     except ValueError:
         raise Refused(f"{MANIFEST} is damaged: it is not JSON") from None
     given = manifest.get("format") if isinstance(manifest, dict) else None
+    # Not isinstance, to which true is an int, and equal to 1.
     if type(given) is not int or given != FORMAT:
         raise Refused(f"{MANIFEST} has format {given!r}, but this version reads {FORMAT}")
     if manifest.pop("sha256", None) != _sha256(_canonical(manifest)):

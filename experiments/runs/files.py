@@ -50,10 +50,12 @@ def write_whole(path: Path, data: bytes) -> None:
     Raises:
         OSError: It cannot be written; `filename` says where.
     """
+    # In the same folder: a rename is all or nothing within one file system only.
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
         write_synced(unfinished, data)
         unfinished.replace(path)
+        # The rename itself is in the folder, which is not written with the file.
         sync_folder(path.parent)
     except OSError:
         with contextlib.suppress(OSError):

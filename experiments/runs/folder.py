@@ -62,6 +62,7 @@ class Run:
         facts |= {"sha256": data.sha256} if data.sha256 else {}
         with contextlib.ExitStack() as opened:
             try:
+                # First of all: its lock keeps other processes out before anything is written over.
                 self.metrics = self._open(METRICS, opened)
                 self.events = self._open(EVENTS, opened)
                 if resume is not None:
@@ -78,6 +79,7 @@ class Run:
                     f"output.folder = {str(self.folder)!r}: cannot be written: {error.strerror}. Make room or name "
                     "another."
                 ) from None
+            # Up to here an error closes the files, from here on `__exit__` does.
             self._opened = opened.pop_all()
 
     def __enter__(self) -> "Run":

@@ -66,11 +66,13 @@ def read_table(path: Path, most: int | None = None) -> Table:
         Unreadable: It is no regular file, larger than so many rows, or cannot be read.
     """
     try:
+        # Without O_NONBLOCK a pipe of this name would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
         raise Unreadable(f"it cannot be read: {error.strerror}") from None
     with open_regular(descriptor) as file:
         size = os.fstat(file.fileno()).st_size
+        # There is a row of iteration 0 too, and a last line may be incomplete.
         if most is not None and size > (most + 2) * LONGEST:
             raise Unreadable(f"its {size} bytes are more than {most} rows can have")
         candidates, damaged, position, number, idle = [], [], 0, 1, 0
@@ -144,9 +146,11 @@ class Lines:
     def __init__(self, path: Path) -> None:
         self._path = path
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK, 0o666)
+        # Of a copy, since a file object closes its descriptor.
         open_regular(os.dup(descriptor)).close()
         self._file = FileIO(descriptor, "a+b")  # without a buffer: what could not be written is not tried again
         try:
+            # The kernel drops this lock with the process, however that ends.
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._file.close()
@@ -161,6 +165,7 @@ class Lines:
             OSError: It cannot be written; nothing of it is.
         """
         data = json.dumps({key: finite(value) for key, value in row.items()}).encode() + b"\n"
+        # Where a disk fills up within a line, its half is cut off again.
         size = os.fstat(self._file.fileno()).st_size
         try:
             write_all(self._file, data)
@@ -207,6 +212,7 @@ def _row(line: bytes) -> Row | None:
     if not line.endswith(b"\n"):
         return None
     try:
+        # Python's json takes NaN and Infinity, which are written as null here.
         row = json.loads(line, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return None

@@ -55,6 +55,7 @@ def load_trained(config: Config, data: Data, folder: Path, iteration: int | None
 
     def of_end() -> tuple[jm.Params, Config]:
         params = load_final(folder, final)
+        # Of shapes alone: nothing is drawn or computed for it.
         if _shapes(params) != _shapes(jax.eval_shape(lambda: build.initial_params(config, data))):
             raise ValueError(f"{folder / PARAMETERS}: its arrays are not those of this run's network")
         return params, config
@@ -71,6 +72,7 @@ def load_trained(config: Config, data: Data, folder: Path, iteration: int | None
             try:
                 params, network = load()
             except ConfigError:
+                # It is a ValueError too, but about the config, and no other source would help.
                 raise
             except ValueError as error:
                 reasons.append(str(error))

@@ -46,6 +46,7 @@ def save_params(path: Path, params: jm.Params) -> dict[str, Any]:
         return {path: np.asarray(tree)}
 
     arrays = {name: leaf for part in PARTS for name, leaf in leaves(getattr(params, part), part).items()}
+    # In memory, since the file is written whole, and its checksum is that of what was meant to be written.
     file = io.BytesIO()
     np.savez(file, allow_pickle=False, **arrays)
     data = file.getvalue()
@@ -123,6 +124,7 @@ def _parse(data: bytes) -> jm.Params:
     parts: dict[str, Any] = {part: {} for part in PARTS}
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            # `np.savez` does not compress: sizes far beyond the file's are made up.
             if sum(entry.file_size for entry in archive.infolist()) > 2 * len(data) + 2**20:
                 raise Unreadable("it claims more data than it holds")
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
@@ -135,6 +137,7 @@ def _parse(data: bytes) -> jm.Params:
     except (ValueError, KeyError, AttributeError, TypeError, EOFError, OSError, MemoryError) as error:
         raise Unreadable(f"it is no file of parameters: {error}") from None
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+        # The last two: what zipfile says of unknown compressions and of passwords.
         raise Unreadable(f"it is damaged: {error}") from None
     if set(parts) != set(PARTS):
         raise Unreadable(f"it is no file of parameters: expected arrays named {', '.join(f'{p}/...' for p in PARTS)}")

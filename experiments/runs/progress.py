@@ -46,10 +46,12 @@ class Progress:
         if "exact_train_loss" in row and not self._quiet:
             self.say("  ".join(_cell(row[key], title, form) for title, key, form in COLUMNS))
         self._bar.set_postfix_str(f"loss {row['inexact_loss']:.4f}", refresh=False)
+        # Negative after a step back: the bar goes back too.
         self._bar.update(row["iteration"] - self._bar.n)
 
     def say(self, sentence: str) -> None:
         """Print a sentence between the rows."""
+        # By the bar, which takes itself away for the line.
         self._bar.write(sentence, file=OUT)
         OUT.flush()
 
@@ -128,6 +130,7 @@ def _hierarchy(config: Config, section: str) -> str:
         return levels
     cycles = f"{solver.cycles} {solver.cycle}-cycle{'s' if solver.cycles > 1 else ''}"
     cycles += " from the coarsest level" if solver.skip_first_down else ""
+    # A cycle makes so many further intervals exact, however bad the coarse levels are.
     exact = solver.cycles * (1 + solver.cf_relaxations[0]) >= sizes[1]
     return f"{cycles} over {levels}{', exact by their number' if exact else ''}"
 

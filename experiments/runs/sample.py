@@ -29,6 +29,7 @@ def sample(problem: jm.Problem, params: jm.Params, prompts: np.ndarray, length: 
         Prompts and what was drawn, (texts, prompt + length).
     """
     given, context = prompts.shape[1], params.opening["positions"].shape[0]
+    # Of full length from the beginning: arrays that grow would be compiled anew for each character.
     texts = jnp.zeros((len(prompts), given + length), jnp.int32).at[:, :given].set(prompts)
 
     @jax.jit
@@ -38,6 +39,7 @@ def sample(problem: jm.Problem, params: jm.Params, prompts: np.ndarray, length: 
             start = jnp.maximum(at - context, 0)
             window = jax.lax.dynamic_slice_in_dim(texts, start, min(context, texts.shape[1]), axis=1)
             scores = logits(problem, params, window)[:, at - 1 - start]
+            # A key for each place, so that a longer text begins as a shorter one.
             drawn = jax.random.categorical(jax.random.fold_in(jax.random.key(seed), at), scores)
             return texts.at[:, at].set(drawn.astype(texts.dtype))
 

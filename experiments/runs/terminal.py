@@ -59,6 +59,7 @@ class Stream:
     @property
     def _stream(self) -> TextIO | None:
         stream: Any = getattr(sys, self._name)
+        # After `take` the name leads to this object.
         stream = self._own if stream is self else stream
         return None if stream is None or stream is self._lost or stream.closed else stream
 
@@ -113,5 +114,6 @@ def run(main: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         ERR.say("interrupted")
         code = 130
+    # Here a failure is given up quietly; at its exit Python would report it, with the code 120.
     OUT.flush()
     sys.exit(code)

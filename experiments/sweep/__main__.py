@@ -111,7 +111,9 @@ def train(members: Sequence[Member]) -> int:
         if summary:
             continue
         words = [*member.words, "--resume", "auto", "--output.quiet", "true"]
+        # A process for each: JAX fixes its devices when it first computes, and one that crashes ends no other.
         code = subprocess.run([sys.executable, "-m", "experiments.train", *words]).returncode
+        # A training that went wrong is a result; a signal, or a config that cannot be run, ends the sweep.
         if code not in (0, STOPPED):
             return code
     return code
@@ -142,6 +144,7 @@ def _summary(member: Member) -> Mapping[str, Any] | None:
 def report(keys: Sequence[str], members: Sequence[Member]) -> None:
     """Print medians over the seeds, and write them beside the trainings."""
     rows = []
+    # Members of the same values stand together, as seeds are the inner loop of `plan`.
     for values, group in itertools.groupby(members, key=lambda member: member.values):
         summaries = [_summary(member) or {} for member in group]
         good = [summary for summary in summaries if summary.get("status") == "finished"]

@@ -101,6 +101,7 @@ def judge(key: str, seconds: float, two: Worker | None) -> Judged:
 def messages_on(memory: Any, key: str) -> dict[str, float]:
     """Task of a worker with two devices: the speed of messages of a network's states, as `jm.advise` takes it."""
     latency, byte = messages(make(key).u0, Devices(2))
+    # Both are differences of measured times, and may come out as zero.
     return {"latency": max(latency, 1e-7), "bandwidth": 1 / max(byte, 1e-12)}
 
 
@@ -160,6 +161,7 @@ def judged(keys: Sequence[str], seconds: float, devices: int) -> list[Judged]:
     results = []
     for key in keys:
         jax.config.update("jax_compilation_cache_dir", folder)
+        # By default only what took a second to compile is kept.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
         row = judge(key, seconds, two)
         results.append(row)

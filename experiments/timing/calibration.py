@@ -147,6 +147,7 @@ def three(network: Network, parts: int, length: int, batch: int, devices: Device
         return _seconds(_everywhere(sweep, devices), theta, starts) / (count * length)
 
     phi, state, both = (measured(f) for f in (forward, to_state, to_all))
+    # The sweeps of pullbacks compute the states as well; noise must not make a time negative.
     return phi, max(0.0, state - phi), max(0.0, both - phi)
 
 
@@ -187,6 +188,7 @@ def messages(state: State, devices: Devices) -> tuple[float, float]:
         def one(_: Any, carry: PyTree) -> PyTree:
             y, work = carry
             work = jax.lax.fori_loop(0, WORK, lambda _, w: jnp.tanh(w @ w), work)
+            # The next work depends on what has come, so that neither can be done beside the other.
             return (backend.shift(y, y.shape[0], None) if send else y), work + 1e-9 * y.ravel()[0]
 
         work = jnp.zeros((32, 32), y.dtype)
@@ -217,6 +219,7 @@ def _seconds(f: Callable[..., Any], *args: Any) -> float:
     start = time.perf_counter()
     jax.block_until_ready(f(*args))
     once = time.perf_counter() - start
+    # Ranks must call equally often, or one waits for messages that nobody sends.
     times = agreed(max(1, round(0.01 / once)))
     seconds = []
     for _ in range(REPEATS):

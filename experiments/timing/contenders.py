@@ -107,6 +107,7 @@ def contenders(case: Case, layouts: tuple[Layout, ...], devices: Devices) -> Ite
 
 def _sequential(case: Case, layout: Layout) -> Iterator[Contender]:
     for name, options in _SCANS.items():
+        # Bound as defaults: a lambda would see the loop's last options.
         yield Contender(f"scan{name}", "sequential", layout, lambda o=options: _scan(case, layout, Devices(), **o))  # type: ignore[misc]
     sequential = jm.Sequential(case.factor)
 
@@ -219,6 +220,7 @@ def _scan(case: Case, layout: Layout, devices: Devices, segments: bool, layers: 
             u = jax.lax.scan(jax.checkpoint(several), x, theta)[0]
         else:
             u = several(x, params.layers)[0]
+        # The loss is a mean over a device's points; their gradients are summed.
         return problem.loss(params.closing, u, y)[0] / devices.count
 
     gradient = jax.value_and_grad(objective)
@@ -249,5 +251,6 @@ def _scan(case: Case, layout: Layout, devices: Devices, segments: bool, layers: 
         updates, kept = _optimizer().update(gradients, kept, params)
         return (optax.apply_updates(params, updates), kept), value
 
+    # Copies of its own, since the state is donated.
     state = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), (params, _optimizer().init(params)))
     return Program(step, state, (x, y), lambda s: _kept(s[1]))

@@ -49,6 +49,7 @@ def available_cores() -> tuple[int, ...] | None:
 
 def count_cores() -> int:
     """How many CPU cores this process may use."""
+    # `os.cpu_count` counts the machine's, of which a container or a scheduler may have given but some.
     return len(available_cores() or ()) or os.cpu_count() or 1
 
 

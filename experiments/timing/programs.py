@@ -67,11 +67,13 @@ def compile_program(memory: dict[str, Any], name: str, build: Callable[[], Any],
     mpi = "mpi4jax" in sys.modules
     running = Running(jitted if mpi else compiled, program.state, program.batch, loop)
     memory[name] = running, program.gradient
+    # The better of two: the first run may still be getting ready.
     once = min(running.run(1), running.run(1))
     times = agreed(max(1, round(SHORTEST / (once * loop))))
     memory[name] = replace(running, times=times), program.gradient
     if sizes is None:
         return Compiled(seconds, 0, 0)
+    # A donated argument and its result are the same memory.
     kept = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     return Compiled(seconds, sizes.temp_size_in_bytes, kept)
 

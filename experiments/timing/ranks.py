@@ -54,11 +54,13 @@ def start(devices: Devices, main: str) -> "tuple[list[Pipe], subprocess.Popen[by
         for pair in names:
             for name in pair:
                 os.mkfifo(name, 0o600)
+        # Opening would else wait for ranks that are started only below.
         readers = [os.open(answers, os.O_RDONLY | os.O_NONBLOCK) for answers, _ in names]
         for reader in readers:
             undo.callback(os.close, reader)
         command = ["mpirun", "-n", str(devices.count), sys.executable, "-m", "experiments.timing.workers", folder, main]
         environment = {**os.environ, "XLA_FLAGS": " ".join(flags)}
+        # Else mpirun would read this terminal's input, for its first rank.
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment)
         undo.callback(end, process)
         limit = time.monotonic() + STARTING
@@ -67,6 +69,7 @@ def start(devices: Devices, main: str) -> "tuple[list[Pipe], subprocess.Popen[by
             writers.append(_open_writer(tasks, process, limit))
             undo.callback(os.close, writers[-1])
         for descriptor in (*readers, *writers):
+            # From here on `Connection` expects reads that wait.
             os.set_blocking(descriptor, True)
         undo.pop_all()
         pipes = [Pipe(reader, writer) for reader, writer in zip(readers, writers, strict=True)]
@@ -109,6 +112,7 @@ def connect(folder: str, rank: int) -> Pipe:
 
 def agreed(value: Any) -> Any:
     """The first rank's value on all ranks of an MPI job, which wait for each other; elsewhere the value itself."""
+    # Looked up, not imported: to import it would initialise MPI.
     if "mpi4py.MPI" not in sys.modules:
         return value
     return sys.modules["mpi4py.MPI"].COMM_WORLD.bcast(value)

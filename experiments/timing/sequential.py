@@ -25,6 +25,7 @@ def propagations(step: Step, h: Any, layers: int) -> dict[str, Propagation]:
     def scan(body: Step, unroll: int = 1) -> Propagation:
         return lambda theta, u0: jax.lax.scan(lambda u, p: (body(p, u, h), None), u0, theta, unroll=unroll)[0]
 
+    # Inside a scan XLA cannot merge what is computed again, so the barriers against it would only cost time.
     checkpointed = jax.checkpoint(step, prevent_cse=False, static_argnums=(2,))
     return {
         "plain": scan(step),

@@ -36,6 +36,7 @@ def pin() -> str:
     """Bind this process and all its threads to one core, before JAX starts any; says which."""
     if not hasattr(os, "sched_setaffinity"):
         return "not pinned (this system cannot)"
+    # The last one, since the first serve the system most.
     core = max(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {core})
     return f"pinned to core {core}"

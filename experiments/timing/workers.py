@@ -51,11 +51,13 @@ class Worker:
             except OSError as error:
                 raise WorkerError(f"{error}; see above, or leave the MPI ranks out.") from None
             return
+        # A fork would inherit JAX as it is here, with its devices and the locks of its threads.
         context = multiprocessing.get_context("spawn")
         own, other = context.Pipe()
         self._pipes = [own]
         self._process = context.Process(target=serve, args=(other, devices), daemon=True)
         self._process.start()
+        # Or this process would hold that end open itself, and never notice that the worker's has gone.
         other.close()
 
     def ask(self, task: Task, *args: Any) -> Any:
@@ -67,6 +69,7 @@ class Worker:
             WorkerError: With the text of the exception there.
         """
         try:
+            # Sent to all before one is waited for: ranks need each other to do the task.
             for pipe in self._pipes:
                 pipe.send((task, args))
             answers = [pipe.recv() for pipe in self._pipes]
@@ -95,6 +98,7 @@ class Worker:
 def serve(pipe: "Connection | ranks.Pipe", devices: Devices) -> None:
     """Do the tasks that come by a pipe, on some cores and devices, until it ends."""
     if devices.cores is not None:
+        # Before JAX starts its threads, which keep the cores that they begin with.
         os.sched_setaffinity(0, devices.cores)
     _prepare_jax(devices)
     memory: Memory = {}

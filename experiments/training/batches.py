@@ -51,6 +51,7 @@ class Batches:
         self._size, self._seed, self._dtype = size, config.seed, config.dtype
         self._data, self._augment = data.train, data.augment
         self._order = -1, np.arange(points)
+        # Where all iterations have the same batch, it goes to the device once.
         self._all = None if size or data.augment else Batch(self._arrays(slice(None)))
 
     def first(self) -> tuple[jax.Array, jax.Array]:

@@ -55,6 +55,7 @@ def prepare_jax(config: Config) -> None:
     """Set what JAX must know before it first computes: the precision, and how many devices a CPU shall be."""
     jax.config.update("jax_enable_x64", config.dtype == "float64")
     devices = config.backend.devices or 1
+    # Whoever has set XLA's own flag has decided already.
     if devices > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         try:
             jax.config.update("jax_num_cpu_devices", devices)
@@ -205,6 +206,7 @@ def trainer(config: Config, rate: float = 1.0, rung: int = 0) -> Trainer:
             backend=backend(config.backend),
         )
     except (TypeError, ValueError) as error:
+        # A ConfigError, which is a ValueError, passes with its message as it is.
         raise ConfigError(str(error)) from None
 
 

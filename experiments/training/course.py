@@ -121,6 +121,7 @@ def _control_rules(rungs: int, iteration: int) -> list[Rule]:
 
 
 def _integer(value: object, least: int, most: int = 2**62) -> bool:
+    # JSON's true would be the integer 1.
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 

@@ -73,6 +73,7 @@ def evaluator(
             if signal := asked():
                 raise EvaluationStopped(signal)
             loss, aux = compiled(network, (jnp.asarray(cast(data.x[part], dtype)), jnp.asarray(data.y[part])))
+            # Parts differ in length, so their means are weighted by it.
             total += (part.stop - part.start) * np.array([loss, aux["accuracy"]], float)
         loss, accuracy = total / len(data.y)
         return float(loss), float(accuracy)
@@ -104,5 +105,6 @@ def _parts(problem: jm.Problem, params: jm.Params, x: np.ndarray) -> Iterator[sl
     one = jax.eval_shape(problem.opening, params.opening, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
     numbers = sum(leaf.size for leaf in jax.tree.leaves(one))
     count = math.ceil(len(x) / max(1, NUMBERS // numbers))
+    # Nearly equal parts, of two lengths at most, as every length is compiled.
     ends = np.linspace(0, len(x), count + 1).astype(int).tolist()
     return (slice(*ends[i : i + 2]) for i in range(count))

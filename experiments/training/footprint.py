@@ -11,6 +11,7 @@ import jax
 def used(state: Any) -> str:
     """Bytes on this process of a training state's parts, and of the process at its peak, as a JSON object."""
     parts = {"layers": state.params.layers, "optimizer": state.optimizer, "warm_values": state.warm}
+    # The kernel counts in KiB on Linux, in bytes on macOS.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return json.dumps({**{name: _held(part) for name, part in parts.items()}, "peak_resident": peak})
 

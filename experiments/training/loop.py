@@ -106,9 +106,11 @@ class Loop:
             if not asked:
                 asked, evaluation = self._evaluate(iteration, at_end, interruption)
             due = at_end or asked or iteration % self._config.checkpoints.every == 0
+            # Both before the iteration, which uses up the state.
             checkpoint = self._session.checkpoint() if due and not self._is_good(iteration) else None
             params = self._session.params() if at_end and not asked else None
             row = self._iterate(iteration, evaluation, at_end)
+            # Written even where it is wrong: a step back cuts it off again, and where training stops it tells why.
             listener.row(row)
             if lie := self._gap.sentence(row):
                 self._decided(listener, {"iteration": iteration, "action": "warning", "reason": lie})
@@ -197,6 +199,7 @@ class Loop:
     def _refine(self, row: Row, iteration: int, listener: Listener) -> None:
         """Go on with the next network of a nested training, if it is time to."""
         session = self._session
+        # The config itself is the last, deepest network.
         if session.network is self._config:
             return
         ended = "" if session.course.end is None else "training it has come to its end"

@@ -75,6 +75,7 @@ def _comparison(trainer: Trainer, batches: Batches) -> Callable[[Any, Batch], jm
         assert isinstance(trainer, jm.OneShot)
         return jm.compare(trainer, _started(trainer, batches, state, batch), batch.points, batch.samples)
 
+    # Without donation: the iteration itself still needs the state.
     return jax.jit(compare)
 
 

@@ -27,6 +27,7 @@ def trouble(row: Row, course: Course, growth: float) -> str:
     if result == jm.Result.NOT_FINITE:
         return "parameters, states or adjoints are not finite"
     course.first_loss = row["inexact_loss"] if course.first_loss is None else course.first_loss
+    # At least 1, or after a first loss near zero any later one would be out of bounds.
     if row["inexact_loss"] > growth * max(1.0, course.first_loss):
         return f"inexact_loss = {row['inexact_loss']:.3g}, after {course.first_loss:.3g} at first"
     course.diverging = course.diverging + 1 if result == jm.Result.DIVERGED else 0
@@ -56,6 +57,7 @@ def stepped_back(
             "raise solver.cycles; --training.method sequential tells whether the network itself overflows."
         )
     rung = min(course.control.rung + 1, rungs - 1)
+    # Time that was spent and decisions that were told do not go back with the state.
     return dataclasses.replace(
         Course(**good.loop),
         seconds=course.seconds,

@@ -116,6 +116,7 @@ class Session:
         """
         self.course = read_course(values, self.config, iteration)
         self._adopt()
+        # Several checkpoints may be tried, mostly of one setting, and a state is dear.
         if self._fresh is None or self._fresh[0] != self._setting:
             state = build.initial_state(self.network, self._data, self.trainer, self._batches)
             self._fresh = self._setting, state, self.trainer.export(state)
@@ -139,6 +140,7 @@ class Session:
     def update(self, iteration: int) -> Any:
         """One iteration; its info, on the host."""
         self.state, info = self._programs.update(self.state, self._batches.at(iteration))
+        # Waits for the device, as the clock of the loop must.
         return jax.device_get(info)
 
     def evaluate(self, at_end: bool, asked: Callable[[], int]) -> Row:
@@ -163,6 +165,7 @@ class Session:
             return EXACT
         if self.course.control.since < iteration:
             return Measured(*map(float, self._programs.compare(self.state, self._batches.at(iteration))))
+        # Kept beside, since trial iterations use up the state they are given.
         snapshot = self.trainer.export(self.state)
         for i in range(TRIAL):
             self.state, _ = self._programs.update(self.state, self._batches.at(iteration + i))
@@ -183,6 +186,7 @@ class Session:
             diverging=0,
             control=ControlState(check=iteration, since=iteration),
         )
+        # Frees the programs of the shallower network; a step back to it would make them again.
         self._made.clear()
         self._adopt()
         self.begin(params)
@@ -201,6 +205,7 @@ class Session:
         cold = self.trainer.export(fresh).warm
         own: Any = jax.tree.structure(cold)
         kept = bool(own == jax.tree.structure(snapshot.warm))
+        # Warm values of another solver may have no place in this one: then they start cold.
         self.state = self.trainer.restore(fresh, snapshot if kept else snapshot._replace(warm=cold))
         if self._batches.warm and jax.tree.leaves(cold):
             batch = self._batches.at(int(snapshot.iteration))

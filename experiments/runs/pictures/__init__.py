@@ -45,6 +45,7 @@ def draw(folder: Path, rows: Rows, data: Data, predict: Predict) -> None:
 
 def _write(folder: Path, figures: Mapping[str, Figure]) -> None:
     for name, figure in figures.items():
+        # Drawn in memory, so that a full disk leaves the picture of before rather than half a new one.
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=150)
         write_whole(folder / f"{name}.png", file.getvalue())

@@ -22,6 +22,7 @@ def class_map(picture: Picture, predicted: np.ndarray, names: tuple[str, ...]) -
     colours = ORDERED if len(names) == len(ORDERED) else list(colormaps["tab20"].colors)  # type: ignore[attr-defined]
     figure = Figure(figsize=(11.5, 4.2 if len(names) == len(ORDERED) else 4.9), layout="constrained")
     panels = figure.subplots(1, 3, sharex=True, sharey=True)
+    # Half a class beyond both ends, so that ticks at whole numbers are in the middle of their colours.
     scale = {"cmap": ListedColormap(colours[: len(names)]), "vmin": -0.5, "vmax": len(names) - 0.5}
     errors = {"cmap": ListedColormap([RIGHT, WRONG]), "vmin": 0, "vmax": 1}
     plane = picture.extent is not None
@@ -67,8 +68,10 @@ def confusion(true: np.ndarray, predicted: np.ndarray, names: tuple[str, ...]) -
     """
     classes = len(names)
     counts = np.zeros((classes, classes), int)
+    # With `+= 1` a pair of classes that occurs repeatedly would count once.
     np.add.at(counts, (true, predicted), 1)
     sizes = counts.sum(axis=1)
+    # A class without validation points has an empty row rather than nan.
     shares = counts / np.maximum(sizes, 1)[:, None]
     side = 3.2 + 0.42 * classes
     figure = Figure(figsize=(side + 1.2, side), layout="constrained")
