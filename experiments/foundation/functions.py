@@ -87,7 +87,10 @@ def own_function(reference: str, key: str, kind: str) -> Callable[..., Any]:
         # Bound, not called: what it makes of real arguments shows when it is used.
         inspect.signature(function).bind(*[None] * ARGUMENTS[kind])
     except (TypeError, ValueError):
-        given = f"{name}{inspect.signature(function)}" if inspect.isroutine(function) else repr(function)[:60]
+        try:
+            given = f"{name}{inspect.signature(function)}" if inspect.isroutine(function) else repr(function)[:60]
+        except ValueError:  # some of Python's own functions do not tell their arguments
+            given = repr(function)[:60]
         raise ConfigError(f"{says}: {expected}, given {given}. Change its arguments.") from None
     return function
 

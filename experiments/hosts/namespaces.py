@@ -15,7 +15,6 @@ INTERFACE = "wire"
 # Bytes that may be sent at once: the largest packet that a host hands to its link, and what arrives in a millisecond.
 LEAST_BURST = 131072
 QUEUE = "400ms"  # what waits longer for a full link is dropped, as routers do
-READY = 20.0  # seconds for the relay to be there
 
 
 class HostsError(Exception):

@@ -92,8 +92,7 @@ class SteepestDescent:
     """H is the identity.
 
     Example:
-        >>> import jaxmgrit as jm
-        >>> hessian = jm.SteepestDescent()  # jm.PublishedLoop(problem, hessian)
+        >>> import jaxmgrit as jm; hessian = jm.SteepestDescent()  # jm.PublishedLoop(problem, hessian)
     """
 
     def init(self, like: Params, space: Space) -> PyTree:
