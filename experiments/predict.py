@@ -19,17 +19,17 @@ from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.problems.file import File, read_inputs
 from experiments.problems.sources import read_bytes
+from experiments.runs import terminal
 from experiments.runs.newest import load_trained
 from experiments.runs.resume import load
 from experiments.runs.sample import sample
-from experiments.runs.terminal import ERR, OUT, occupy_closed_streams
+from experiments.runs.terminal import ERR, OUT
 from experiments.training import build
 from experiments.training.evaluation import probabilities
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    occupy_closed_streams()
     parser = Parser("python -m experiments.predict", "%(prog)s RUN --input FILE [--output FILE] [--problem.file PLACE]")
     parser.add_argument("RUN", help="folder of a run")
     parser.add_argument("--input", type=Path, help="file of inputs, or of a text to go on with")
@@ -111,4 +111,4 @@ def written(config: Config, data: problems.Data, params: jm.Params, path: Path, 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.run(main)

@@ -20,6 +20,7 @@ from experiments.config.arguments import Parser, at_least
 from experiments.errors import ConfigError
 from experiments.hosts import probe
 from experiments.hosts.namespaces import ADDRESSES, Hosts, HostsError
+from experiments.runs import terminal
 from jaxmgrit.analysis.cost_model import Sizes, iteration_counts
 
 # Bits per second, seconds; the first one is what the model is fitted to.
@@ -140,4 +141,4 @@ def _shown(links: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.run(main)

@@ -15,16 +15,16 @@ from experiments.config.arguments import Parser
 from experiments.config.reader import read
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
+from experiments.runs import terminal
 from experiments.runs.folder import read_metrics
 from experiments.runs.metrics import Row
-from experiments.runs.terminal import ERR, OUT, occupy_closed_streams
+from experiments.runs.terminal import ERR, OUT
 
 COLUMNS = ("run", "status", "iteration", "layers", "method", "validation", "loss", "seconds")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    occupy_closed_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = Parser("python -m experiments.runs", "%(prog)s [FOLDER]\n       %(prog)s compare RUN RUN [--output FILE]")
     parser.add_argument("folders", nargs="*", metavar="FOLDER", help="of runs; behind `compare`: two runs")
@@ -149,4 +149,4 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.run(main)

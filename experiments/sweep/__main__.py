@@ -21,7 +21,8 @@ from experiments.config.describe import fields, flag
 from experiments.config.reader import FREE, read
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
-from experiments.runs.terminal import ERR, OUT, occupy_closed_streams
+from experiments.runs import terminal
+from experiments.runs.terminal import ERR, OUT
 
 SHOWN = {  # of a summary: title and format
     "exact_validation_accuracy": ("validation", "{:.2%}"),
@@ -50,7 +51,6 @@ class Member(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    occupy_closed_streams()
     usage = "%(prog)s CONFIG [--seeds N ...] [--vary KEY VALUE ...] [--folder F] [--key VALUE ...]"
     parser = Parser("python -m experiments.sweep", usage)
     parser.add_argument("--seeds", type=at_least(0), nargs="+", default=[0, 1, 2], help="every combination with each")
@@ -178,4 +178,4 @@ def _table(keys: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.run(main)

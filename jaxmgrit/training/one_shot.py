@@ -274,7 +274,7 @@ class OneShot:
             found.residual_norm,
             found.adjoint_residual_norm,
             worse(here.result, opening.result),
-            found.mismatch,
+            jnp.asarray(found.mismatch),
         )
         warm = found.warm if samples is None else training.place_warm(put(state.warm, samples, found.warm))
         warm = training.carried(warm) if self.start == "cold" else warm

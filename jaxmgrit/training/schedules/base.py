@@ -30,19 +30,20 @@ class Head(NamedTuple):
 class Found(NamedTuple):
     """What one iteration finds at given parameters: the loss, an inexact gradient, how inexact, and warm values.
 
-    Of the gradient `layers` are the hidden layers' and `shared` what all of them share.
+    Of the gradient `layers` are the hidden layers' and `shared` what all of them share, None if they share nothing;
+    `mismatch` is that of `Info`, 0 where a schedule does not say it.
     """
 
     head: Head
     layers: PyTree
-    shared: PyTree
     lam_initial: PyTree
     running_cost: jax.Array
     residual_norm: jax.Array
     adjoint_residual_norm: jax.Array
-    mismatch: jax.Array
     result: jax.Array
     warm: PyTree
+    shared: PyTree = None
+    mismatch: jax.Array | float = 0.0
 
 
 def mismatch(residuals: tuple[jax.Array, jax.Array], sizes: tuple[jax.Array, jax.Array]) -> jax.Array:

@@ -84,9 +84,10 @@ class CyclesThenGradient:
         keep_lam = None if lam_ends is None else adj.c_points.ends
         result = worse(sol.result, adj.result)
         norms = _last(sol.residual_norms), _last(adj.residual_norms)
-        residuals = *norms, mismatch(norms, (sol.scale, adj.scale))
+        missed = mismatch(norms, (sol.scale, adj.scale))
         slots, shared = found.slots.theta, found.shared.given.params
-        return Found(top, slots, shared, adj.lam_initial, found.cost, *residuals, result, (keep_state, keep_lam))
+        warm = keep_state, keep_lam
+        return Found(top, slots, adj.lam_initial, found.cost, *norms, result, warm, shared, missed)
 
 
 def _guess(initial: State, ends: State) -> CPoints | None:

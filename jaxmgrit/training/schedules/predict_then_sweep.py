@@ -151,9 +151,9 @@ class PredictThenSweep:
         found = swept.gradients
         residuals = swept.residual_norm, swept.adjoint_residual_norm
         warm = (swept.tau, swept.sigma, ends, lam_ends)
-        told = *residuals, mismatch(residuals, swept.sizes)
-        shared = found.shared.given.params
-        return Found(top, found.slots.theta, shared, swept.lam_initial, found.cost, *told, result, warm)
+        missed, shared = mismatch(residuals, swept.sizes), found.shared.given.params
+        slots = found.slots.theta
+        return Found(top, slots, swept.lam_initial, found.cost, *residuals, result, warm, shared, missed)
 
 
 def _refuse_idle_options(name: str, solver: MGRIT, two_levels: bool) -> None:

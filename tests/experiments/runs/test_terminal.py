@@ -71,6 +71,7 @@ def test_a_stream_that_is_taken_writes_to_what_was_there_until_it_is_lost(monkey
 
 
 def test_every_command_is_run_like_this():
-    commands = [path for path in (ROOT / "experiments").glob("*.py") if "__main__" in path.read_text()]
-    assert len(commands) > 8
-    assert [path.name for path in commands if "terminal.run(main)" not in path.read_text()] == []
+    files = [*(ROOT / "experiments").glob("*.py"), *(ROOT / "experiments").glob("*/__main__.py")]
+    commands = [path for path in files if "__main__" in path.read_text()]
+    assert len(commands) > 12
+    assert [str(path) for path in commands if "terminal.run(main)" not in path.read_text()] == []
