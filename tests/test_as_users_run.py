@@ -11,7 +11,6 @@ ROOT = Path(__file__).parents[1]
 SELECTION = [
     "tests/test_laws.py",
     "tests/test_reference.py",
-    "tests/solvers/test_cycle.py",
     "tests/backend/test_backends.py::test_twenty_iterations_of_training_are_those_of_one_device",
 ]
 
