@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmgrit._programs import cached
-from jaxmgrit._pytree import add, fit, fold, real_dtype, subtract, where
+from jaxmgrit._pytree import add, euclidean_norm, fit, fold, norm_dtype, real_dtype, subtract, where
 from jaxmgrit.backend.base import REPLICATED, SHARDED, SHARDED_STATES, STATE, WHOLE_STATES, Backend, broadcast
 from jaxmgrit.backend.local import LOCAL
 from jaxmgrit.solvers.mgrit.cycle import Grids, solve_level
@@ -164,8 +164,9 @@ def sweep_program(
     def finish(arrived: State, lam: State, ends: State) -> tuple[PyTree, PyTree]:
         # tau_j += Psi(U_j) - U_{j+1} and sigma_j += Psi* Lam_{j+1} - Lam_j need no further evaluation of G.
         mismatch = subtract((arrived, lam), ends)
-        values = *mismatch, arrived, lam
-        return tuple(norm(r) ** 2 for norm, r in zip(norms * 2, values, strict=True)), mismatch
+        squares = (norm(r) ** 2 for norm, r in zip(norms, mismatch, strict=True))
+        sizes = (_squared(norm, x) for norm, x in zip(norms, (arrived, lam), strict=True))
+        return (*squares, *sizes), mismatch
 
     def known(values: State, u0: State) -> PyTree:
         """The states before the adjoint's coarse slots, where those after the state's are known on every device."""
@@ -236,3 +237,15 @@ def sweep_program(
 
 def _vjp_all(equation: Equation, shared: Shared, slot: Slot, u: State) -> Vjp:
     return equation.vjp_all(slot, u, shared, False)
+
+
+def _squared(norm: Norm, state: State) -> jax.Array:
+    """The square of a state's norm; of the Euclidean one in a single pass, since it is asked of every interval."""
+    if norm is not euclidean_norm:
+        return norm(state) ** 2
+    dtype = norm_dtype(state)
+    squares = [
+        jnp.vdot(x, x, preferred_element_type=None if jnp.iscomplexobj(x) else dtype).real.astype(dtype)
+        for x in jax.tree.leaves(state)
+    ]
+    return jnp.sum(jnp.stack(squares))
