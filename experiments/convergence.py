@@ -22,6 +22,7 @@ from tqdm import tqdm
 import jaxmgrit as jm
 from experiments.config.arguments import Parser, above, at_least
 from experiments.errors import ConfigError
+from experiments.foundation.files import make_folder
 from experiments.networks.smooth import smooth_layers, tanh_step
 from experiments.runs import terminal
 
@@ -159,10 +160,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 def _make(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"--folder {folder}: expected a new or empty folder. Name another.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--folder {folder}: cannot be made: {error.strerror}. Name another.") from None
+    make_folder(folder)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from experiments.config.arguments import Parser
 from experiments.config.reader import read
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
+from experiments.foundation.files import make_folder
 from experiments.runs import terminal
 from experiments.timing.devices import Devices, count_cores, last_cores
 from experiments.timing.workers import Worker, WorkerError
@@ -39,10 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = read(rest, "experiments.scaling")
         if config.training.method == "sequential":
             raise ConfigError("training.method = 'sequential': expected one_shot, which is what can be scaled.")
-        try:
-            options.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"--folder {options.folder}: cannot be made: {error.strerror}.") from None
+        make_folder(options.folder)
         found = scale(config)
         (options.folder / "scaling.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         draw(found, options.folder / "scaling.png")

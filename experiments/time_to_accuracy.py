@@ -30,6 +30,7 @@ from experiments.config.arguments import Parser, above, at_least
 from experiments.config.reader import read
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
+from experiments.foundation.files import make_folder
 from experiments.runs import terminal
 from experiments.timing.devices import Devices, count_cores, last_cores
 from experiments.timing.workers import Worker, WorkerError
@@ -108,10 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError(
                 "training.method = 'sequential': expected one_shot; sequential training is compared with in any case."
             )
-        try:
-            options.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"--folder {options.folder}: cannot be made: {error.strerror}.") from None
+        make_folder(options.folder)
         compare(config, options)
     except (ConfigError, WorkerError) as error:
         print("time_to_accuracy:", *str(error).splitlines(), sep="\n  ", file=sys.stderr)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from jaxmgrit._types import Arrays, Layers, State, StepSize
     from jaxmgrit.backend.base import Backend
     from jaxmgrit.solvers.base import Solver
+    from jaxmgrit.system.network import Network
 
 PyTree = Any
 
@@ -129,13 +130,7 @@ def layer_gradients(
         >>> jm.layer_gradients(step, theta, sol, adj, h=1 / 64).shape
         (64, 4, 4)
     """
-    check_solution(sol)
-    check_type(adj, AdjointSolution, "adj", "give what jm.adjoint_solve returned.")
-    check_backend(backend)
-    network = make_network(step, theta, sol.c_points.initial, h, running_cost=running_cost, parts=backend.data_size)
-    check_partition(sol.level, network.layers, backend, "sol")
-    check_partition(adj.level, network.layers, backend, "adj")
-
+    network = _solved_network(step, theta, sol, adj, h, running_cost, backend)
     program = gradient_program(network.equation, sol.level, adj.level, backend)
     swept = program(state_data(network, sol, backend), adj.c_points.initial, adj.c_points.ends)
     return like_theta(swept.slots.theta, theta, network.layers, backend)
@@ -173,13 +168,7 @@ def adjoint_trajectory(
         >>> jm.adjoint_trajectory(step, theta, sol, adj, h=1 / 64).shape
         (65, 2, 4)
     """
-    check_solution(sol)
-    check_type(adj, AdjointSolution, "adj", "give what jm.adjoint_solve returned.")
-    check_backend(backend)
-    network = make_network(step, theta, sol.c_points.initial, h, running_cost=running_cost, parts=backend.data_size)
-    check_partition(sol.level, network.layers, backend, "sol")
-    check_partition(adj.level, network.layers, backend, "adj")
-
+    network = _solved_network(step, theta, sol, adj, h, running_cost, backend)
     program = adjoint_points_program(network.equation, sol.level, adj.level, backend)
     before = program(state_data(network, sol, backend), adj.c_points.initial, adj.c_points.ends)
     # `before` has lam^0 .. lam^{N-1}, then padding; lam^N is the adjoint's C-point 0.
@@ -189,3 +178,22 @@ def adjoint_trajectory(
         adj.c_points.initial,
     )
     return backend.join_batch(adjoints, axis=1)
+
+
+def _solved_network(
+    step: Callable[..., PyTree],
+    theta: Layers,
+    sol: Solution,
+    adj: AdjointSolution,
+    h: StepSize,
+    running_cost: Callable[..., Any] | None,
+    backend: Backend,
+) -> Network:
+    """The checked network that a state and an adjoint belong to; arguments as in `layer_gradients`."""
+    check_solution(sol)
+    check_type(adj, AdjointSolution, "adj", "give what jm.adjoint_solve returned.")
+    check_backend(backend)
+    network = make_network(step, theta, sol.c_points.initial, h, running_cost=running_cost, parts=backend.data_size)
+    check_partition(sol.level, network.layers, backend, "sol")
+    check_partition(adj.level, network.layers, backend, "adj")
+    return network

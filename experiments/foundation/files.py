@@ -6,6 +6,8 @@ import stat
 from pathlib import Path
 from typing import Protocol
 
+from experiments.errors import ConfigError
+
 BLOCK = 2**20  # bytes read at a time
 
 
@@ -57,3 +59,15 @@ def read_blocks(file: Readable, most: int) -> bytes | None:
         if len(data) > most:
             return None
     return bytes(data)
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of an option `--folder`, if it is not there.
+
+    Raises:
+        ConfigError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--folder {folder}: cannot be made: {error.strerror}. Name another.") from None

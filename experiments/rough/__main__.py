@@ -22,6 +22,7 @@ from experiments.config.arguments import Parser, at_least
 from experiments.config.reader import read
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
+from experiments.foundation.files import make_folder
 from experiments.rough.picture import draw
 from experiments.runs import terminal
 from experiments.training import build
@@ -46,10 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = read(rest, "experiments.rough")
         if config.solver.coarse_step != "picard" or config.training.method != "one_shot":
             raise ConfigError("expected a one-shot training with solver.coarse_step = 'picard'; the others are added.")
-        try:
-            options.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"--folder {options.folder}: cannot be made: {error.strerror}.") from None
+        make_folder(options.folder)
         _compare(config, options)
     except ConfigError as error:
         print("rough:", *str(error).splitlines(), sep="\n  ", file=sys.stderr)
