@@ -44,10 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     histories = {}
     for layers in tqdm(options.layers, desc="networks", disable=not sys.stderr.isatty()):
         histories[layers] = residuals(layers, options)
-    found = {kind: {layers: history[kind] for layers, history in histories.items()} for kind in KINDS}
-    (folder / "residuals.json").write_text(json.dumps({"options": vars(options), **found}, indent=1) + "\n")
-    draw(folder / "convergence.png", found, options)
-    print(*table(found, options), sep="\n")
+    by_kind = {kind: {layers: history[kind] for layers, history in histories.items()} for kind in KINDS}
+    (folder / "residuals.json").write_text(json.dumps({"options": vars(options), **by_kind}, indent=1) + "\n")
+    draw(folder / "convergence.png", by_kind, options)
+    print(*table(by_kind, options), sep="\n")
     print(f"everything is in {folder}")
     return 0
 
@@ -76,7 +76,7 @@ def cycles_to(history: Sequence[float], reduction: float) -> int | None:
     return below[0] if below else None
 
 
-def table(found: dict[str, dict[int, list[float]]], options: argparse.Namespace) -> list[str]:
+def table(by_kind: dict[str, dict[int, list[float]]], options: argparse.Namespace) -> list[str]:
     """One line per network: the cycles to the asked reduction, and the last residual."""
 
     def cell(history: list[float]) -> str:
@@ -86,11 +86,11 @@ def table(found: dict[str, dict[int, list[float]]], options: argparse.Namespace)
     lines = ["", f"cycles to {options.reduction:g} of the first residual, and what the last one is of it"]
     lines.append(f"{'layers':>8}  {'state':>7}  {'last':>14}  {'adjoint':>7}  {'last':>14}")
     for layers in options.layers:
-        lines.append(f"{layers:8d}  {cell(found['state'][layers])}  {cell(found['adjoint'][layers])}")
+        lines.append(f"{layers:8d}  {cell(by_kind['state'][layers])}  {cell(by_kind['adjoint'][layers])}")
     return lines
 
 
-def draw(path: Path, found: dict[str, dict[int, list[float]]], options: argparse.Namespace) -> None:
+def draw(path: Path, by_kind: dict[str, dict[int, list[float]]], options: argparse.Namespace) -> None:
     """The residuals over the cycles, a line per network, state beside adjoint."""
     from experiments.foundation.drawing import Figure, colormaps
 
@@ -99,7 +99,7 @@ def draw(path: Path, found: dict[str, dict[int, list[float]]], options: argparse
     shades = colormaps["viridis"](np.linspace(0.0, 0.9, len(options.layers)))
     markers = "osD^v<>ph*"
     for axis, (kind, title) in zip(axes, KINDS.items(), strict=True):
-        for i, (layers, history) in enumerate(found[kind].items()):
+        for i, (layers, history) in enumerate(by_kind[kind].items()):
             relative = np.asarray(history) / history[0]
             shown = relative > 0  # what is exactly zero has no place on a logarithmic axis
             axis.semilogy(

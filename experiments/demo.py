@@ -113,12 +113,12 @@ def _steps(workers: dict[int, Worker], layers: int) -> dict[str, float]:
             for worker, name in ways:
                 samples[kind][name].append(worker.ask(time_program, name))
     _say("")
-    found = {kind: 1e3 * min(statistics.median(times) for times in ways.values()) for kind, ways in samples.items()}
+    medians = {kind: 1e3 * min(statistics.median(times) for times in ways.values()) for kind, ways in samples.items()}
     print("one training step (medians, in turns)")
-    for kind, value in found.items():
-        bar = "#" * max(1, round(40 * value / max(found.values())))
-        print(f"  {kind:22} {value:7.2f} ms  {bar}  {found['best sequential'] / value:.2f} x")
-    return found
+    for kind, value in medians.items():
+        bar = "#" * max(1, round(40 * value / max(medians.values())))
+        print(f"  {kind:22} {value:7.2f} ms  {bar}  {medians['best sequential'] / value:.2f} x")
+    return medians
 
 
 def _compile(memory: dict[str, Any], name: str, layers: int) -> Any:
@@ -216,11 +216,11 @@ def _devices(workers: dict[int, Worker], layers: int, steps: dict[str, float]) -
     factors = {n: max(2, min(_factor(layers), layers // n)) for n in MODELLED if 2 * n <= layers}
     most = workers[max(workers)]
     costs = {factor: most.ask(_calibrate, layers, factor) for factor in sorted(set(factors.values()))}
-    found = {n: steps["best sequential"] / (1e3 * _modelled(layers, n, m, costs[m])) for n, m in factors.items()}
+    gains = {n: steps["best sequential"] / (1e3 * _modelled(layers, n, m, costs[m])) for n, m in factors.items()}
     _say("")
     print("\nmodelled from these times and messages between this machine's devices (more of the same, not measured)")
-    print("  " + "   ".join(f"P = {count}: {value:.1f} x" for count, value in found.items()))
-    return found
+    print("  " + "   ".join(f"P = {count}: {value:.1f} x" for count, value in gains.items()))
+    return gains
 
 
 def _solver(factor: int) -> Any:
@@ -261,18 +261,18 @@ def _cycles() -> dict[int, int]:
     import jaxmgrit as jm
     from experiments.networks.smooth import smooth_layers, tanh_step
 
-    found = {}
+    cycles = {}
     with jax.enable_x64(True):
         for layers in (64, 512, 4096):
             _say(f"cycles of {layers} layers")
             u0 = jnp.asarray(np.random.default_rng(1).normal(size=(4, WIDTH)))
             solver = jm.MGRIT(4, cf_relaxations=(1, 1), cycles=12, rtol=1e-8)
             sol = jm.solve(tanh_step(), smooth_layers(layers, WIDTH), u0, h=1.0 / layers, solver=solver)
-            found[layers] = int(sol.cycles)
+            cycles[layers] = int(sol.cycles)
     _say("")
     print("\ncycles to 1e-8 of the first residual, all levels, m = 4, FCF")
-    print("  " + "   ".join(f"N = {layers}: {cycles}" for layers, cycles in found.items()))
-    return found
+    print("  " + "   ".join(f"N = {layers}: {count}" for layers, count in cycles.items()))
+    return cycles
 
 
 def _when_not(steps: dict[str, float], cores: int) -> str:

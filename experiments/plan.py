@@ -190,15 +190,15 @@ def calibrated(config: Config, latency: float | None, bandwidth: float | None) -
     one, two = (Worker(Devices(count, cores=last_cores(count))) for count in (1, 2))
     try:
         print("measuring one Phi, its pullbacks and the sequential gradient ...", flush=True)
-        found: Calibration = one.ask(measure, config)
+        measured: Calibration = one.ask(measure, config)
         if latency is None or bandwidth is None:
             print("measuring messages between two devices ...", flush=True)
-            found = replace(found, message=two.ask(measure_messages, config))
+            measured = replace(measured, message=two.ask(measure_messages, config))
     finally:
         one.close()
         two.close()
-    message = latency or found.message[0], 1 / bandwidth if bandwidth else found.message[1]
-    return replace(found, message=message)
+    message = latency or measured.message[0], 1 / bandwidth if bandwidth else measured.message[1]
+    return replace(measured, message=message)
 
 
 def hierarchies(config: Config) -> Iterator[tuple[str, jm.MGRIT]]:

@@ -41,9 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if config.training.method == "sequential":
             raise ConfigError("training.method = 'sequential': expected one_shot, which is what can be scaled.")
         make_folder(options.folder)
-        found = scale(config)
-        (options.folder / "scaling.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        draw(found, options.folder / "scaling.png")
+        result = scale(config)
+        (options.folder / "scaling.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        draw(result, options.folder / "scaling.png")
     except (ConfigError, WorkerError) as error:
         print("scaling:", *str(error).splitlines(), sep="\n  ", file=sys.stderr)
         return 2
@@ -70,14 +70,14 @@ def iteration(memory: Any, config: Config) -> float:
     data = problems.load(config.problem, config.seed)
     trainer, batches = build.trainer(config), Batches(config, data)
     state, update = build.initial_state(config, data, trainer, batches), programs.update(trainer, batches)
-    batch, found = batches.at(0), []
+    batch, seconds = batches.at(0), []
     for _ in range(2 + REPEATS):
         start = time.perf_counter()
         state, _ = update(state, batch)
         jax.block_until_ready(state)
-        found.append(time.perf_counter() - start)
+        seconds.append(time.perf_counter() - start)
     # Without the first two: at least one of them compiles.
-    return statistics.median(found[2:])
+    return statistics.median(seconds[2:])
 
 
 def scale(config: Config) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def scale(config: Config) -> dict[str, Any]:
     factor, layers = solver.factor(0), config.network.layers
     assert factor is not None
     known = plan.calibrated(config, None, None)
-    found: dict[str, Any] = {"layers": layers, "factor": factor, "sequential": 1e3 * known.sequential}
+    result: dict[str, Any] = {"layers": layers, "factor": factor, "sequential": 1e3 * known.sequential}
     for kind in ("strong", "weak"):
         rows = []
         devices = 1
@@ -108,34 +108,34 @@ def scale(config: Config) -> dict[str, Any]:
             rows.append(row)
             print(kind, *(f"{key} {_show(value)}" for key, value in row.items()), sep="  ", flush=True)
             devices *= 2
-        found[kind] = rows
-    return found
+        result[kind] = rows
+    return result
 
 
 def _show(value: Any) -> str:
     return "-" if value is None else f"{value:.2f} ms" if isinstance(value, float) else str(value)
 
 
-def draw(found: dict[str, Any], file: Path) -> None:
+def draw(result: dict[str, Any], file: Path) -> None:
     """Both kinds of scaling beside each other."""
     from experiments.foundation.drawing import Figure
 
     figure = Figure(figsize=(9.0, 3.8), layout="constrained")
     both = figure.subplots(1, 2)
     titles = {
-        "strong": f"strong scaling: {found['layers']} layers",
-        "weak": f"weak scaling: {INTERVALS * found['factor']} layers per device",
+        "strong": f"strong scaling: {result['layers']} layers",
+        "weak": f"weak scaling: {INTERVALS * result['factor']} layers per device",
     }
     for axes, kind in zip(both, titles, strict=True):
         for key, style in (
             ("modelled", {"ls": "--", "marker": "", "lw": 1.2}),
             ("measured", {"ls": "", "marker": "o"}),
         ):
-            pairs = [(row["devices"], row[key]) for row in found[kind] if row[key] is not None]
+            pairs = [(row["devices"], row[key]) for row in result[kind] if row[key] is not None]
             if pairs:
                 axes.plot(*zip(*pairs, strict=True), color="C0" if key == "modelled" else "C1", label=key, **style)
         if kind == "strong":
-            axes.axhline(found["sequential"], color="0.5", lw=0.8, label="sequential gradient, 1 core (measured)")
+            axes.axhline(result["sequential"], color="0.5", lw=0.8, label="sequential gradient, 1 core (measured)")
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set(title=titles[kind], xlabel="devices", ylabel="ms per iteration")

@@ -138,13 +138,13 @@ def _parser() -> Parser:
 def methods() -> list[Method]:
     """What is compared on this machine."""
     cores = count_cores()
-    found = [Method("sequential, 1 core", "sequential", 1, 1), Method("one-shot, 1 device", "one_shot", 1, 1)]
+    chosen = [Method("sequential, 1 core", "sequential", 1, 1), Method("one-shot, 1 device", "one_shot", 1, 1)]
     if cores > 1:
-        found.insert(1, Method(f"sequential, {cores} cores", "sequential", 1, cores))
-        found.append(Method("one-shot, 2 devices", "one_shot", 2, 2))
+        chosen.insert(1, Method(f"sequential, {cores} cores", "sequential", 1, cores))
+        chosen.append(Method("one-shot, 2 devices", "one_shot", 2, 2))
         if find_spec("mpi4jax") is not None and which("mpirun") is not None:
-            found.append(Method("one-shot, 2 MPI ranks", "one_shot", 2, 2, mpi=True))
-    return found
+            chosen.append(Method("one-shot, 2 MPI ranks", "one_shot", 2, 2, mpi=True))
+    return chosen
 
 
 def train(memory: Any, config: Config, target: float, hold: int) -> Curve:
@@ -173,7 +173,7 @@ def train(memory: Any, config: Config, target: float, hold: int) -> Curve:
 
 def compare(config: Config, options: argparse.Namespace) -> None:
     """Run everything, print the table, write file and picture."""
-    found: dict[tuple[str, float, int], Curve] = {}
+    trainings: dict[tuple[str, float, int], Curve] = {}
     runs = list(itertools.product(options.seeds, options.rates, methods()))
     with tqdm(runs, leave=False, disable=not sys.stderr.isatty()) as bar:
         for seed, rate, method in bar:
@@ -184,26 +184,26 @@ def compare(config: Config, options: argparse.Namespace) -> None:
                 curve = worker.ask(train, method.config(config, rate, seed), options.target, options.hold)
             finally:
                 worker.close()
-            found[method.name, rate, seed] = curve
+            trainings[method.name, rate, seed] = curve
             if not sys.stderr.isatty():
                 print(f"{method.name}, rate {rate:g}, seed {seed}: {_seconds(curve.seconds)}", flush=True)
-            _write(found, config, options)
-    _table(found, options)
-    draw(best_rates(found, options), options)
+            _write(trainings, config, options)
+    _table(trainings, options)
+    draw(best_rates(trainings, options), options)
 
 
-def best_rates(found: Any, options: argparse.Namespace) -> dict[str, tuple[float, list[Curve]]]:
+def best_rates(trainings: Any, options: argparse.Namespace) -> dict[str, tuple[float, list[Curve]]]:
     """For every method the rate with the smallest median time to the target, and its runs."""
     best: dict[str, tuple[float, list[Curve]]] = {}
     for method in methods():
-        by_rate = {rate: [found[method.name, rate, seed] for seed in options.seeds] for rate in options.rates}
+        by_rate = {rate: [trainings[method.name, rate, seed] for seed in options.seeds] for rate in options.rates}
         rate = min(by_rate, key=lambda r: statistics.median(curve.seconds for curve in by_rate[r]))
         best[method.name] = rate, by_rate[rate]
     return best
 
 
-def _table(found: Any, options: argparse.Namespace) -> None:
-    best = best_rates(found, options)
+def _table(trainings: Any, options: argparse.Namespace) -> None:
+    best = best_rates(trainings, options)
     reference = statistics.median(curve.seconds for curve in best["sequential, 1 core"][1])
     print(f"\ntime to {options.target:.1%} exact validation accuracy, held for {options.hold} evaluations")
     print(f"{'method':22} {'rate':>6} {'median s':>9} {'of seeds':>20} {'iterations':>10} {'ratio':>6}")
@@ -219,10 +219,10 @@ def _seconds(value: float) -> str:
     return f"{value:.1f}" if math.isfinite(value) else "never"
 
 
-def _write(found: Any, config: Config, options: argparse.Namespace) -> None:
+def _write(trainings: Any, config: Config, options: argparse.Namespace) -> None:
     runs = [
         {"method": name, "rate": rate, "seed": seed, "reached": curve.reached, "points": curve.points}
-        for (name, rate, seed), curve in found.items()
+        for (name, rate, seed), curve in trainings.items()
     ]
     whole = {"target": options.target, "hold": options.hold, "config": config.model_dump(mode="json"), "runs": runs}
     (options.folder / "times.json").write_text(json.dumps(whole) + "\n", encoding="utf-8")

@@ -27,12 +27,12 @@ def variant(rule: Rule, tag: object) -> Rule | None:
 
 def _merged(union: Rule) -> dict[str, Rule]:
     """Every key that a variant of a section has, with what any of them takes."""
-    found: dict[str, dict[str, Rule]] = {}
+    rules_by_tag: dict[str, dict[str, Rule]] = {}
     for tag, reference in union["discriminator"]["mapping"].items():
         for name, rule in resolve({"$ref": reference})["properties"].items():
-            found.setdefault(name, {})[tag] = rule
+            rules_by_tag.setdefault(name, {})[tag] = rule
     merged: dict[str, Rule] = {}
-    for name, rules in found.items():
+    for name, rules in rules_by_tag.items():
         described = [f"{tag}: {_described(rule)}" for tag, rule in rules.items() if "description" in rule]
         # Variants share names, such as train_points: an option takes what any of them does.
         choices: list[Rule] = []
@@ -50,13 +50,13 @@ def _described(rule: Rule) -> str:
 
 def fields(rule: Rule | None = None, prefix: str = "") -> dict[str, Rule]:
     """Every key that holds a value, dotted, with its schema."""
-    found: dict[str, Rule] = {}
+    rules: dict[str, Rule] = {}
     for name, child in (rule or SCHEMA)["properties"].items():
         if "properties" in resolve(child):
-            found |= fields(resolve(child), f"{prefix}{name}.")
+            rules |= fields(resolve(child), f"{prefix}{name}.")
         else:
-            found[prefix + name] = child
-    return found
+            rules[prefix + name] = child
+    return rules
 
 
 def flag(key: str) -> str:

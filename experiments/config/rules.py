@@ -16,9 +16,9 @@ def problems(config: Config) -> list[str]:
     # The checks below divide the layers and build the solvers, which these say cannot be done.
     if lines:
         return lines
-    found = [(one.network.layers, line) for one in networks(config) for check in CHECKS for line in check(one)]
+    broken = [(one.network.layers, line) for one in networks(config) for check in CHECKS for line in check(one)]
     deepest = config.network.layers
-    return [line if layers == deepest else f"nested network of {layers} layers: {line}" for layers, line in found]
+    return [line if layers == deepest else f"nested network of {layers} layers: {line}" for layers, line in broken]
 
 
 def _devices(config: Config) -> Iterator[str]:

@@ -47,11 +47,11 @@ def is_reference(value: object) -> bool:
 
 def references(config: BaseModel) -> list[str]:
     """The functions of the user's own that a config names, each once."""
-    found: list[object] = []
+    named: list[object] = []
     for key in KEYS:
         section, name = key.split(".")
-        found.append(getattr(getattr(config, section), name, None))
-    return list(dict.fromkeys(str(name) for name in found if is_reference(name)))
+        named.append(getattr(getattr(config, section), name, None))
+    return list(dict.fromkeys(str(name) for name in named if is_reference(name)))
 
 
 @functools.cache

@@ -150,9 +150,9 @@ def report(keys: Sequence[str], members: Sequence[Member]) -> None:
         good = [summary for summary in summaries if summary.get("status") == "finished"]
         row: dict[str, Any] = dict(zip(keys, values, strict=True)) | {"runs": len(summaries), "finished": len(good)}
         for key in SHOWN:
-            found = [summary[key] for summary in good if summary.get(key) is not None]
-            if found:
-                row[key] = {"median": statistics.median(found), "least": min(found), "most": max(found)}
+            values = [summary[key] for summary in good if summary.get(key) is not None]
+            if values:
+                row[key] = {"median": statistics.median(values), "least": min(values), "most": max(values)}
         rows.append(row)
     OUT.say("", *_table(keys, rows))
     path = members[0].folder.parent / "sweep.json"
@@ -166,12 +166,9 @@ def _table(keys: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for row in rows:
         line = [str(row[key]) for key in keys] + [f"{row['finished']} of {row['runs']}"]
         for key, (_, form) in SHOWN.items():
-            found = row.get(key)
-            line.append(
-                "-"
-                if found is None
-                else f"{form.format(found['median'])} ({form.format(found['least'])} to {form.format(found['most'])})"
-            )
+            figures = row.get(key)
+            shown = [form.format(figures[of]) for of in ("median", "least", "most")] if figures else []
+            line.append("{} ({} to {})".format(*shown) if shown else "-")
         cells.append(line)
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells]

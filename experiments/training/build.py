@@ -78,13 +78,13 @@ def backend(section: Backend) -> Any:
             raise ConfigError(f"backend.kind = 'mpi': {error}") from None
         except ValueError as error:
             raise ConfigError(f"backend.data = {section.data}: {error}") from None
-    there, processes = jax.devices(), jax.process_count()
-    own = len(there) // processes
+    devices, processes = jax.devices(), jax.process_count()
+    own = len(devices) // processes
     wanted = section.devices or own
     if wanted > own or (processes > 1 and wanted < own):
         raise ConfigError(
             f"backend.devices = {wanted}: expected {'at most ' if processes == 1 else ''}{own}, the "
-            f"{there[0].platform} devices JAX sees{' in each process' if processes > 1 else ''}. "
+            f"{devices[0].platform} devices JAX sees{' in each process' if processes > 1 else ''}. "
             "Leave it out, or on a CPU unset XLA_FLAGS so that as many as asked for are made."
         )
     wanted *= processes
@@ -95,7 +95,7 @@ def backend(section: Backend) -> Any:
         )
     # The layers along the last axis: neighbours among them, which talk most, are neighbours among the devices.
     shape, auto = (section.data, wanted // section.data), AxisType.Auto
-    mesh = jax.make_mesh(shape, ("data", "layers"), axis_types=(auto, auto), devices=there[:wanted])
+    mesh = jax.make_mesh(shape, ("data", "layers"), axis_types=(auto, auto), devices=devices[:wanted])
     return jm.Mesh(mesh, axis="layers", data_axis="data")
 
 

@@ -147,9 +147,9 @@ class Loop:
         info = self._session.update(iteration)
         course.seconds += 0.0 if at_end else time.perf_counter() - start
         layers = {"layers": self._session.network.network.layers}
-        told = figures(info)
-        course.control = self._control.observe(course.control, told | {"mismatch": _mismatch(info)})
-        return {"iteration": iteration, **layers, **told, **evaluation, "seconds": course.seconds}
+        shown = figures(info)
+        course.control = self._control.observe(course.control, shown | {"mismatch": _mismatch(info)})
+        return {"iteration": iteration, **layers, **shown, **evaluation, "seconds": course.seconds}
 
     def _trouble(self, row: Row, checkpoint: Checkpoint | None) -> str:
         """What is wrong, if anything."""
