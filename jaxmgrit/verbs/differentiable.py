@@ -96,7 +96,8 @@ def _new_program(
 
 @cached
 def _remembered_program(*static: Any) -> Callable[..., tuple[PyTree, PyTree]]:
-    return jax.jit(_new_program(*static))
+    # Inside the user's own `jit` nothing is left of this one: the program is that of the scan, to the letter.
+    return jax.jit(_new_program(*static), inline=True)
 
 
 def solved(
