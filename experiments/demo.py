@@ -79,8 +79,7 @@ def _cores(count: int) -> str:
     return "1 core" if count == 1 else f"{count} cores"
 
 
-def _factor(layers: int) -> int:
-    """Layers per interval: as many as intervals."""
+def _factor(layers: int) -> int:  # layers per interval: as many as intervals
     return int(2 ** round(math.log2(layers) / 2))
 
 
@@ -211,14 +210,16 @@ def _go_on(memory: dict[str, Any], name: str, seconds: float) -> tuple[float, fl
 
 
 def _devices(workers: dict[int, Worker], layers: int, steps: dict[str, float]) -> dict[int, float]:
-    """Speed-up over the best sequential program on more devices: counted, with the costs measured here."""
+    """Speed-up over the best sequential program on more devices: counted, with costs and steps measured here."""
     _say("measuring one layer and one message")
     factors = {n: max(2, min(_factor(layers), layers // n)) for n in MODELLED if 2 * n <= layers}
-    most = workers[max(workers)]
-    costs = {factor: most.ask(_calibrate, layers, factor) for factor in sorted(set(factors.values()))}
-    gains = {n: steps["best sequential"] / (1e3 * _modelled(layers, n, m, costs[m])) for n, m in factors.items()}
+    most, own = max(workers), _factor(layers)
+    costs = {m: workers[most].ask(_calibrate, layers, m) for m in sorted({own, *factors.values()})}
+    here = _modelled(layers, most, own, costs[own]) / steps[f"one-shot, {_cores(most)}"]
+    gains = {n: steps["best sequential"] * here / _modelled(layers, n, m, costs[m]) for n, m in factors.items()}
     _say("")
-    print("\nmodelled from these times and messages between this machine's devices (more of the same, not measured)")
+    messages = "messages between this machine's devices" if most > 1 else "no time for messages (here is one core)"
+    print(f"\nmodelled from these times and {messages}, not measured")
     print("  " + "   ".join(f"P = {count}: {value:.1f} x" for count, value in gains.items()))
     return gains
 

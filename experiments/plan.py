@@ -118,23 +118,24 @@ def _parser() -> Parser:
 def measure(memory: Any, config: Config) -> Calibration:
     """Task of a worker with one device: measure the config's network."""
     build.prepare_jax(config)
-    network = _network(config)
-    state = jax.eval_shape(lambda: network.u0)
+    own = network(config)
+    state = jax.eval_shape(lambda: own.u0)
     share = config.network.layers // INTERVAL or 1
     most = sweep_batch(jm.MGRIT(INTERVAL), state, jax.default_backend(), share)
     sizes = sorted({1, most, *(2**k for k in range(6) if 2**k < most)})
-    swept = {batch: three(network, 1, INTERVAL, batch, Devices()) for batch in sizes}
-    coarse = coarse_steps(network, build.solver(config.solver), INTERVAL, Devices())
-    return Calibration(swept, coarse, sequential(network, INTERVAL), (0.0, 0.0), network.sizes, state)
+    swept = {batch: three(own, 1, INTERVAL, batch, Devices()) for batch in sizes}
+    coarse = coarse_steps(own, build.solver(config.solver), INTERVAL, Devices())
+    return Calibration(swept, coarse, sequential(own, INTERVAL), (0.0, 0.0), own.sizes, state)
 
 
 def measure_messages(memory: Any, config: Config) -> tuple[float, float]:
     """Task of a worker with two devices: seconds per message and per byte."""
     jax.config.update("jax_enable_x64", config.dtype == "float64")
-    return messages(_network(config).u0, Devices(2))
+    return messages(network(config).u0, Devices(2))
 
 
-def _network(config: Config) -> Network:
+def network(config: Config) -> Network:
+    """A config's layers and the states they start from, of its first batch."""
     problem, params, (x, _) = _problem(config)
     return Network(problem.step, params.layers, problem.opening(params.opening, x), problem.h)
 

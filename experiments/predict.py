@@ -2,7 +2,8 @@
 
 FILE holds inputs as the training's own files do, without labels: a .csv with named columns, or the array `x` of a .npz
 or .npy; they are scaled as the training points were. Prints, or writes to --output, a line `point,class,probability`
-for each. For a run on text FILE is a text, which the network goes on with. Exit code 0: done; 2: it cannot be done.
+for each; or the point and its numbers, where such are predicted, in their own units. For a run on text FILE is a text,
+which the network goes on with. Exit code 0: done; 2: it cannot be done.
 """
 
 import sys
@@ -25,7 +26,7 @@ from experiments.runs.resume import load
 from experiments.runs.sample import sample
 from experiments.runs.terminal import ERR, OUT
 from experiments.training import build
-from experiments.training.evaluation import probabilities
+from experiments.training.evaluation import predict, probabilities
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def classified(config: Config, data: problems.Data, params: jm.Params, path: Path) -> str:
-    """Lines of point, class and probability of the inputs in a file.
+    """Lines of point, class and probability of the inputs in a file; or of point and the numbers that are predicted.
 
     Raises:
         ConfigError: They are not inputs of this network.
@@ -84,6 +85,11 @@ def classified(config: Config, data: problems.Data, params: jm.Params, path: Pat
             f"--input {path}: expected inputs of shape (points, {', '.join(map(str, shape))}), numbers as in training, "
             f"found {given.dtype} of shape {given.shape}."
         )
+    if data.scale is not None:
+        numbers = predict(build.problem(config), params, x.astype(np.float64), config.dtype)
+        rows = enumerate(numbers * data.scale.deviation + data.scale.mean)
+        lines = [",".join([str(i), *(f"{value:.7g}" for value in row)]) for i, row in rows]
+        return "\n".join([",".join(["point", *data.names]), *lines, ""])
     shares = probabilities(build.problem(config), params, x.astype(np.float64), config.dtype)
     best = shares.argmax(axis=1)
     lines = [f"{i},{data.names[k]},{shares[i, k]:.4f}" for i, k in enumerate(best)]

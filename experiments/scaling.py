@@ -2,10 +2,12 @@
 
 Strong: the config's network on more and more devices. Weak: four intervals of layers per device, all of the same step.
 One iteration is measured on as many devices as the machine has cores for (each a core), and modelled beyond as in
-`experiments.plan`; the picture draws the two differently, and says which is which.
+`experiments.plan`; splitting the batch instead is predicted beside it: the gradient of a device's share is measured,
+the all-reduce modelled. The picture says what is measured and what is not.
 """
 
 import json
+import math
 import statistics
 import sys
 import time
@@ -21,7 +23,9 @@ from experiments.config.reader import read
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.foundation.files import make_folder
+from experiments.pictures.scaling import draw
 from experiments.runs import terminal
+from experiments.timing.calibration import sequential
 from experiments.timing.devices import Devices, count_cores, last_cores
 from experiments.timing.workers import Worker, WorkerError
 from experiments.training import build, programs
@@ -80,6 +84,37 @@ def iteration(memory: Any, config: Config) -> float:
     return statistics.median(seconds[2:])
 
 
+def shares(config: Config, counts: Sequence[int]) -> dict[int, float]:
+    """Seconds of the sequential gradient of one device's share of the batch on one core, by devices."""
+    one = Worker(Devices(cores=last_cores(1)))
+    try:
+        return {devices: one.ask(share, config, devices) for devices in counts}
+    finally:
+        one.close()
+
+
+def share(memory: Any, config: Config, devices: int) -> float:
+    """Task of a worker with one device: such seconds."""
+    build.prepare_jax(config)
+    points = config.training.batch_size or len(problems.load(config.problem, config.seed).train.y)
+    part = config.training.model_copy(update={"batch_size": max(1, points // devices)})
+    return sequential(plan.network(config.model_copy(update={"training": part})), plan.INTERVAL)
+
+
+def split(known: plan.Calibration, layers: int, devices: int, alone: float) -> float:
+    """Predicted seconds of a gradient with the batch split: a share's, and the all-reduce of the layers' gradients.
+
+    Args:
+        known: What was measured.
+        layers: N, whose parameters are summed.
+        devices: Among which the batch is split.
+        alone: Seconds of one device's share.
+    """
+    message, byte = known.message
+    # Up and down a tree; of a long message, which is cut to pieces, every byte passes each device twice.
+    return alone + (devices > 1) * 2 * (math.ceil(math.log2(devices)) * message + byte * layers * known.sizes.layer)
+
+
 def scale(config: Config) -> dict[str, Any]:
     """Milliseconds of an iteration, measured and modelled, by devices: strong and weak."""
     cores = count_cores()
@@ -88,16 +123,19 @@ def scale(config: Config) -> dict[str, Any]:
     assert factor is not None
     known = plan.calibrated(config, None, None)
     result: dict[str, Any] = {"layers": layers, "factor": factor, "sequential": 1e3 * known.sequential}
+    counts = [2**k for k in range((-(-layers // factor)).bit_length())]
+    alone = shares(config, counts)
     for kind in ("strong", "weak"):
         rows = []
-        devices = 1
-        while devices <= -(-layers // factor):
+        for devices in counts:
             own = with_layers(config, layers if kind == "strong" else INTERVALS * factor * devices, devices)
             row: dict[str, Any] = {"devices": devices, "layers": own.network.layers, "modelled": None, "measured": None}
             try:
                 row["modelled"] = 1e3 * known.seconds(own, solver, devices)
             except ValueError:  # too few layers for two levels
                 pass
+            if kind == "strong":
+                row["data_parallel"] = 1e3 * split(known, layers, devices, alone[devices])
             if devices <= cores:
                 # The number of CPU devices is fixed in a process that has computed, so each needs its own.
                 worker = Worker(Devices(devices, cores=last_cores(devices)))
@@ -107,40 +145,12 @@ def scale(config: Config) -> dict[str, Any]:
                     worker.close()
             rows.append(row)
             print(kind, *(f"{key} {_show(value)}" for key, value in row.items()), sep="  ", flush=True)
-            devices *= 2
         result[kind] = rows
     return result
 
 
 def _show(value: Any) -> str:
     return "-" if value is None else f"{value:.2f} ms" if isinstance(value, float) else str(value)
-
-
-def draw(result: dict[str, Any], file: Path) -> None:
-    """Both kinds of scaling beside each other."""
-    from experiments.foundation.drawing import Figure
-
-    figure = Figure(figsize=(9.0, 3.8), layout="constrained")
-    both = figure.subplots(1, 2)
-    titles = {
-        "strong": f"strong scaling: {result['layers']} layers",
-        "weak": f"weak scaling: {INTERVALS * result['factor']} layers per device",
-    }
-    for axes, kind in zip(both, titles, strict=True):
-        for key, style in (
-            ("modelled", {"ls": "--", "marker": "", "lw": 1.2}),
-            ("measured", {"ls": "", "marker": "o"}),
-        ):
-            pairs = [(row["devices"], row[key]) for row in result[kind] if row[key] is not None]
-            if pairs:
-                axes.plot(*zip(*pairs, strict=True), color="C0" if key == "modelled" else "C1", label=key, **style)
-        if kind == "strong":
-            axes.axhline(result["sequential"], color="0.5", lw=0.8, label="sequential gradient, 1 core (measured)")
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.set(title=titles[kind], xlabel="devices", ylabel="ms per iteration")
-        axes.legend(frameon=False, fontsize=8)
-    figure.savefig(file, dpi=150)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,6 +31,7 @@ from experiments.config.reader import read
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.foundation.files import make_folder
+from experiments.pictures.time_to_accuracy import best_rates, draw
 from experiments.runs import terminal
 from experiments.timing.devices import Devices, count_cores, last_cores
 from experiments.timing.workers import Worker, WorkerError
@@ -173,9 +174,10 @@ def train(memory: Any, config: Config, target: float, hold: int) -> Curve:
 
 def compare(config: Config, options: argparse.Namespace) -> None:
     """Run everything, print the table, write file and picture."""
-    trainings: dict[tuple[str, float, int], Curve] = {}
-    runs = list(itertools.product(options.seeds, options.rates, methods()))
-    with tqdm(runs, leave=False, disable=not sys.stderr.isatty()) as bar:
+    result: dict[str, Any] = {}
+    runs: list[dict[str, Any]] = []
+    todo = list(itertools.product(options.seeds, options.rates, methods()))
+    with tqdm(todo, leave=False, disable=not sys.stderr.isatty()) as bar:
         for seed, rate, method in bar:
             bar.set_description(f"{method.name}, rate {rate:g}, seed {seed}")
             # A new process for every run: cores, devices and MPI are fixed when it begins.
@@ -184,28 +186,19 @@ def compare(config: Config, options: argparse.Namespace) -> None:
                 curve = worker.ask(train, method.config(config, rate, seed), options.target, options.hold)
             finally:
                 worker.close()
-            trainings[method.name, rate, seed] = curve
+            one = {"method": method.name, "rate": rate, "seed": seed}
+            runs.append(one | {"reached": curve.reached, "points": curve.points})
             if not sys.stderr.isatty():
                 print(f"{method.name}, rate {rate:g}, seed {seed}: {_seconds(curve.seconds)}", flush=True)
-            _write(trainings, config, options)
-    _table(trainings, options)
-    draw(best_rates(trainings, options), options)
+            result = _write(runs, config, options)
+    _table(result)
+    draw(result, options.folder / "accuracy.png")
 
 
-def best_rates(trainings: Any, options: argparse.Namespace) -> dict[str, tuple[float, list[Curve]]]:
-    """For every method the rate with the smallest median time to the target, and its runs."""
-    best: dict[str, tuple[float, list[Curve]]] = {}
-    for method in methods():
-        by_rate = {rate: [trainings[method.name, rate, seed] for seed in options.seeds] for rate in options.rates}
-        rate = min(by_rate, key=lambda r: statistics.median(curve.seconds for curve in by_rate[r]))
-        best[method.name] = rate, by_rate[rate]
-    return best
-
-
-def _table(trainings: Any, options: argparse.Namespace) -> None:
-    best = best_rates(trainings, options)
+def _table(result: dict[str, Any]) -> None:
+    best = {name: (rate, [_curve(run) for run in runs]) for name, (rate, runs) in best_rates(result).items()}
     reference = statistics.median(curve.seconds for curve in best["sequential, 1 core"][1])
-    print(f"\ntime to {options.target:.1%} exact validation accuracy, held for {options.hold} evaluations")
+    print(f"\ntime to {result['target']:.1%} exact validation accuracy, held for {result['hold']} evaluations")
     print(f"{'method':22} {'rate':>6} {'median s':>9} {'of seeds':>20} {'iterations':>10} {'ratio':>6}")
     for name, (rate, curves) in best.items():
         seconds = statistics.median(curve.seconds for curve in curves)
@@ -215,35 +208,19 @@ def _table(trainings: Any, options: argparse.Namespace) -> None:
         print(f"{name:22} {rate:6g} {_seconds(seconds):>9} {spread:>20} {iterations:10.0f} {ratio:>6}")
 
 
+def _curve(run: Mapping[str, Any]) -> Curve:
+    return Curve(run["points"], run["reached"])
+
+
 def _seconds(value: float) -> str:
     return f"{value:.1f}" if math.isfinite(value) else "never"
 
 
-def _write(trainings: Any, config: Config, options: argparse.Namespace) -> None:
-    runs = [
-        {"method": name, "rate": rate, "seed": seed, "reached": curve.reached, "points": curve.points}
-        for (name, rate, seed), curve in trainings.items()
-    ]
+def _write(runs: list[dict[str, Any]], config: Config, options: argparse.Namespace) -> dict[str, Any]:
+    """Write the runs there are so far; what has been written."""
     whole = {"target": options.target, "hold": options.hold, "config": config.model_dump(mode="json"), "runs": runs}
     (options.folder / "times.json").write_text(json.dumps(whole) + "\n", encoding="utf-8")
-
-
-def draw(best: dict[str, tuple[float, list[Curve]]], options: argparse.Namespace) -> None:
-    """Accuracy over wall time, one line per seed."""
-    from experiments.foundation.drawing import Figure
-
-    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for number, (name, (rate, curves)) in enumerate(best.items()):
-        for curve in curves:
-            _, seconds, accuracy = zip(*curve.points, strict=True)
-            label = f"{name}, rate {rate:g}" if curve is curves[0] else None
-            axes.plot(seconds, [100 * a for a in accuracy], color=f"C{number}", lw=1.2, alpha=0.8, label=label)
-    axes.axhline(100 * options.target, color="0.5", lw=0.8, ls="--")
-    axes.set(xlabel="seconds of training", ylabel="exact validation accuracy, %", ylim=(50, 100))
-    axes.legend(loc="lower right", frameon=False)
-    axes.set_title(f"Time to {options.target:.0%}, seeds {', '.join(map(str, options.seeds))}", fontsize=10)
-    figure.savefig(options.folder / "accuracy.png", dpi=150)
+    return whole
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from experiments.processes.interruption import Interruption
 from experiments.runs import terminal
 from experiments.runs.binding import Binding
 from experiments.runs.checkpoints import Checkpoints
-from experiments.runs.folder import Run, read_metrics
+from experiments.runs.folder import Run, read_events, read_metrics
 from experiments.runs.parameters import PARAMETERS, save_params
 from experiments.runs.progress import Progress, summary_lines
 from experiments.runs.recorder import Recorder, go_on
@@ -135,7 +135,7 @@ def run(
     summary = {**recorder.last, "first_iteration_seconds": first, "memory": used}
     with recorder.writing():
         saved = save_params(folder / PARAMETERS, params)
-        if data.train.y.ndim > 1:
+        if data.is_text:
             write_sample(folder, loop.trainer.problem, params, data, config.seed)
         record.finish({"status": "finished", **summary, "parameters": saved})
     try:
@@ -167,7 +167,8 @@ def _draw(folder: Path, config: Config, data: problems.Data, loop: Loop, params:
         return
     from experiments.runs import pictures  # Matplotlib is slow to import
 
-    pictures.draw(folder, rows, data, lambda x: predict(loop.trainer.problem, params, x, config.dtype))
+    judged = pictures.Judged(read_events(folder), config.control.tolerance)
+    pictures.draw(folder, rows, data, lambda x: predict(loop.trainer.problem, params, x, config.dtype), judged)
 
 
 def _ending(error: TrainingStopped | Interrupted) -> dict[str, Any]:

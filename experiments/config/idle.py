@@ -36,6 +36,8 @@ def _idle_optimizer(config: Config) -> dict[str, str]:
     name, hessian = config.optimizer.name, config.optimizer.hessian
     keys = OPTAX if name == "published" else PUBLISHED
     idle = {f"optimizer.{key}": f"optimizer.name = {name!r}" for key in keys}
+    if name == "published":
+        idle["evaluation.gradient"] = "optimizer.name = 'published'"
     if name == "published" and hessian != "l-bfgs":
         idle["optimizer.memory"] = f"optimizer.hessian = {hessian!r}"
     return idle

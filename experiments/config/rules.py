@@ -153,6 +153,15 @@ def _characters(config: Config) -> Iterator[str]:
         )
 
 
+def _targets(config: Config) -> Iterator[str]:
+    targets, loss = getattr(config.problem, "targets", None), config.training.loss
+    if loss == ("cross_entropy" if targets else "squared_error"):
+        yield (
+            f"training.loss = {loss!r}: expected another {'with' if targets else 'without'} problem.targets: "
+            "cross_entropy tells classes apart, squared_error is for numbers. Leave it out."
+        )
+
+
 def _layout(config: Config) -> Iterator[str]:
     if config.network.layout == "batch_first":
         return
@@ -171,6 +180,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     hierarchies.moving_average,
     _layout,
     _characters,
+    _targets,
     _devices,
     _processes,
     _published,

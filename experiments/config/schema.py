@@ -72,8 +72,10 @@ class Training(Section):
         description="of predict_then_sweep from cold starts: weight of the past in what predictions miss on average, "
         "0.8 say; null: predict without it",
     )
-    loss: Literal["cross_entropy"] | Function = Field(
-        default="cross_entropy", description="of a network's outputs, or a function's: (outputs, y) -> scalar"
+    loss: Literal["cross_entropy", "squared_error"] | Function = Field(
+        default="cross_entropy",
+        description="of a network's outputs, or a function's: (outputs, y) -> scalar; with problem.targets "
+        "squared_error by default",
     )
 
 
@@ -131,6 +133,13 @@ class Evaluation(Section):
     """The exact evaluation of the network, beside what training sees."""
 
     every: int = Field(default=50, ge=1, description="iterations between exact evaluations; first and last always are")
+    early: bool = Field(
+        default=False, description="also after 1, 2, 5, 10, 20, ... iterations, until `every`: how training begins"
+    )
+    gradient: bool = Field(
+        default=False,
+        description="with each, how far the gradient in use is from the exact one: two steps and an exact gradient",
+    )
     points: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="points of either set evaluated on the way, at most; null: all"
     )
@@ -213,6 +222,8 @@ class Config(Section):
         # The keys that were set, not those that differ: one set to its default still overrides the solver's.
         given = {key: getattr(self.adjoint, key) for key in self.adjoint.model_fields_set}
         _set(self, "adjoint", self.solver.model_copy(update=given))
+        if getattr(self.problem, "targets", None) and "loss" not in self.training.model_fields_set:
+            _set(self, "training", self.training.model_copy(update={"loss": "squared_error"}))
         # With a coordinator there are other processes, whose devices belong to the mesh too.
         several = self.backend.devices not in (None, 1) or self.backend.data > 1 or self.backend.coordinator
         kind = self.backend.kind or ("mesh" if several else "local")

@@ -12,9 +12,10 @@ try:
     from matplotlib.axes import Axes
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 finally:
     # Put back, as the user's own code and other processes may want it.
     if _given is not None:
         os.environ["MPLBACKEND"] = _given
 
-__all__ = ["Axes", "Figure", "ListedColormap", "colormaps"]
+__all__ = ["Axes", "Figure", "ListedColormap", "Patch", "colormaps"]

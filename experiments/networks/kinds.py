@@ -91,12 +91,19 @@ def _own_params(network: Network, inputs: Inputs, seed: int, dtype: str) -> jm.P
 
 def loss_function(name: str) -> Loss:
     """The loss that `training.loss` names: (outputs, y) -> scalar."""
-    return own_function(name, "training.loss", "loss") if is_reference(name) else cross_entropy
+    if is_reference(name):
+        return own_function(name, "training.loss", "loss")
+    return squared_error if name == "squared_error" else cross_entropy
 
 
 def cross_entropy(outputs: jax.Array, y: jax.Array) -> jax.Array:
     """Softmax cross-entropy, mean over all labels: logits (batch, ..., classes), integers (batch, ...) -> scalar."""
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(outputs, y))
+
+
+def squared_error(outputs: jax.Array, y: jax.Array) -> jax.Array:
+    """Mean squared error: outputs and targets, both (batch, targets) -> scalar."""
+    return jnp.mean((outputs - y) ** 2)
 
 
 @dataclass(frozen=True)
@@ -116,3 +123,22 @@ class Classification:
         outputs = self.outputs(theta, u)
         value = self.loss(outputs, y)
         return value, {"accuracy": jnp.mean(jnp.argmax(outputs, axis=-1) == y, dtype=value.dtype)}
+
+
+@dataclass(frozen=True)
+class Regression:
+    """The loss of a network that predicts numbers, for `jm.Problem`: as `Classification`.
+
+    Attributes:
+        outputs: (theta_close, u_final) -> predictions (batch, targets).
+        loss: (outputs, y) -> scalar.
+    """
+
+    outputs: Callable[[Layer, State], jax.Array]
+    loss: Loss = squared_error
+
+    def __call__(self, theta: Layer, u: State, y: jax.Array) -> tuple[jax.Array, Layer]:
+        """The mean loss; and as accuracy the share of the targets' variance, which is 1, that is explained (R^2)."""
+        outputs = self.outputs(theta, u)
+        value = self.loss(outputs, y)
+        return value, {"accuracy": (1 - squared_error(outputs, y)).astype(value.dtype)}

@@ -14,7 +14,8 @@ class DataSet(NamedTuple):
     Attributes:
         x: Inputs, (points, features) or (points, height, width, channels), floating-point; or characters' numbers,
             (points, context), integers.
-        y: Labels, (points,), integers from 0; of characters (points, context).
+        y: Labels, (points,), integers from 0; of characters (points, context); or numbers to be predicted, (points,
+            targets), floating-point.
     """
 
     x: np.ndarray
@@ -30,6 +31,7 @@ class Picture(NamedTuple):
         pixels: Where they are: flat indices into the picture, (points,).
         shape: Rows and columns of the picture.
         extent: For a map of the plane, the first row at the bottom: left, right, bottom, top. None: a photograph.
+        validation: Which points are those of the validation set, (points,) booleans; None: pixels are no points of it.
     """
 
     x: np.ndarray
@@ -37,6 +39,19 @@ class Picture(NamedTuple):
     pixels: np.ndarray
     shape: tuple[int, int]
     extent: tuple[float, float, float, float] | None = None
+    validation: np.ndarray | None = None
+
+
+class Scale(NamedTuple):
+    """From the numbers a network predicts to their own units: y * deviation + mean.
+
+    Attributes:
+        mean: Of the training points' targets, (targets,).
+        deviation: Their standard deviation, (targets,).
+    """
+
+    mean: np.ndarray
+    deviation: np.ndarray
 
 
 class Data(NamedTuple):
@@ -45,7 +60,7 @@ class Data(NamedTuple):
     Attributes:
         train: What is trained on.
         validation: What is only evaluated, disjoint from `train`.
-        names: The classes' names.
+        names: The classes' names; or the targets'.
         facts: One line about what was loaded, for the user.
         source: One line about where it was found.
         picture: The picture that the points are pixels of, None if there is none.
@@ -53,6 +68,7 @@ class Data(NamedTuple):
             are.
         sha256: Checksum of the file they were read from; "" where none is recorded.
         prepare: From inputs as files have them to the network's; None: they are the same.
+        scale: Of the numbers that are predicted; None: classes are.
     """
 
     train: DataSet
@@ -64,15 +80,21 @@ class Data(NamedTuple):
     augment: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None
     sha256: str = ""
     prepare: Callable[[np.ndarray], np.ndarray] | None = None
+    scale: Scale | None = None
 
     @property
     def classes(self) -> int:
-        """How many classes there are."""
+        """How many classes there are; or targets."""
         return len(self.names)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether points are pieces of a text, with a label for every character."""
+        return self.train.y.ndim > 1 and self.scale is None
 
 
 def cast(x: np.ndarray, dtype: str) -> np.ndarray:
-    """Inputs in the precision of a training; the numbers of characters stay integers."""
+    """Inputs or labels in the precision of a training; classes and the numbers of characters stay integers."""
     return x if x.dtype.kind in "iu" else x.astype(dtype, copy=False)
 
 

@@ -17,11 +17,12 @@ from experiments.problems import points, sources
 from experiments.problems.data import Data
 from experiments.problems.points import Points
 
+Targets = Annotated[list[str], Field(min_length=1)] | None
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class File(Section):
-    """Points in a file, with the class of each."""
+    """Points in a file, with the class of each, or numbers to be predicted."""
 
     name: Literal["file"]
     file: FolderName = Field(description="training points: .npz with arrays, or .csv (.csv.gz) with named columns")
@@ -32,6 +33,9 @@ class File(Section):
         default=None, description="columns of a .csv (null: all but the label), or the array of a .npz (null: x)"
     )
     label: str = Field(default="y", description="column or array of the classes, integers or texts")
+    targets: Targets = Field(
+        default=None, description="columns, or the array of a .npz, of numbers to predict; null: classes are predicted"
+    )
     validation_share: Share = Field(default=0.2, description="of the points, held out class by class")
     standardise: bool = Field(
         default=True, description="each feature less its mean over its standard deviation, of the training points"
@@ -43,6 +47,7 @@ class Own(Section):
 
     name: Literal["function"]
     function: Function = Field(description="(seed) -> (x, y, x_validation, y_validation), arrays with a point per row")
+    targets: Targets = Field(default=None, description="names of the columns of y, numbers to predict; null: classes")
     standardise: bool = Field(default=False, description="as in a file's")
 
 
@@ -60,7 +65,14 @@ def load(section: File, seed: int) -> Data:
     train = _read(section, "file", digest)
     validation = None if section.validation_file is None else _read(section, "validation_file", digest)
     return points.data(
-        train, validation, section.validation_share, section.standardise, section.file, seed, digest.hexdigest()
+        train,
+        validation,
+        section.validation_share,
+        section.standardise,
+        section.file,
+        seed,
+        digest.hexdigest(),
+        section.targets,
     )
 
 
@@ -78,7 +90,8 @@ def call(section: Own, seed: int) -> Data:
             f"problem.function = {section.function!r}: expected it to return (x, y, x_validation, y_validation): "
             f"{type(error).__name__}: {error}."
         ) from None
-    return points.data((x, y), (x_validation, y_validation), 0.0, section.standardise, section.function, seed)
+    given = (x, y), (x_validation, y_validation)
+    return points.data(*given, 0.0, section.standardise, section.function, seed, targets=section.targets)
 
 
 def _read(section: File, key: str, digest: "hashlib._Hash") -> Points:
@@ -92,9 +105,11 @@ def _read(section: File, key: str, digest: "hashlib._Hash") -> Points:
         name = "x" if section.inputs is None else section.inputs[0]
         if section.inputs is not None and len(section.inputs) > 1:
             raise ConfigError(f"problem.inputs = {section.inputs}: expected one array of {path}. Name one.")
-        return sources.read_array(path, name), sources.read_array(path, section.label)
+        if section.targets is not None and len(section.targets) > 1:
+            raise ConfigError(f"problem.targets = {section.targets}: expected one array of {path}. Name one.")
+        return sources.read_array(path, name), sources.read_array(path, (section.targets or [section.label])[0])
     if suffixes[-1:] == [".csv"] or suffixes[-2:] == [".csv", ".gz"]:
-        return read_csv(path, section.inputs, section.label)
+        return read_csv(path, section.inputs, section.label, section.targets)
     raise ConfigError(f"problem.{key} = {str(path)!r}: expected a .npz or .csv file. Save it as one of them.")
 
 
@@ -116,16 +131,22 @@ def read_inputs(path: Path, section: File | None, width: int) -> np.ndarray:
         return sources.read_array(path, names[0] if names else "x")
     if names is None and section is not None:
         # The training's columns, by name: the new file may have more of them, in another order.
-        names = [name for name in _columns(Path(section.file).expanduser())[0] if name != section.label]
+        own = _columns(Path(section.file).expanduser())[0]
+        names = [name for name in own if name not in (section.targets or [section.label])]
     header, rows = _columns(path)
     names = names or header[:width]
     return _numbers(path, header, rows, names)
 
 
-def read_csv(path: Path, inputs: list[str] | None, label: str) -> Points:
-    """The inputs, (points, columns), and labels, (points,), of a .csv file whose first line names its columns."""
+def read_csv(path: Path, inputs: list[str] | None, label: str, targets: list[str] | None = None) -> Points:
+    """The inputs, (points, columns), and labels, (points,), of a .csv file whose first line names its columns.
+
+    With targets their columns, (points, targets), stand for the labels.
+    """
     header, rows = _columns(path)
-    names = inputs or [name for name in header if name != label]
+    names = inputs or [name for name in header if name not in (targets or [label])]
+    if targets:
+        return _numbers(path, header, rows, names), _numbers(path, header, rows, targets, "problem.targets")
     place = _place(path, header, label, "problem.label")
     return _numbers(path, header, rows, names), _labels([row[place] for row in rows])
 
@@ -156,8 +177,10 @@ def _place(path: Path, header: list[str], name: str, key: str) -> int:
     return header.index(name)
 
 
-def _numbers(path: Path, header: list[str], rows: list[list[str]], names: list[str]) -> np.ndarray:
-    places = [_place(path, header, name, "problem.inputs") for name in names]
+def _numbers(
+    path: Path, header: list[str], rows: list[list[str]], names: list[str], key: str = "problem.inputs"
+) -> np.ndarray:
+    places = [_place(path, header, name, key) for name in names]
     values = np.empty((len(rows), len(places)))
     for i, row in enumerate(rows):
         for j, place in enumerate(places):
@@ -166,7 +189,7 @@ def _numbers(path: Path, header: list[str], rows: list[list[str]], names: list[s
             except ValueError:
                 raise ConfigError(
                     f"{path}: row {i + 2}, column {names[j]!r}: expected a number, found {row[place][:40]!r}. Correct "
-                    "it, or name other columns: problem.inputs."
+                    f"it, or name other columns: {key}."
                 ) from None
     return values
 

@@ -97,7 +97,13 @@ def load(section: IndianPines, seed: int) -> Data:
         f"{image.shape[2]} bands{UNVERIFIED if image.shape[2] != BANDS[0] else ''}, each less the training pixels' "
         "mean, over their standard deviation",
         f"{image_file} and {truth_file.name} ({place.title})",
-        Picture(scaled, labels, row * SIDE + column, (SIDE, SIDE)),
+        Picture(
+            scaled,
+            labels,
+            row * SIDE + column,
+            (SIDE, SIDE),
+            validation=np.isin(np.arange(len(labels)), validation),
+        ),
         prepare=prepare,
     )
 

@@ -32,8 +32,9 @@ def draw(runs: list[dict[str, Any]], config: Config, file: Path) -> None:
         number = list(LABELS).index(method)
         label = None if method in labelled else LABELS[method]
         labelled.add(method)
-        style: dict[str, Any] = {"color": f"C{number}", "lw": 1.3, "alpha": 0.8, "ls": ("-", "--", "-", "-")[number]}
-        style |= {"label": label, "zorder": 3 if method == "sequential" else 2}
+        style: dict[str, Any] = {"color": f"C{number}", "lw": 1.4, "alpha": 0.8, "ls": ("-", "--", "-", "-")[number]}
+        # Sequential training, wide and beneath: what agrees with it would hide it, or be hidden.
+        style |= {"label": label} | ({"lw": 3, "alpha": 0.4, "zorder": 1.5} if method == "sequential" else {})
         losses.plot([p["iteration"] for p in points], [p["exact_validation_loss"] for p in points], **style)
         compared = [p for p in points if p.get("distance") is not None]
         errors.plot([p["iteration"] for p in compared], [p["distance"] for p in compared], **style)

@@ -32,7 +32,7 @@ class Binding:
         x, y = data.train
         # At most 1000 inputs, as in earlier versions, whose checkpoints must still fit; `points` is of them all.
         some = slice(None, None, -(-len(y) // 1000))
-        sample = np.asarray(x[some], np.float64).tobytes() + np.asarray(y, np.int64).tobytes()
+        sample = np.asarray(x[some], np.float64).tobytes() + _labels(y).tobytes()
         sums = {"data": hashlib.sha256(sample).hexdigest(), "points": _checksum(data.train, data.validation)}
         # As a checkpoint gives them back: JSON makes lists of tuples.
         self.values: dict[str, Any] = json.loads(json.dumps(_without_places(kept) | sums))
@@ -65,8 +65,13 @@ def _checksum(*parts: DataSet) -> str:
     for part in parts:
         for start in range(0, len(part.y), CHUNK):
             digest.update(np.ascontiguousarray(part.x[start : start + CHUNK], np.float64).tobytes())
-        digest.update(np.ascontiguousarray(part.y, np.int64).tobytes())
+        digest.update(np.ascontiguousarray(_labels(part.y)).tobytes())
     return digest.hexdigest()
+
+
+def _labels(y: np.ndarray) -> np.ndarray:
+    """Classes in one width, whatever theirs; numbers as they are."""
+    return y.astype(np.float64 if y.dtype.kind == "f" else np.int64)
 
 
 def _difference(given: Any, own: Any, default: Any, key: str = "") -> str:

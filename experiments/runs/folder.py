@@ -31,7 +31,14 @@ __all__ = ["Run", "load_params", "read_metrics", "save_params"]
 
 EVENTS = "events.jsonl"
 SAMPLE = "sample.txt"
-PICTURES = ("training", "residuals", "confusion", "class_map", "misclassified")  # names of those a run draws
+PICTURES = (
+    "training",
+    "residuals",
+    "confusion",
+    "class_map",
+    "misclassified",
+    "predictions",
+)  # names of those a run draws
 
 
 class Run:
@@ -133,6 +140,20 @@ def read_metrics(folder: Path) -> list[Row]:
         ValueError: The file is missing or no regular file.
     """
     return _table(folder).rows
+
+
+def read_events(folder: Path) -> list[Row]:
+    """The decisions of a run, in their order; lines that hold none are skipped, and a missing file holds none."""
+    try:
+        lines = (folder / EVENTS).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    events = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            event = json.loads(line)
+            events += [event] if isinstance(event, dict) and isinstance(event.get("iteration"), int) else []
+    return events
 
 
 def _table(folder: Path) -> Table:

@@ -1,5 +1,6 @@
 """The demo's one picture: time per step, the race, cycles and more devices."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,10 @@ def draw(path: Path, result: dict[str, Any]) -> None:
     if here:
         devices.plot(*zip(*here, strict=True), "s", color="C0", label="measured here")
     devices.axhline(1, color="0.45", lw=1)
-    devices.set_xticks([2, *count], [str(n) for n in (2, *count)])
-    ticks = [1, 2, 4, 8]
+    shown = sorted({result["cores"], *count})
+    devices.plot(shown, shown, ":", color="0.45", lw=1, label="ideal")
+    devices.set_xticks(shown, [str(n) for n in shown])
+    ticks = [2**k for k in range(math.ceil(math.log2(max([*shown, *speed]))) + 1)]
     devices.set_yticks(ticks, [f"{n} x" for n in ticks])
     devices.minorticks_off()
     devices.set(title="More devices", xlabel="devices", ylabel="speed-up over best sequential")

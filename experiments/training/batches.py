@@ -76,4 +76,4 @@ class Batches:
         x, y = self._data.x[samples], self._data.y[samples]
         if self._augment is not None and iteration is not None:
             x = self._augment(x, np.random.default_rng((self._seed, AUGMENTATION, iteration)))
-        return jnp.asarray(cast(x, self._dtype)), jnp.asarray(y)
+        return jnp.asarray(cast(x, self._dtype)), jnp.asarray(cast(y, self._dtype))

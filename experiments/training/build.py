@@ -20,6 +20,7 @@ from experiments.networks import kinds
 from experiments.networks.architecture import Inputs
 from experiments.networks.residual import penalty
 from experiments.problems import Data
+from experiments.problems.file import File, Own
 from experiments.training.batches import Batches
 from jaxmgrit.solvers.mgrit.coarse import Picard
 
@@ -132,13 +133,19 @@ def step_size(config: Config) -> float:
 def problem(config: Config) -> jm.Problem:
     """The network's training problem."""
     h, network = step_size(config), kinds.architecture(config.network)
+    head = kinds.Regression if targets(config) else kinds.Classification
     return jm.Problem(
         network.opening,
         network.step,
-        kinds.Classification(network.outputs, kinds.loss_function(config.training.loss)),
+        head(network.outputs, kinds.loss_function(config.training.loss)),
         h=h,
         penalty=penalty(config.penalty, h, config.training.mesh_independent),
     )
+
+
+def targets(config: Config) -> list[str] | None:
+    """The numbers that a network predicts, by name; None where it tells classes apart."""
+    return config.problem.targets if isinstance(config.problem, File | Own) else None
 
 
 def initial_params(config: Config, data: Data) -> jm.Params:

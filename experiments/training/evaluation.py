@@ -9,11 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxmgrit as jm
-from experiments.networks.kinds import Classification
+from experiments.config.schema import Evaluation
+from experiments.networks.kinds import Classification, Regression
 from experiments.problems import DataSet
 from experiments.problems.data import cast
 
 NUMBERS = 2**22  # of the states that are computed at a time
+
+
+def is_due(section: Evaluation, iteration: int) -> bool:
+    """Whether an exact evaluation is due before an iteration that is not the last."""
+    if iteration % section.every == 0:
+        return True
+    # 1, 2, 5, 10, 20, 50, ...: trailing zeros are of the decade, and say nothing else.
+    return section.early and iteration < section.every and str(iteration).rstrip("0") in ("1", "2", "5")
 
 
 class EvaluationStopped(Exception):
@@ -72,7 +81,7 @@ def evaluator(
         for part in parts:
             if signal := asked():
                 raise EvaluationStopped(signal)
-            loss, aux = compiled(network, (jnp.asarray(cast(data.x[part], dtype)), jnp.asarray(data.y[part])))
+            loss, aux = compiled(network, tuple(jnp.asarray(cast(given[part], dtype)) for given in data))
             # Parts differ in length, so their means are weighted by it.
             total += (part.stop - part.start) * np.array([loss, aux["accuracy"]], float)
         loss, accuracy = total / len(data.y)
@@ -82,21 +91,30 @@ def evaluator(
 
 
 def logits(problem: jm.Problem, params: jm.Params, x: jax.Array) -> jax.Array:
-    """The exactly evaluated network's outputs, (points, ..., classes)."""
-    assert isinstance(problem.loss, Classification)
+    """The exactly evaluated network's outputs, (points, ..., classes) or (points, targets)."""
+    assert isinstance(problem.loss, Classification | Regression)
     u0 = problem.opening(params.opening, x)
     u_final = jm.solve(problem.step, params.layers, u0, h=problem.h, solver=jm.Sequential()).u_final
     return problem.loss.outputs(params.closing, u_final)
 
 
 def predict(problem: jm.Problem, params: jm.Params, x: np.ndarray, dtype: str) -> np.ndarray:
-    """The exactly evaluated network's class of each point: (points, ...) integers."""
+    """The exactly evaluated network's class of each point, (points, ...); or its numbers, (points, targets)."""
+    if isinstance(problem.loss, Regression):
+        return _exactly(problem, params, x, dtype, lambda outputs: outputs)
     return np.argmax(probabilities(problem, params, x, dtype), axis=-1)
 
 
 def probabilities(problem: jm.Problem, params: jm.Params, x: np.ndarray, dtype: str) -> np.ndarray:
     """The exactly evaluated network's probabilities of each point's classes: (points, ..., classes)."""
-    compiled = jax.jit(lambda params, x: jax.nn.softmax(logits(problem, params, x), axis=-1))
+    return _exactly(problem, params, x, dtype, lambda outputs: jax.nn.softmax(outputs, axis=-1))
+
+
+def _exactly(
+    problem: jm.Problem, params: jm.Params, x: np.ndarray, dtype: str, what: Callable[[jax.Array], jax.Array]
+) -> np.ndarray:
+    """Something of the exactly evaluated network's outputs, (points, ...), a part of the points at a time."""
+    compiled = jax.jit(lambda params, x: what(logits(problem, params, x)))
     return np.concatenate([compiled(params, jnp.asarray(cast(x[part], dtype))) for part in _parts(problem, params, x)])
 
 

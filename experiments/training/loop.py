@@ -13,7 +13,7 @@ from experiments.training.build import Trainer
 from experiments.training.checkpoint import Checkpoint
 from experiments.training.controller import KEPT, Controller
 from experiments.training.course import FAILED_SEARCHES
-from experiments.training.evaluation import EvaluationStopped
+from experiments.training.evaluation import EvaluationStopped, is_due
 from experiments.training.records import Gap, Listener, Row, figures
 from experiments.training.recovery import stepped_back, trouble
 from experiments.training.session import Session, is_finite
@@ -134,12 +134,20 @@ class Loop:
 
     def _evaluate(self, iteration: int, at_end: bool, interruption: Interruption) -> tuple[int, Row]:
         """The exact evaluation where one is due; or the signal that has interrupted it."""
-        if not at_end and iteration % self._config.evaluation.every:
+        if not at_end and not is_due(self._config.evaluation, iteration):
             return 0, {}
         try:
-            return 0, self._session.evaluate(at_end, interruption.requested)
+            return 0, self._session.evaluate(at_end, interruption.requested) | self._compare(iteration)
         except EvaluationStopped as stopped:
             return stopped.signal, {}
+
+    def _compare(self, iteration: int) -> Row:
+        """How far the gradient in use is from the exact one, as a part of a row, where the config asks for it."""
+        # Before the first iteration there are no warm values to judge.
+        if not self._config.evaluation.gradient or iteration == 0 or not isinstance(self.trainer, jm.OneShot):
+            return {}
+        measured = self._session.measure(iteration, self._control.cycles[self._session.course.control.rung])
+        return {"gradient_cosine": measured.cosine, "gradient_error": measured.distance}
 
     def _iterate(self, iteration: int, evaluation: Row, at_end: bool) -> Row:
         """One update; the last time it only serves to see what training sees of the final parameters."""
@@ -148,7 +156,7 @@ class Loop:
         course.seconds += 0.0 if at_end else time.perf_counter() - start
         layers = {"layers": self._session.network.network.layers}
         shown = figures(info)
-        course.control = self._control.observe(course.control, shown | {"mismatch": _mismatch(info)})
+        course.control = self._control.observe(course.control, shown)
         return {"iteration": iteration, **layers, **shown, **evaluation, "seconds": course.seconds}
 
     def _trouble(self, row: Row, checkpoint: Checkpoint | None) -> str:
@@ -212,7 +220,3 @@ class Loop:
     def _decided(self, listener: Listener, event: Row) -> None:
         self._session.course.events += 1
         listener.event(event)
-
-
-def _mismatch(info: jm.Info | jm.PublishedInfo) -> float | None:
-    return float(info.mismatch) if isinstance(info, jm.Info) else None

@@ -97,5 +97,6 @@ def figures(info: jm.Info | jm.PublishedInfo) -> Row:
         "residual_norm": float(info.residual_norm),
         "adjoint_residual_norm": float(info.adjoint_residual_norm),
         "result": int(info.result),
+        **({"mismatch": float(info.mismatch)} if isinstance(info, jm.Info) else {}),
         **search,
     }

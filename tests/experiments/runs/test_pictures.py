@@ -1,7 +1,10 @@
 """Pictures of predicted classes: what they say is what was predicted."""
 
+import itertools
+
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 
 from experiments.problems import Data, DataSet, Picture
 from experiments.runs import pictures
@@ -70,6 +73,93 @@ def test_every_problem_gets_its_pictures(tmp_path):
     made = {folder: {file.stem for file in (tmp_path / folder).iterdir()} for folder in ("digits", "pixels")}
     assert made["digits"] == {"confusion", "misclassified", "residuals", "training"}
     assert made["pixels"] == {"class_map", "confusion", "residuals", "training"}
+
+
+def test_the_validation_pixels_of_a_map_are_told_apart_and_judged_by_themselves():
+    own = np.array([True, True, False, False, True])
+    picture = Picture(np.zeros((5, 1)), np.array([0, 0, 1, 2, 2]), np.arange(5), (1, 5), validation=own)
+    figure = class_pictures.class_map(picture, np.array([0, 1, 1, 1, 2]), NAMES)
+    axes = figure.axes[2]
+    np.testing.assert_array_equal(np.ravel(axes.images[0].get_array()), [2, 3, 0, 1, 2])  # wrong + 2 validation
+    assert axes.get_title() == "wrong: 40.00% of the labelled pixels"
+    assert axes.get_xlabel().splitlines() == [
+        "class-balanced accuracy 66.67%",  # (1/2 + 1 + 1/2) / 3
+        "validation: wrong 33.33%, class-balanced accuracy 75.00%",  # classes 0 and 2 alone: (1/2 + 1) / 2
+    ]
+    kinds, classes = ([text.get_text() for text in legend.get_texts()] for legend in figure.legends)
+    assert kinds == ["right", "wrong", "right, validation", "wrong, validation"]
+    assert classes == list(NAMES)
+
+
+def _lab(colour):
+    """CIE L*a*b* of a colour of sRGB, white D65."""
+    c = np.array(to_rgb(colour))
+    c = np.where(c > 0.04045, ((c + 0.055) / 1.055) ** 2.4, c / 12.92)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.cbrt(to_xyz @ c / np.array([0.9505, 1.0, 1.089]))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("count", [2, 5, 10, 16])
+def test_classes_have_colours_that_can_be_told_apart(count):
+    colours = [*class_pictures.class_colours(count), class_pictures.BLANK]
+    apart = [np.linalg.norm(_lab(a) - _lab(b)) for a, b in itertools.combinations(colours, 2)]
+    assert len(colours) == count + 1 and min(apart) > (25 if count != 5 else 10)
+
+
+def curve_rows(layers=(8,) * 30, **more):
+    quantities = [f"{k}_{q}" for k in ("inexact", "exact_train", "exact_validation") for q in ("loss", "accuracy")]
+    return [
+        {"iteration": i, "seconds": 10.0 + i, "layers": n, "residual_norm": 1.0, **dict.fromkeys(quantities, 0.5)}
+        | {key: value(i) for key, value in more.items()}
+        for i, n in enumerate(layers)
+    ]
+
+
+def test_training_is_drawn_over_iterations_and_seconds_with_the_switches_of_nested_iteration():
+    figure = pictures.training(curve_rows((4,) * 10 + (8,) * 10 + (16,) * 10))
+    (over_iterations, over_seconds), xs = figure.axes[:2], {}
+    for axes in (over_iterations, over_seconds):
+        xs[axes] = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--"]
+        assert [text.get_text().strip() for text in axes.texts] == ["8 layers", "16 layers"]
+    assert xs[over_iterations] == [10, 20]
+    assert xs[over_seconds] == [10.0, 20.0]  # without the first 10 seconds, which compile
+    assert "seconds" in figure.axes[3].get_xlabel()
+
+
+def test_a_noisy_curve_stays_in_sight_behind_its_mean():
+    rows = curve_rows((8,) * 200, inexact_loss=lambda i: 1.0 + (-1) ** i)
+    behind, mean = pictures.training(rows).axes[0].lines[:2]
+    np.testing.assert_array_equal(behind.get_ydata()[:4], [2.0, 0.0, 2.0, 0.0])
+    assert mean.get_ydata()[0] == 2.0 and np.abs(mean.get_ydata()[20:-20] - 1.0).max() < 0.1
+    assert "mean of 10 iterations" in mean.get_label()
+
+
+def test_smoothing_keeps_lines_and_the_ends():
+    line = np.arange(200.0)
+    rows = curve_rows((8,) * 200, inexact_loss=lambda i: 1.0 + i)
+    mean = pictures.training(rows).axes[0].lines[1]
+    np.testing.assert_allclose(mean.get_ydata(), 1.0 + line)
+
+
+def test_the_iterations_are_spaced_logarithmically_where_exact_evaluations_are():
+    rows = curve_rows((8,) * 60)
+    assert pictures.training(rows).axes[2].get_xscale() == "linear"
+    for i, row in enumerate(rows):
+        if i not in (0, 1, 2, 5, 10, 20, 50, 59):
+            row["exact_train_loss"] = None
+    assert pictures.training(rows).axes[2].get_xscale() == "symlog"
+
+
+def test_residuals_are_relative_beside_the_error_of_gradients_and_a_band_of_what_is_fine():
+    rows = curve_rows(mismatch=lambda i: 0.1 / (i + 1), gradient_error=lambda i: 0.02 if i in (5, 10) else None)
+    judged = pictures.Judged([{"iteration": 7, "distance": 0.3}, {"iteration": 8, "action": "warning"}], 0.05)
+    axes = pictures.residuals(rows, judged).axes[0]
+    residual, error = axes.lines
+    np.testing.assert_allclose(residual.get_ydata(), 0.1 / np.arange(1, 31))
+    assert list(zip(*error.get_data(), strict=True)) == [(5, 0.02), (7, 0.3), (10, 0.02)]
+    assert [patch.get_y() + patch.get_height() for patch in axes.patches] == pytest.approx([0.05])
+    assert "off by 5% at most" in axes.texts[0].get_text()
 
 
 def test_residuals_that_are_not_recorded_have_no_line():

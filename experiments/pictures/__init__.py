@@ -1,0 +1,1 @@
+"""Pictures of measurements, drawn from the files that the commands leave."""
