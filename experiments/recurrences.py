@@ -65,7 +65,7 @@ def measured(layers: int, width: int, batch: int, factor: int, seconds: float) -
     import jaxmgrit as jm
     from experiments.networks.blocks import gru_weights, normal
     from experiments.timing.sequential import propagations
-    from experiments.zoo import distance
+    from experiments.zoo.gradients import distance
 
     random = np.random.default_rng(0)
     args = gru_weights(random, width, width), normal(random, layers, batch, width)

@@ -13,7 +13,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def main(words: Sequence[str] | None = None) -> int:
     print(f"jaxmgrit {jm.__version__}, jax {jax.__version__}, {jax.default_backend()}, float32, {where}")
     rows: list[dict[str, Any]]
     if options.advise:
-        from experiments.timing.advice import judged
+        from experiments.zoo.advice import judged
 
         rows = [row._asdict() for row in judged(keys, options.advise, options.devices)]
     else:
@@ -60,21 +60,11 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def gradient_of(propagate: Callable[[PyTree, PyTree], PyTree]) -> Callable[[PyTree, PyTree], PyTree]:
-    """Value and gradients (theta, u0) of the mean square of the final state."""
-    import jax
-    import jax.numpy as jnp
-
-    def loss(theta: PyTree, u0: PyTree) -> Any:
-        return sum(jnp.mean(x**2) for x in jax.tree.leaves(propagate(theta, u0)))
-
-    return jax.value_and_grad(loss, argnums=(0, 1))
-
-
 def _swapped(keys: Sequence[str], seconds: float) -> list[dict[str, Any]]:
     import jaxmgrit as jm
     from experiments.networks.zoo import make
     from experiments.timing.sequential import propagations
+    from experiments.zoo.gradients import gradient_of
 
     print(f"{'network':30} {'N':>5} {'plain ms':>9} {'best':>13} {'swap/plain':>10} {'swap/best':>9} "
           f"{'memory':>7} {'compile':>7}")  # fmt: skip
@@ -113,12 +103,13 @@ def _inexact(keys: Sequence[str], cycles: int) -> list[dict[str, Any]]:
     import jax
 
     from experiments.networks.zoo import make
+    from experiments.zoo.gradients import by_cycles, distance, gradient_of, plain
 
     print(f"{'network':30} {'N':>5} {'gradient off by':>15} {'state':>15} {'adjoint':>15}")
     rows = []
     for key in keys:
         net = make(key)
-        exact = jax.jit(gradient_of(_plain(net)))(net.theta, net.u0)[1]
+        exact = jax.jit(gradient_of(plain(net)))(net.theta, net.u0)[1]
         gradient, state, adjoint = by_cycles(net, cycles)
         row = {"network": net.name, "off": distance(gradient, exact), "state": state.name, "adjoint": adjoint.name}
         rows.append(row)
@@ -128,42 +119,6 @@ def _inexact(keys: Sequence[str], cycles: int) -> list[dict[str, Any]]:
     silent = [row["network"] for row in wrong if {row["state"], row["adjoint"]} <= {"CONVERGED", "CYCLES_USED_UP"}]
     print(f"off by more than 10 %: {len(wrong)} of {len(rows)}; without a code that says so: {silent or 'none'}")
     return rows
-
-
-def _plain(net: Any) -> Callable[[PyTree, PyTree], PyTree]:
-    from experiments.timing.sequential import propagations
-
-    return propagations(net.step, net.h, net.layers)["plain"]
-
-
-def by_cycles(net: Any, cycles: int) -> tuple[PyTree, Any, Any]:
-    """Gradients (theta, u0) by so many cycles of `MGRIT(4)` each, and the result codes of state and adjoint."""
-    import jax
-
-    import jaxmgrit as jm
-
-    solver = jm.MGRIT(4, cycles=cycles)
-
-    @jax.jit
-    def run(theta: PyTree, u0: PyTree) -> PyTree:
-        sol = jm.solve(net.step, theta, u0, h=net.h, solver=solver)
-        lam = jax.tree.map(lambda x: 2 * x / x.size, sol.u_final)
-        adj = jm.adjoint_solve(net.step, theta, sol, lam, h=net.h, solver=solver)
-        gradient = jm.layer_gradients(net.step, theta, sol, adj, h=net.h)
-        return (gradient, adj.lam_initial), sol.result, adj.result
-
-    gradient, state, adjoint = run(net.theta, net.u0)
-    return gradient, jm.Result(int(state)), jm.Result(int(adjoint))
-
-
-def distance(a: PyTree, b: PyTree) -> float:
-    """Relative Euclidean distance of two pytrees, in float64 on the host."""
-    import jax
-    import numpy as np
-
-    x, y = (np.concatenate([np.ravel(np.asarray(z, np.float64)) for z in jax.tree.leaves(tree)]) for tree in (a, b))
-    off, size = np.linalg.norm(x - y), np.linalg.norm(y)
-    return float(off / size) if size else float(off)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Networks of many kinds: what the library costs and gains on them."""
