@@ -15,7 +15,7 @@ import optax
 from flax import nnx
 
 import jaxmgrit as jm
-from examples.common import arguments, batches, timed
+from examples.common import advised, arguments, batches, timed
 from experiments.errors import ConfigError
 from experiments.problems import text
 
@@ -125,6 +125,9 @@ def main(argv=None):
 
         ways = {f"scan{', checkpointed' * c}": (lambda s, b, c=c: jax.grad(conventional)(params, b, c)) for c in (0, 1)}
         timed(ways | {"one-shot": updates["one-shot"]}, trainer.init(params, first), first)
+        u0 = problem.opening(params.opening, first[0])
+        of_state = lambda u: problem.loss(params.closing, u, first[1])[0]  # noqa: E731
+        advised(options.advise, "at initialisation", problem.step, params.layers, u0, problem.h, of_state)
     return losses
 
 

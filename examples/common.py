@@ -1,4 +1,4 @@
-"""What the examples share: the digits, one command line, and how programs are timed."""
+"""What the examples share: the digits, one command line, how programs are timed and advice is asked for."""
 
 import argparse
 import statistics
@@ -7,14 +7,16 @@ import time
 import jax
 import numpy as np
 
+import jaxmgrit as jm
 from experiments.errors import ConfigError
 from experiments.problems import mnist
 
 
 def arguments(doc, argv, **defaults):
-    """The command line: `--quick`, and a number for every default."""
+    """The command line: `--quick`, `--advise`, and a number for every default."""
     parser = argparse.ArgumentParser(description=doc)
     parser.add_argument("--quick", action="store_true", help="a reduced form, a few seconds")
+    parser.add_argument("--advise", type=float, default=60.0, metavar="S", help="seconds for jm.advise; 0: do not ask")
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=type(value), default=value, help=f"default {value}")
     return parser.parse_args(argv)
@@ -64,3 +66,9 @@ def timed(programs, *args, repeats=5):
         ratios = f"{compile_time[name] / compile_time[best]:.2f}, {step_time[name] / step_time[best]:.2f}"
         print(f"{name:24} compile {compile_time[name]:6.2f} s, step {1e3 * step_time[name]:8.1f} ms, ratios {ratios}")
     return {name: step_time[name] / step_time[best] for name in programs}
+
+
+def advised(seconds, what, step, theta, u0, h, loss=None):
+    """Print what `jm.advise` says of the layers of an example."""
+    if seconds:
+        print(f"\njm.advise, {what}:\n{jm.advise(step, theta, u0, h=h, loss=loss, seconds=seconds)}")

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 import jaxmgrit as jm
-from examples.common import arguments, timed
+from examples.common import advised, arguments, timed
 
 CLASSES, WIDTH, TIME = 3, 8, 3.0
 
@@ -95,6 +95,9 @@ def main(argv=None):
             for c in (0, 1)
         }
         timed(ways | {"one-shot": trainer.step}, trainer.init(params, batch), batch, repeats=20)
+        common, u0 = jm.Common(params.shared, None, None), problem.opening(params.opening, batch[0])
+        layer = lambda _, u, h: step(None, u, h, common)  # noqa: E731
+        advised(options.advise, "at initialisation", layer, jnp.zeros((depth, 1)), u0, problem.h)
     return losses
 
 

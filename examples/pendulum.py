@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 import jaxmgrit as jm
-from examples.common import arguments, timed
+from examples.common import advised, arguments, timed
 
 TIME, GRAVITY, FRICTION = 4.0, 9.81, 0.1  # s, 1/s^2 (over the length), 1/s
 HANGING = jnp.array([[math.pi, 0.0]])  # angle from upright, and its rate
@@ -92,6 +92,7 @@ def main(argv=None):
         state = trainer.init(params, batch)
         scan = {"scan": lambda state: objective(trainer.params(state), batch)}
         timed(scan | {"one-shot": lambda state: trainer.step(state, batch)}, state, repeats=50)
+        advised(options.advise, "with the torques that were found", step, params.layers, HANGING, problem.h)
     return float(angle), float(speed), factors
 
 

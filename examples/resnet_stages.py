@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 import jaxmgrit as jm
-from examples.common import arguments, batches, digits, timed
+from examples.common import advised, arguments, batches, digits, timed
 
 
 class Block(eqx.Module):
@@ -126,6 +126,8 @@ def main(argv=None):
     if not options.quick:
         ways = {"scan": by_scan(), "scan, checkpointed": by_scan(True), "jm.propagate": run}
         timed({name: lambda *args, way=way: jax.grad(loss)(*args, way) for name, way in ways.items()}, *args)
+        step, theta = jm.adapters.equinox.to_propagate(inference.stages[-1], key=key, call=call)
+        advised(options.advise, "the last stage", step, theta, jax.random.normal(key, (batch, widths[-1], 4, 4)), 1.0)
     return accuracy, float(difference)
 
 
