@@ -115,7 +115,9 @@ class Trials:
             u = jax.lax.scan(one, start, blocks)[0]
             return subject.loss(jax.tree.map(lambda x: x[0], u))
 
-        seconds = self._seconds(jax.jit(jax.grad(wide)), differentiable, subject.u0) / count
+        # By both: layers without parameters of their own have none that the value depends on.
+        program = jax.jit(jax.grad(wide, argnums=(0, 1)))
+        seconds = self._seconds(program, differentiable, subject.u0) / count
         self.layer = Layer(phi, both - phi, seconds / both, width)
 
     def _seconds(self, program: Any, *args: PyTree) -> float:
