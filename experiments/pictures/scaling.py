@@ -1,9 +1,13 @@
 """Scaling over devices: speed-ups beside the ideal and beside splitting the batch, the modelled part shaded."""
 
-from pathlib import Path
-from typing import Any
+from __future__ import annotations
 
-from experiments.foundation.drawing import Axes, Figure
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from experiments.foundation.drawing import Axes, Figure
+
 
 ONE_SHOT, SPLIT, SHADE = "#1f5a96", "#d1622b", "#f1f1f1"
 
@@ -24,6 +28,8 @@ def figure(result: dict[str, Any]) -> Figure:
     Args:
         result: What `experiments.scaling` writes to scaling.json.
     """
+    from experiments.foundation.drawing import Figure  # Matplotlib is slow to import
+
     drawn = Figure(figsize=(10.0, 4.4), layout="constrained")
     strong, weak = drawn.subplots(1, 2)
     _strong(strong, result)

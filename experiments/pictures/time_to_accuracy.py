@@ -1,12 +1,16 @@
 """Accuracy over seconds of training: of every method the median of its seeds, their band, and when the target held."""
 
+from __future__ import annotations
+
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.foundation.drawing import Figure
+if TYPE_CHECKING:
+    from experiments.foundation.drawing import Figure
+
 
 POINTS = 400  # of a median's curve
 
@@ -27,6 +31,8 @@ def figure(result: dict[str, Any]) -> Figure:
     Args:
         result: What `experiments.time_to_accuracy` writes to times.json.
     """
+    from experiments.foundation.drawing import Figure  # Matplotlib is slow to import
+
     target, drawn = 100 * result["target"], Figure(figsize=(8.0, 4.8), layout="constrained")
     axes = drawn.subplots()
     best = best_rates(result)

@@ -5,9 +5,10 @@ import math
 
 import pytest
 
-from experiments import scaling, time_to_accuracy
+from experiments import plan, scaling, time_to_accuracy
 from experiments.config.reader import read
 from experiments.time_to_accuracy import Method, train
+from jaxmgrit.analysis.cost_model import Sizes
 
 TINY = "--network.layers 16 --network.width 2 --problem.train-per-class 4 --problem.validation-per-class 4".split()
 CONFIG = ["configs/level_sets.yaml", *TINY, "--solver.coarsening-factor", "4", "--optimizer.warmup", "0"]
@@ -52,6 +53,14 @@ def test_weak_scaling_keeps_the_step_size():
     assert (larger.backend.kind, larger.backend.devices) == ("mesh", 2)
 
 
+def test_a_split_batch_costs_a_share_and_an_all_reduce_of_the_gradients():
+    sizes = Sizes(state=8, layer=100, number=4)
+    known = plan.Calibration({}, (0.0, 0.0), 1.0, (1e-3, 1e-6), sizes, None)
+    assert scaling.split(known, 10, 1, 2.0) == 2.0
+    # Two levels of a tree up and two down, and 1000 bytes of parameters each way.
+    assert scaling.split(known, 10, 4, 2.0) == pytest.approx(2.0 + 2 * (2 * 1e-3 + 1e-3))
+
+
 @pytest.mark.parametrize("command", [scaling.main, time_to_accuracy.main])
 def test_sequential_configs_and_unknown_keys_are_refused(command, capsys, tmp_path):
     assert command([CONFIG[0], "--training.method", "sequential", "--folder", str(tmp_path)]) == 2
@@ -77,4 +86,5 @@ def test_scaling_is_measured_where_there_are_cores_and_modelled_everywhere(tmp_p
     assert [row["devices"] for row in found["strong"]] == [1, 2, 4]
     assert all(row["modelled"] > 0 for row in found["strong"])
     assert found["strong"][0]["measured"] > 0
+    assert all(row["data_parallel"] > 0 for row in found["strong"])
     assert (tmp_path / "scaling.png").stat().st_size > 0
