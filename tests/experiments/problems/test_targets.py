@@ -2,12 +2,13 @@
 
 import csv
 import json
+from shutil import copytree
 
 import jax
 import numpy as np
 import pytest
 
-from experiments import predict, problems
+from experiments import evaluate, predict, problems
 from experiments.errors import ConfigError
 from experiments.problems.file import File, Own
 from experiments.problems.points import data as points_data
@@ -76,6 +77,23 @@ def test_predictions_are_in_the_targets_own_units(run, capsys):
     found = np.array([[float(word) for word in row.split(",")[1:]] for row in rows])
     explained = 1 - np.mean((found - values(x)) ** 2, axis=0) / np.var(values(x), axis=0)
     assert explained.min() > 0.8
+
+
+def test_a_training_of_numbers_is_evaluated_and_goes_on(run, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    copytree(run, copy)
+    assert evaluate.main([str(copy)]) == 0
+    summary, report = (json.loads((copy / f"{name}.json").read_text()) for name in ("summary", "evaluation"))
+    assert report["splits"][1]["exact_accuracy"] == pytest.approx(summary["exact_validation_accuracy"])
+    assert main(["--resume", str(copy), "--iterations", "82", "--output.pictures", "false"]) == 0
+    assert "going on from iteration 80" in capsys.readouterr().out
+    # Other targets are another training, however little they differ.
+    words = (run.parent / "points.csv").read_text().splitlines()
+    line = words[1].split(",")
+    words[1] = ",".join([*line[:-1], str(float(line[-1]) + 1e-6)])
+    (tmp_path / "other.csv").write_text("\n".join(words) + "\n")
+    assert main(["--resume", str(copy), "--problem.file", str(tmp_path / "other.csv")]) == 2
+    assert "checksum" in capsys.readouterr().err
 
 
 def test_arrays_have_targets_of_one_or_several_columns(tmp_path):
