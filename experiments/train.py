@@ -76,11 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ERR.say(
                 f"interrupted by {name} after the end of the training; all but the pictures is in {folder}"
                 if error.finished
-                else f"interrupted by {name} at iteration {error.iteration}; {go_on(folder)}"
+                else f"interrupted by {name} at iteration {error.iteration}; {go_on(folder, job.count)}"
             )
         return 128 + error.signal
     except KeyboardInterrupt:
-        ERR.say(f"interrupted at once; from the last checkpoint, {go_on(folder)}")
+        ERR.say(f"interrupted at once; from the last checkpoint, {go_on(folder, job.count)}")
         return 130
     return 0
 

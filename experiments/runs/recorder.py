@@ -80,6 +80,7 @@ class Recorder:
             ) from None
 
 
-def go_on(folder: Path | None) -> str:
-    """How to go on with a run."""
-    return f"go on with: python -m experiments.train --resume {shlex.quote(str(folder)) if folder else 'RUN'}"
+def go_on(folder: Path | None, processes: int = 1) -> str:
+    """How to go on with a run of so many processes."""
+    again = "" if processes == 1 else f" (all {processes} as before, with the same --backend options)"
+    return f"go on with: python -m experiments.train --resume {shlex.quote(str(folder)) if folder else 'RUN'}{again}"
