@@ -57,7 +57,7 @@ def training(rows: Rows, titles: tuple[str, str] = OF_CLASSES) -> Figure:
     panels[0, 0].set_ylabel(titles[0])
     panels[1, 0].set_ylabel(titles[1])
     panels[1, 0].set_xlabel("iteration")
-    panels[1, 1].set_xlabel("seconds of training after the first iteration, which compiles")
+    panels[1, 1].set_xlabel("seconds of training, without first iterations, which compile")
     exact = times["iteration"][np.isfinite(column(rows, "exact_train_loss"))]
     if len(exact) > 4 and np.ptp(np.diff(exact[:-1])) > 0:
         panels[1, 0].set_xscale("symlog", linthresh=1, linscale=0.3)
@@ -180,14 +180,17 @@ def _switches(axes: Axes, rows: Rows, time: np.ndarray, named: bool) -> None:
     for at in np.flatnonzero(np.diff(layers) > 0) + 1:
         axes.axvline(time[at], color=SWITCH, lw=0.8, ls="--")
         if named:
-            text = f" {layers[at]:.0f} layers"
-            axes.text(time[at], 0.99, text, fontsize=8, color=SWITCH, va="top", transform=axes.get_xaxis_transform())
+            place: dict[str, Any] = {"rotation": 90, "ha": "right", "va": "top"}
+            text = f"{layers[at]:.0f} layers"
+            axes.text(time[at], 0.98, text, fontsize=8, color=SWITCH, transform=axes.get_xaxis_transform(), **place)
 
 
 def _clock(rows: Rows) -> np.ndarray:
-    """Seconds of training without the first iteration, which compiles for longer than some trainings take."""
-    seconds = column(rows, "seconds")
-    return seconds - seconds[:1]
+    """Seconds of training without the first iteration of each network: compiling takes longer than some trainings."""
+    spent = np.diff(column(rows, "seconds"), prepend=0.0)
+    spent[np.diff(column(rows, "layers"), prepend=0.0) > 0] = 0.0
+    spent[0] = 0.0
+    return np.cumsum(spent)
 
 
 def _series(rows: Rows, key: str) -> tuple[np.ndarray, np.ndarray]:
