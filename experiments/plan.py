@@ -40,6 +40,7 @@ from jaxmgrit.analysis.cost_model import Costs, Sizes, iteration_counts
 from jaxmgrit.solvers.mgrit.grids import sweep_batch
 
 FACTORS = (4, 8, 16, 32, 64, 128, 256)
+POWERS, ADVISED = [2**k for k in range(11)], (1, 2, 4, 8, 16, 64)
 INTERVAL = 32  # layers of the intervals in which the times are measured
 
 
@@ -89,6 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if rest and own_function.is_function(rest[0]):
             if rest[1:]:
                 raise ConfigError(f"{' '.join(rest[1:])}: unexpected, since {rest[0]} is a function and no config.")
+            print(f"asking jm.advise about {rest[0]}, for {options.seconds:g} s at most ...", flush=True)
             print(own_function.advice(rest[0], **_asked(options)))
             return 0
         config = read(rest, "experiments.plan")
@@ -103,9 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser("python -m experiments.plan", "%(prog)s CONFIG|MODULE:FUNCTION [--devices P ...] [--key VALUE ...]")
-    powers = [2**k for k in range(11)]
     parser.add_argument(
-        "--devices", type=at_least(1), nargs="+", default=powers, metavar="P", help="devices to plan for"
+        "--devices", type=at_least(1), nargs="+", default=POWERS, metavar="P", help="devices to plan for"
     )
     parser.add_argument("--micro-batches", type=at_least(1), default=8, metavar="M", help="of the pipeline")
     parser.add_argument("--tolerance", type=above(0), default=0.05, help="relative error of the gradient that is borne")
@@ -181,7 +182,9 @@ def advised(memory: Any, config: Config, asked: dict[str, Any]) -> str:
 
 def _asked(options: argparse.Namespace, message: tuple[float, float] | None = None) -> dict[str, Any]:
     """The options of `jm.advise`, with a network's speed where it is known."""
-    asked = {"devices": tuple(options.devices), "tolerance": options.tolerance, "seconds": options.seconds}
+    # The advice has a column for each, of which fewer fit on a screen.
+    devices = ADVISED if options.devices is POWERS else options.devices
+    asked = {"devices": tuple(devices), "tolerance": options.tolerance, "seconds": options.seconds}
     latency, byte = message or (options.latency, 1 / options.bandwidth if options.bandwidth else None)
     return asked | ({"latency": latency} if latency else {}) | ({"bandwidth": 1 / byte} if byte else {})
 

@@ -133,7 +133,8 @@ class Report:
                 ratio = plain[count] / best.seconds[count]
                 return f"From {count} devices on {best.name} is {ratio:.2g} times as fast as sequential (modelled)."
         modelled = any(count in row.seconds for row in self.rows[1:] for count in more)
-        return f"Up to {max(more)} devices nothing is faster than sequential (modelled)." if modelled else ""
+        what = "nothing that was measured" if any(row.reason == NO_TIME for row in self.rows) else "nothing"
+        return f"Up to {max(more)} devices {what} is faster than sequential (modelled)." if modelled else ""
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -154,4 +155,4 @@ def _number(x: float) -> str:
 
 
 def _time(seconds: float) -> str:
-    return f"{1e3 * seconds:.2g} ms" if seconds >= 1e-3 else f"{1e6 * seconds:.2g} us"
+    return f"{_number(1e3 * seconds)} ms" if seconds >= 1e-3 else f"{_number(1e6 * seconds)} us"
