@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if rest and own_function.is_function(rest[0]):
             if rest[1:]:
                 raise ConfigError(f"{' '.join(rest[1:])}: unexpected, since {rest[0]} is a function and no config.")
-            print(f"asking jm.advise about {rest[0]}, for {options.seconds:g} s at most ...", flush=True)
+            print(f"asking jm.advise about {rest[0]}, for {options.seconds:g} s at most ...", file=sys.stderr)
             print(own_function.advice(rest[0], **_asked(options)))
             return 0
         config = read(rest, "experiments.plan")
