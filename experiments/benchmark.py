@@ -17,14 +17,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.config.arguments import Parser, at_least
+from experiments.config.arguments import Parser, at_least, output_file
 from experiments.errors import ConfigError
 from experiments.networks.smooth import LAYOUTS, Layout
 from experiments.runs import terminal
@@ -87,7 +86,9 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--repeats", type=at_least(1), default=9, metavar="R", help="times each program is timed")
     parser.add_argument("--only", default="", metavar="TEXT", help="leave out multigrid programs without this text")
     parser.add_argument("--torch", action="store_true", help="also PyTorch's autograd loop, where it is installed")
-    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the results there as well")
+    parser.add_argument(
+        "--json", type=output_file, default=None, metavar="FILE", help="write the results there as well"
+    )
     options = parser.parse(arguments)
     if options.factor < 2 or options.factor >= options.layers:
         raise ConfigError(
@@ -99,8 +100,6 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     # Asked before anything is measured, and without importing it.
     if options.torch and find_spec("torch") is None:
         raise ConfigError("--torch: PyTorch is not installed here. Install the CPU build, or leave --torch out.")
-    if options.json is not None and not options.json.resolve().parent.is_dir():
-        raise ConfigError(f"--json {options.json}: its folder does not exist. Make it first.")
     return options
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import optax
 
 import jaxmgrit as jm
-from experiments.config.arguments import Parser, at_least
+from experiments.config.arguments import Parser, at_least, output_file
 from experiments.errors import ConfigError
 from experiments.networks.blocks import layer_norm, transformer_block, transformer_parameters
 from experiments.runs import terminal
@@ -66,7 +66,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--iterations", type=at_least(0), default=300, metavar="I", help="of training")
     parser.add_argument("--layers", type=at_least(8), metavar="N", help="layers of every network")
     parser.add_argument("--text", metavar="FILE", help="of characters; by default this command's own source")
-    parser.add_argument("--output", metavar="FILE", help="write the figures as JSON")
+    parser.add_argument("--output", type=output_file, metavar="FILE", help="write the figures as JSON")
     try:
         options = parser.parse_args(sys.argv[1:] if words is None else words)
         if unknown := [name for name in options.networks if name not in MAKERS]:
@@ -82,7 +82,7 @@ def main(words: Sequence[str] | None = None) -> int:
         rows[name] = {"at init": factors(subject, subject.params), "trained": factors(subject, after)}
         print("\n".join(table(name, rows[name], options.iterations)))
     if options.output:
-        Path(options.output).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        options.output.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

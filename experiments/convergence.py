@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 import jaxmgrit as jm
-from experiments.config.arguments import Parser, above, at_least
+from experiments.config.arguments import Parser, above, at_least, path
 from experiments.errors import ConfigError
 from experiments.foundation.files import make_folder
 from experiments.networks.smooth import smooth_layers, tanh_step
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _options(sys.argv[1:] if arguments is None else arguments)
         # Residuals fall below what float32 can tell from rounding.
         jax.config.update("jax_enable_x64", True)
-        folder = Path(options.folder or f"runs/convergence-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+        folder = options.folder or Path(f"runs/convergence-{datetime.datetime.now():%Y%m%d-%H%M%S}")
         _make(folder)
     except ConfigError as error:
         print(f"argument error:\n  {error}", file=sys.stderr)
@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for layers in tqdm(options.layers, desc="networks", disable=not sys.stderr.isatty()):
         histories[layers] = residuals(layers, options)
     by_kind = {kind: {layers: history[kind] for layers, history in histories.items()} for kind in KINDS}
-    (folder / "residuals.json").write_text(json.dumps({"options": vars(options), **by_kind}, indent=1) + "\n")
+    given = {**vars(options), "folder": str(folder)}
+    (folder / "residuals.json").write_text(json.dumps({"options": given, **by_kind}, indent=1) + "\n")
     draw(folder / "convergence.png", by_kind, options)
     print(*table(by_kind, options), sep="\n")
     print(f"everything is in {folder}")
@@ -144,7 +145,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--width", type=at_least(1), default=8, help="features of a state")
     parser.add_argument("--batch", type=at_least(1), default=32, help="states at a time")
     parser.add_argument("--seed", type=at_least(0), default=0, help="of theta(t) and the states")
-    parser.add_argument("--folder", help="new folder for the results (default: runs/convergence-TIME)")
+    parser.add_argument("--folder", type=path, help="new folder for the results (default: runs/convergence-TIME)")
     options = parser.parse(arguments)
     for layers in options.layers:
         if layers // options.coarsening_factor < 2:

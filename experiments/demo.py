@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import problems
-from experiments.config.arguments import above, at_least
+from experiments.config.arguments import above, at_least, path
 from experiments.config.reader import read
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
@@ -41,7 +41,7 @@ SCALES = 1.2  # on two free cores a step of one-shot takes about 0.6 of the time
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m experiments.demo", description=__doc__)
-    parser.add_argument("--folder", type=Path, default=None, metavar="F", help="for picture and numbers (new)")
+    parser.add_argument("--folder", type=path, default=None, metavar="F", help="for picture and numbers (new)")
     parser.add_argument("--layers", type=at_least(16), default=1024, metavar="N", help="of the network")
     parser.add_argument("--seconds", type=above(0), default=RACE_SECONDS, metavar="S", help="of the race, for each")
     options = parser.parse_args(arguments)

@@ -14,7 +14,7 @@ import numpy as np
 
 import jaxmgrit as jm
 from experiments import problems
-from experiments.config.arguments import Parser, at_least
+from experiments.config.arguments import Parser, at_least, output_file, path
 from experiments.config.reader import read_run
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
@@ -33,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = Parser("python -m experiments.predict", "%(prog)s RUN --input FILE [--output FILE] [--problem.file PLACE]")
     parser.add_argument("RUN", help="folder of a run")
-    parser.add_argument("--input", type=Path, help="file of inputs, or of a text to go on with")
-    parser.add_argument("--output", type=Path, help="file to write; without it lines are printed")
+    parser.add_argument("--input", type=path, help="file of inputs, or of a text to go on with")
+    parser.add_argument("--output", type=output_file, help="file to write; without it lines are printed")
     parser.add_argument("--iteration", type=at_least(0), help="of the parameters; without it the latest there are")
     parser.add_argument("--length", type=at_least(1), default=400, help="characters to write, of a run on text")
     try:

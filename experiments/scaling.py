@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from experiments import plan, problems
-from experiments.config.arguments import Parser
+from experiments.config.arguments import Parser, path
 from experiments.config.reader import read
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
@@ -38,7 +38,7 @@ INTERVALS = 4  # per device, in weak scaling
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = Parser("python -m experiments.scaling", "%(prog)s CONFIG [--folder F] [--key VALUE ...]")
-    parser.add_argument("--folder", type=Path, default=Path("runs/scaling"), help="for figures and picture")
+    parser.add_argument("--folder", type=path, default=Path("runs/scaling"), help="for figures and picture")
     try:
         options, rest = parser.split(sys.argv[1:] if arguments is None else arguments)
         config = read(rest, "experiments.scaling")

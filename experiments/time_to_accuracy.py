@@ -26,7 +26,7 @@ import jax
 from tqdm import tqdm
 
 from experiments import problems
-from experiments.config.arguments import Parser, above, at_least
+from experiments.config.arguments import Parser, above, at_least, path
 from experiments.config.reader import read
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
@@ -132,7 +132,7 @@ def _parser() -> Parser:
         "--seeds", type=at_least(0), nargs="+", default=[0, 1, 2], metavar="S", help="of data and network"
     )
     parser.add_argument("--rates", type=above(0), nargs="+", default=[0.02, 0.04], metavar="R", help="learning rates")
-    parser.add_argument("--folder", type=Path, default=Path("runs/time_to_accuracy"), help="for table and picture")
+    parser.add_argument("--folder", type=path, default=Path("runs/time_to_accuracy"), help="for table and picture")
     return parser
 
 

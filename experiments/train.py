@@ -10,6 +10,7 @@ such as 130 by Ctrl-C and 143 by SIGTERM, with a checkpoint.
 
 import contextlib
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -91,7 +92,7 @@ def remedy(job: launch.Job, folder: Path | None) -> str:
         return f"Nothing has been trained yet: start all {job.count} again."
     return (
         f"Go on from the last checkpoint: start all {job.count} as before (with the same --backend options), but with "
-        f"--resume {folder} in place of the config."
+        f"--resume {shlex.quote(str(folder))} in place of the config."
     )
 
 

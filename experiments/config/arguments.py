@@ -3,11 +3,14 @@
 import argparse
 import difflib
 import math
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from experiments.config.describe import fields, flag
 from experiments.config.yaml_values import parse_word
 from experiments.errors import ConfigError
+from experiments.foundation.numbers import is_number
 
 
 class Parser(argparse.ArgumentParser):
@@ -71,12 +74,30 @@ def above(limit: float, most: float = math.inf) -> Callable[[str], float]:
 
     def parse(word: str) -> float:
         value = _parsed(word)
-        if isinstance(value, int | float) and limit < value <= most and math.isfinite(value):
+        if is_number(value) and limit < value <= most:
             return float(value)
         limits = f"> {limit:g}" + (f" and <= {most:g}" if most < math.inf else "")
         raise argparse.ArgumentTypeError(f"expected a number {limits}, given {word!r}")
 
     return parse
+
+
+def path(word: str) -> Path:
+    """A path, `~` in it expanded: shells do not, in `--folder=~/here`."""
+    try:
+        return Path(word).expanduser()
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"expected a path, but there is no such home folder, given {word!r}") from None
+
+
+def output_file(word: str) -> Path:
+    """A file that can be written, so far as can be seen without making it: asked before what it is for is measured."""
+    file = path(word)
+    if file.is_dir() or not os.access(file if file.exists() else file.absolute().parent, os.W_OK):
+        raise argparse.ArgumentTypeError(
+            f"expected a file that may be written, in a folder that is there, given {word!r}"
+        )
+    return file
 
 
 def _parsed(word: str) -> object:

@@ -17,7 +17,7 @@ from experiments.config.describe import SCHEMA, Rule, expected, fields, flag, re
 from experiments.config.idle import idle as idle_keys
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
-from experiments.foundation.files import read_limited
+from experiments.foundation.files import expanded, read_limited
 
 LARGEST = 2**16  # bytes of a config; a whole one has 3000
 FREE = ("iterations", "evaluation", "checkpoints", "backend", "output")  # what --resume may change
@@ -43,7 +43,7 @@ def read(arguments: Sequence[str], program: str) -> Config:
         ConfigError: For a file that cannot be read, and for unknown, misplaced, wrong or contradictory keys.
     """
     file, overrides = command_line.parse(arguments, program, yaml_values.parse_word)
-    return _checked(_load(Path(file)), overrides, file)
+    return _checked(_load(expanded(file, "CONFIG")), overrides, file)
 
 
 def read_run(arguments: Sequence[str], program: str) -> tuple[Config, Path | None]:
@@ -92,10 +92,7 @@ def _started_or_not(config: Config) -> tuple[Config, Path | None]:
             "--resume auto: expected --output.folder with it, the same whenever it is started: a run there goes on, "
             "else it begins."
         )
-    try:
-        folder = Path(config.output.folder).expanduser()
-    except RuntimeError as error:
-        raise ConfigError(f"output.folder = {config.output.folder!r}: {error}. Write the path in full.") from None
+    folder = expanded(config.output.folder, "output.folder")
     # A run that was ended while its folder was being made has but empty files.
     inside = list(folder.iterdir()) if folder.is_dir() else []
     begun = any(file.name == "config.yaml" for file in inside)
@@ -114,10 +111,7 @@ def _resume(words: list[str]) -> tuple[list[str], Path | None]:
     if first == "--resume" and (not rest or rest[0].startswith("--")):
         raise ConfigError("--resume: expected the folder of a run after it, such as runs/level_sets-20260101-120000.")
     name = rest.pop(0) if first == "--resume" else first.partition("=")[2]
-    try:
-        return [*before, *rest], Path(name).expanduser()
-    except RuntimeError as error:
-        raise ConfigError(f"--resume {name}: {str(error).rstrip('.')}. Write the folder's path in full.") from None
+    return [*before, *rest], expanded(name, "--resume")
 
 
 def _checked(values: dict[str, Any], overrides: dict[str, Any], file: str) -> Config:
@@ -139,7 +133,7 @@ def _checked(values: dict[str, Any], overrides: dict[str, Any], file: str) -> Co
 
 def text(config: Config) -> str:
     """The resolved config, every key given, as the text of a file that `read` takes."""
-    return yaml.safe_dump(config.model_dump(), sort_keys=False)
+    return yaml_values.text(config.model_dump())
 
 
 def write(config: Config, path: Path) -> None:
@@ -224,7 +218,7 @@ def _message(detail: Any, values: dict[str, Any]) -> str:
         remedy = "It is not text in this environment's encoding: set PYTHONUTF8=1, or give another name."
     # `name: 2026` is a number to YAML, and the schema converts nothing.
     if detail["type"] == "string_type" and isinstance(value, int | float):
-        remedy = f"Quote it: '{value}'."
+        remedy = "Write it in quotes."
     return f"{key} = {show(value)}: expected {expected(rule)}. {remedy}"
 
 

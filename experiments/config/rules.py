@@ -60,7 +60,8 @@ def _processes(config: Config) -> Iterator[str]:
             f"backend.coordinator = {backend.coordinator!r}: expected null with backend.kind = {backend.kind!r}. "
             "Use backend.kind: mesh, or leave it out."
         )
-    if explicit and not re.fullmatch(r"[^\s]+:\d{1,5}", backend.coordinator or ""):
+    address = re.fullmatch(r"[^\s]+:([0-9]{1,5})", backend.coordinator or "")
+    if explicit and not (address and 0 < int(address[1]) < 2**16):
         yield (
             f"backend.coordinator = {backend.coordinator!r}: expected detect, mpi4py or HOST:PORT, such as node1:12345."
         )

@@ -24,6 +24,11 @@ def parse(text: str) -> Any:
     return _unshared(yaml.load(text, _Loader))
 
 
+def text(values: Any) -> str:
+    """Values as a YAML text that `parse`, and any other reader, makes the same of."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
+
+
 def parse_word(word: str) -> Any:
     """The value of one word of a command line.
 
@@ -74,6 +79,10 @@ class _Loader(yaml.SafeLoader):
         return int(text) if kind == "int" else float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
 
 
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's, which also quotes texts that are numbers here but not to it: 08 and 1e3, names of folders perhaps."""
+
+
 def _size(node: yaml.Node, sizes: dict[int, float]) -> float:
     """How many values a node stands for, infinity where it is part of itself; `sizes` are those known by identity."""
     if isinstance(node, yaml.ScalarNode):
@@ -108,6 +117,7 @@ _Loader.yaml_constructors = {
 }
 # Resolvers are looked up by the first character of a scalar.
 for _name in ("int", "float"):
-    _Loader.add_implicit_resolver(_TAG + _name, _PLAIN[_name], list("-+.0123456789"))
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(_TAG + _name, _PLAIN[_name], list("-+.0123456789"))
 for _name in _PLAIN:
     _Loader.add_constructor(_TAG + _name, _Loader.construct_decimal)

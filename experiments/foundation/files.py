@@ -61,6 +61,30 @@ def read_blocks(file: Readable, most: int) -> bytes | None:
     return bytes(data)
 
 
+def expanded(name: str, key: str) -> Path:
+    """A path, `~` and `~user` in it expanded.
+
+    Args:
+        name: The path as it was given.
+        key: What it was given as, for messages.
+
+    Raises:
+        ConfigError: There is no such home folder.
+    """
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{key} = {name!r}: {str(error).rstrip('.')}. Write the path in full.") from None
+
+
+def home() -> Path:
+    """The user's home folder; where none is known, as for bare user numbers in containers, one that is not there."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("/nonexistent")
+
+
 def make_folder(folder: Path) -> None:
     """Make the folder of an option `--folder`, if it is not there.
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.config.arguments import Parser, at_least
+from experiments.config.arguments import Parser, at_least, output_file
 from experiments.errors import ConfigError
 from experiments.hosts import probe
 from experiments.hosts.namespaces import ADDRESSES, Hosts, HostsError
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=at_least(1), default=256, help="points")
     parser.add_argument("--factor", type=at_least(2), default=16, help="layers of an interval")
     parser.add_argument("--links", type=_link, nargs="+", default=LINKS, help="Gbit/s:ms ..., the first one is fitted")
-    parser.add_argument("--output", type=Path, help="for the figures, as JSON")
+    parser.add_argument("--output", type=output_file, help="for the figures, as JSON")
     try:
         options = parser.parse(sys.argv[1:] if arguments is None else arguments)
         rows = [_measured(options, *link) for link in _shown(options.links)]

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments import convergence
-from experiments.config.arguments import Parser
+from experiments.config.arguments import Parser, path
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
+from experiments.foundation.files import read_limited
 from experiments.pictures import scaling, speed_up, time_to_accuracy
 from experiments.rough import picture as rough
 from experiments.runs import terminal
@@ -39,6 +40,7 @@ def _demo(result: dict[str, Any], file: Path) -> None:
     demo_picture.draw(file, result | numbered)
 
 
+LARGEST = 2**26  # bytes of a file of figures; the largest has 2e5
 # By keys that nothing but this command's file has.
 DRAWINGS: dict[tuple[str, ...], Drawing] = {
     ("runs", "target"): time_to_accuracy.draw,
@@ -53,7 +55,7 @@ DRAWINGS: dict[tuple[str, ...], Drawing] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = Parser("python -m experiments.pictures", "%(prog)s FILE.json [FILE.json ...] PICTURE.png")
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="figures, and last the picture")
+    parser.add_argument("files", nargs="+", type=path, metavar="FILE", help="figures, and last the picture")
     try:
         *files, picture = parser.parse(list(sys.argv[1:] if arguments is None else arguments)).files
         draw(files, picture)
@@ -79,19 +81,22 @@ def draw(files: Sequence[Path], picture: Path) -> None:
     result = [_read(file) for file in files]
     if len(result) > 1:
         for file, one in zip(files, result, strict=True):
-            if "cases" not in one:
+            if not isinstance(one.get("cases"), list):
                 raise ConfigError(f"{file}: only files of the benchmark can be drawn into one picture. Name one file.")
         result = [{"cases": [case for one in result for case in one["cases"]]}]
     for keys, drawing in DRAWINGS.items():
         if all(key in result[0] for key in keys):
-            return drawing(result[0], picture)
+            try:
+                return drawing(result[0], picture)
+            except (LookupError, TypeError, ValueError, AttributeError):  # what a file that is made up leads to
+                break
     raise ConfigError(f"{files[0]}: no figures that a command here writes; see python -m experiments.pictures --help.")
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
+        result = json.loads(read_limited(file, LARGEST))
+    except (ValueError, RecursionError):
         result = None
     if not isinstance(result, dict):
         raise ConfigError(f"{file}: expected a JSON object of figures that a command here writes.")

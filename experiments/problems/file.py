@@ -4,6 +4,7 @@ import csv
 import difflib
 import hashlib
 import io
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from experiments.errors import ConfigError
+from experiments.foundation.files import expanded
 from experiments.foundation.functions import Function, own_function
 from experiments.foundation.section import FolderName, Section
 from experiments.problems import points, sources
@@ -95,7 +97,7 @@ def call(section: Own, seed: int) -> Data:
 
 
 def _read(section: File, key: str, digest: "hashlib._Hash") -> Points:
-    path = Path(getattr(section, key)).expanduser()
+    path = expanded(getattr(section, key), f"problem.{key}")
     if not path.is_file():
         raise ConfigError(f"problem.{key} = {str(path)!r}: no such file. Name a .npz or .csv file.")
     suffixes = [suffix.lower() for suffix in path.suffixes]
@@ -131,7 +133,7 @@ def read_inputs(path: Path, section: File | None, width: int) -> np.ndarray:
         return sources.read_array(path, names[0] if names else "x")
     if names is None and section is not None:
         # The training's columns, by name: the new file may have more of them, in another order.
-        own = _columns(Path(section.file).expanduser())[0]
+        own = _columns(expanded(section.file, "problem.file"))[0]
         names = [name for name in own if name not in (section.targets or [section.label])]
     header, rows = _columns(path)
     names = names or header[:width]
@@ -148,7 +150,13 @@ def read_csv(path: Path, inputs: list[str] | None, label: str, targets: list[str
     if targets:
         return _numbers(path, header, rows, names), _numbers(path, header, rows, targets, "problem.targets")
     place = _place(path, header, label, "problem.label")
-    return _numbers(path, header, rows, names), _labels([row[place] for row in rows])
+    words = [row[place].strip() for row in rows]
+    if "" in words:
+        raise ConfigError(
+            f"{path}: row {words.index('') + 2}, column {label!r}: expected a label, found none. Give it, or leave the "
+            "row out."
+        )
+    return _numbers(path, header, rows, names), _labels(words)
 
 
 def _columns(path: Path) -> tuple[list[str], list[list[str]]]:
@@ -185,7 +193,7 @@ def _numbers(
     for i, row in enumerate(rows):
         for j, place in enumerate(places):
             try:
-                values[i, j] = float(row[place])
+                values[i, j] = _number(row[place])
             except ValueError:
                 raise ConfigError(
                     f"{path}: row {i + 2}, column {names[j]!r}: expected a number, found {row[place][:40]!r}. Correct "
@@ -194,10 +202,21 @@ def _numbers(
     return values
 
 
+def _number(word: str) -> float:
+    """The number of a word, as every program reads it: Python alone takes 1_000 and digits of all scripts.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if "_" in word or not word.isascii():
+        raise ValueError(word)
+    return float(word)
+
+
 def _labels(words: list[str]) -> np.ndarray:
-    """Integers where all of them are, else texts."""
-    words = [word.strip() for word in words]
-    try:
-        return np.array([int(word) for word in words])
-    except ValueError:
-        return np.array(words)
+    """Integers where all of them are, and different words different ones, else texts: 01 and 1 are two classes."""
+    if all(re.fullmatch("[-+]?[0-9]{1,18}", word) for word in words):
+        numbers = np.array([int(word) for word in words])
+        if len(set(words)) == len(np.unique(numbers)):
+            return numbers
+    return np.array(words)

@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from experiments.errors import ConfigError
+from experiments.foundation.files import expanded
 from experiments.foundation.section import FolderName, Section
 from experiments.problems import sources
 from experiments.problems.data import Data, DataSet, Picture, check_classes, stratified
@@ -112,7 +113,7 @@ def _files(section: IndianPines) -> tuple[Place, list[Path]]:
     """The image's and the ground truth's files, downloaded if need be and asked for."""
     own = sources.download_folder("indian_pines")
     if section.folder is not None:
-        own = Place("problem.folder", Path(section.folder).expanduser())
+        own = Place("problem.folder", expanded(section.folder, "problem.folder"))
     places = [
         sources.data_folder("indian_pines"),
         own,
@@ -196,7 +197,7 @@ def _split(section: IndianPines, labels: np.ndarray, seed: int) -> tuple[np.ndar
     """Training and validation pixels, and which split it is."""
     places = [sources.data_folder("indian_pines")]
     if section.folder is not None:
-        places.insert(0, Place("problem.folder", Path(section.folder).expanduser()))
+        places.insert(0, Place("problem.folder", expanded(section.folder, "problem.folder")))
     found = sources.find(places, [["split.npz"]])
     if section.split == "published" and isinstance(found, list):
         raise sources.missing(

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import os
 import struct
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,6 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from experiments.errors import ConfigError
+from experiments.foundation.files import expanded, home
 from experiments.foundation.section import FolderName, Section
 from experiments.problems import sources
 from experiments.problems.data import Data, DataSet, check_classes, stratified
@@ -151,8 +151,8 @@ def _places(section: Mnist) -> list[Place]:
     """Where to look, in this order."""
     if section.folder is not None:
         return [Place("problem.folder", _own_folder(section))]
-    keras = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
-    roots = Path("data"), Path("~/data").expanduser()
+    keras = sources.named_folder("KERAS_HOME") or home() / ".keras"
+    roots = Path("data"), home() / "data"
     places = {
         "files": [sources.data_folder("mnist"), sources.download_folder("mnist")],
         "keras": [Place("the cache of Keras", keras / "datasets")],
@@ -166,7 +166,7 @@ def _own_folder(section: Mnist) -> Path:
     """Where downloads go: the config's folder, or the cache."""
     cache = sources.download_folder("mnist").folder
     assert cache is not None
-    return cache if section.folder is None else Path(section.folder).expanduser()
+    return cache if section.folder is None else expanded(section.folder, "problem.folder")
 
 
 def _official(place: Place, part: tuple[str, ...], looked: list[str]) -> tuple[DataSet, str] | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.errors import ConfigError
+from experiments.foundation.files import expanded, home
 from experiments.problems.arrays import corrupt, md5, read_array, read_bytes, whole
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "find",
     "md5",
     "missing",
+    "named_folder",
     "package_folder",
     "read_array",
     "read_bytes",
@@ -49,16 +51,26 @@ class Place(NamedTuple):
     reason: str = ""
 
 
+def named_folder(variable: str) -> Path | None:
+    """The folder that a variable of the environment names, if it is set.
+
+    Raises:
+        ConfigError: It names the home folder of a user that there is not.
+    """
+    name = os.environ.get(variable)
+    return expanded(name, variable) if name else None
+
+
 def data_folder(problem: str) -> Place:
     """The problem's folder under `$JAXMGRIT_DATA`."""
-    root = os.environ.get(VARIABLE)
+    root = named_folder(VARIABLE)
     title = f"${VARIABLE}/{problem}"
-    return Place(title, Path(root).expanduser() / problem) if root else Place(title, None, f"{VARIABLE} is not set")
+    return Place(title, root / problem) if root else Place(title, None, f"{VARIABLE} is not set")
 
 
 def download_folder(problem: str) -> Place:
     """Where downloads are kept."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    root = named_folder("XDG_CACHE_HOME") or home() / ".cache"
     return Place("earlier downloads", root / "jaxmgrit" / problem)
 
 

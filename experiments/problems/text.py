@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from experiments.errors import ConfigError
+from experiments.foundation.files import expanded
 from experiments.foundation.section import FolderName, Section
 from experiments.problems import sources
 from experiments.problems.data import Data, DataSet
@@ -76,7 +77,7 @@ def load(section: Text, seed: int) -> Data:
 def _windows(codes: np.ndarray, section: Text, key: str, where: str) -> DataSet:
     """Windows without overlap, and the characters one further on."""
     length, wanted = section.context, getattr(section, key)
-    count = (len(codes) - 1) // length
+    count = max(0, len(codes) - 1) // length
     if count < max(1, wanted or 0):
         part = "validation part" if key == "validation_points" else "training part"
         given = f"problem.{key} = {wanted}" if wanted else f"problem.context = {length}"
@@ -92,7 +93,7 @@ def _windows(codes: np.ndarray, section: Text, key: str, where: str) -> DataSet:
 def _text(section: Text) -> tuple[str, str]:
     """The text, and where it was."""
     if section.file is not None:
-        path = Path(section.file).expanduser()
+        path = expanded(section.file, "problem.file")
         if not path.is_file():
             raise ConfigError(
                 f"problem.file = {section.file!r}: expected a text file, but there is none. Name one, or leave it out "

@@ -8,6 +8,7 @@ an empty one means that all is well. WHO names the process where it is stopped f
 seconds it is ended.
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -37,7 +38,7 @@ def state(pid: int) -> str:
 def say(line: str) -> None:
     """Write a line to standard error, where there still is one."""
     try:
-        os.write(2, line.encode() + b"\n")
+        os.write(2, line.encode(errors="surrogateescape") + b"\n")
     except OSError:
         pass
 
@@ -63,7 +64,8 @@ def look(
     if now - since >= patience:
         say(f"{who} has been stopped for {patience:g} s (backend.patience) and is ended.")
         # SIGTERM would wait until the process is continued.
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     return since, said
 
 
@@ -87,12 +89,15 @@ def main(first: str, who: str, pid: int, report: float, patience: float) -> None
         os.close(os.open(first, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
         return
-    say(message.decode(errors="replace"))
+    except OSError:  # no room for it, say: better said twice than not at all
+        pass
+    say(message.decode(errors="surrogateescape"))
     # Only now may the launcher see that the process has gone, and end the others.
     os.closerange(0, 256)
     # Until then their companions must still find the file.
     time.sleep(10)
-    os.unlink(first)
+    with contextlib.suppress(OSError):
+        os.unlink(first)
 
 
 if __name__ == "__main__":

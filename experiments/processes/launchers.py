@@ -14,8 +14,17 @@ _SIZES = (
     "WORLD_SIZE",
     "SLURM_STEP_NUM_TASKS",
 )
-# Which of them this one is; HPE's PALS says no more than that.
-_INDICES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "MV2_COMM_WORLD_RANK", "PALS_RANKID", "FLUX_TASK_RANK")
+# Which of them this one is; Cray's aprun and HPE's PALS say no more than that.
+_INDICES = (
+    "OMPI_COMM_WORLD_RANK",
+    "PMI_RANK",
+    "PMIX_RANK",
+    "MV2_COMM_WORLD_RANK",
+    "JSM_NAMESPACE_RANK",
+    "ALPS_APP_PE",
+    "PALS_RANKID",
+    "FLUX_TASK_RANK",
+)
 
 
 @dataclass(frozen=True)

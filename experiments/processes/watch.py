@@ -6,6 +6,7 @@ others. If the process is stopped, by SIGSTOP or a debugger, the others wait for
 which one they wait for, and ends it after a while if it is told to.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -30,7 +31,7 @@ class Watch:
         self._who = f"{who} (PID {os.getpid()} on {os.uname().nodename})"
         first = os.path.join(tempfile.gettempdir(), f"jaxmgrit-lost-{token}")
         # Process managers of MPI (PMI) take the end of this connection for the end of the process.
-        connection = os.environ.get("PMI_FD", "")
+        connection = _descriptor(os.environ.get("PMI_FD", ""))
         words = [first, self._who, str(os.getpid()), str(report), str(patience or "inf")]
         # Without Python's variables and installed packages, which could slow or break it; in a session of its own,
         # so that Ctrl-C, or the end of the terminal, does not end it with the process.
@@ -38,7 +39,7 @@ class Watch:
             [sys.executable, "-I", "-S", companion.__file__, *words],
             stdin=subprocess.PIPE,
             start_new_session=True,
-            pass_fds=[int(connection)] if connection.isdecimal() else [],
+            pass_fds=[] if connection is None else [connection],
         )
 
     def __enter__(self) -> "Watch":
@@ -56,10 +57,24 @@ class Watch:
         assert self._companion.stdin is not None
         if not self._companion.stdin.closed:
             self._tell("")
-            self._companion.stdin.close()
+            with contextlib.suppress(OSError):
+                self._companion.stdin.close()
             self._companion.wait()
 
     def _tell(self, line: str) -> None:
         assert self._companion.stdin is not None
-        self._companion.stdin.write(line.encode() + b"\n")
-        self._companion.stdin.flush()
+        # One line, whatever a folder's name holds.
+        text = " ".join(line.splitlines()).encode(errors="surrogateescape")
+        # The companion may have been killed: then nobody reports a loss, and nothing is lost by that.
+        with contextlib.suppress(OSError):
+            self._companion.stdin.write(text + b"\n")
+            self._companion.stdin.flush()
+
+
+def _descriptor(text: str) -> int | None:
+    """An open descriptor of this process, None where the text, of a launcher long gone perhaps, names none."""
+    try:
+        os.fstat(number := int(text))
+    except (ValueError, OverflowError, OSError):
+        return None
+    return number

@@ -18,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from experiments import problems
-from experiments.config.arguments import Parser, at_least
+from experiments.config.arguments import Parser, at_least, path
 from experiments.config.reader import read
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
@@ -65,7 +65,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--methods", nargs="+", choices=METHODS, default=["sequential", "picard", "average"], help="in this order"
     )
-    parser.add_argument("--folder", type=Path, default=Path("runs/rough"), help="for table and picture")
+    parser.add_argument("--folder", type=path, default=Path("runs/rough"), help="for table and picture")
     return parser
 
 

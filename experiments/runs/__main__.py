@@ -5,19 +5,19 @@ how they ended, and draws their exact losses and accuracies over iterations and 
 done; 2: it cannot be done.
 """
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.config.arguments import Parser
+from experiments.config.arguments import Parser, output_file, path
 from experiments.config.reader import read
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.runs import terminal
 from experiments.runs.folder import read_metrics
-from experiments.runs.metrics import Row
+from experiments.runs.metrics import METRICS, Row
+from experiments.runs.parameters import read_summary
 from experiments.runs.terminal import ERR, OUT
 
 COLUMNS = ("run", "status", "iteration", "layers", "method", "validation", "loss", "seconds")
@@ -27,18 +27,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = Parser("python -m experiments.runs", "%(prog)s [FOLDER]\n       %(prog)s compare RUN RUN [--output FILE]")
-    parser.add_argument("folders", nargs="*", metavar="FOLDER", help="of runs; behind `compare`: two runs")
-    parser.add_argument("--output", type=Path, default=Path("compare.png"), help="where compare draws to")
+    parser.add_argument("folders", nargs="*", type=path, metavar="FOLDER", help="of runs; behind `compare`: two runs")
+    parser.add_argument("--output", type=output_file, default=Path("compare.png"), help="where compare draws to")
     try:
         options = parser.parse(words)
-        if options.folders[:1] == ["compare"]:
+        if options.folders[:1] == [Path("compare")]:
             if len(options.folders) != 3:
                 raise ConfigError(f"compare: expected two runs, given {len(options.folders) - 1}.")
-            compare(*map(Path, options.folders[1:]), output=options.output)
+            compare(*options.folders[1:], output=options.output)
         elif len(options.folders) > 1:
             raise ConfigError(f"{options.folders[1]}: unexpected. Two runs side by side: compare RUN RUN.")
         else:
-            OUT.say(*table(Path(*options.folders or ["runs"])))
+            OUT.say(*table(*options.folders or [Path("runs")]))
     except ConfigError as error:
         ERR.say(*str(error).splitlines())
         return 2
@@ -54,7 +54,7 @@ def table(folder: Path) -> list[str]:
     Raises:
         ConfigError: There is none.
     """
-    runs = [path.parent for path in folder.rglob("config.yaml") if (path.parent / "metrics.jsonl").exists()]
+    runs = [path.parent for path in folder.rglob("config.yaml") if path.is_file() and (path.parent / METRICS).exists()]
     if not runs:
         raise ConfigError(f"{folder}: no run below it. Train one: python -m experiments.train configs/level_sets.yaml")
     # A run writes its config when it begins and whenever it goes on.
@@ -65,14 +65,18 @@ def table(folder: Path) -> list[str]:
 
 
 def _line(run: Path, name: Path) -> tuple[str, ...]:
-    summary, config, rows = _summary(run), _config(run), read_metrics(run)
+    summary, config = read_summary(run), _config(run)
+    try:
+        rows = read_metrics(run)
+    except ValueError:  # one damaged run must not hide the others
+        rows = []
     # Not the last row: that of a run that was interrupted mostly has no exact evaluation.
     exact = next((row for row in reversed(rows) if "exact_validation_accuracy" in row), {})
     accuracy, loss = (exact.get(f"exact_validation_{key}") for key in ("accuracy", "loss"))
     last = rows[-1] if rows else {}
     return (
         str(name),
-        summary.get("status", "unfinished"),
+        str(summary.get("status", "unfinished")),
         str(last.get("iteration", "-")),
         str(config.network.layers) if config else "?",
         config.training.method if config else "?",
@@ -90,14 +94,6 @@ def _config(run: Path) -> Config | None:
         return None
 
 
-def _summary(run: Path) -> Mapping[str, Any]:
-    try:
-        found = json.loads((run / "summary.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def compare(*runs: Path, output: Path) -> None:
     """Print how runs differ, and draw how they went.
 
@@ -113,7 +109,7 @@ def compare(*runs: Path, output: Path) -> None:
             rows[name] = read_metrics(run)
         except ValueError as error:
             raise ConfigError(f"{error}. Name the folder of a run.") from None
-        if not any("exact_validation_loss" in row for row in rows[name]):
+        if not any(map(_is_exact, rows[name])):
             raise ConfigError(f"{run}: expected a run with an exact evaluation in its metrics.")
     if len(rows) < len(runs):
         raise ConfigError(f"{runs[0]}: given twice. Name two runs.")
@@ -124,15 +120,20 @@ def compare(*runs: Path, output: Path) -> None:
     OUT.say("", *table_of(rows))
     from experiments.runs.pictures import comparison  # Matplotlib is slow to import
 
-    comparison.draw(rows, output)
+    comparison.draw({name: [row for row in all_rows if _is_exact(row)] for name, all_rows in rows.items()}, output)
     OUT.say("", f"drawn to {output}")
+
+
+def _is_exact(row: Row) -> bool:
+    """Whether a row holds an exact evaluation, all of it finite."""
+    return None not in map(row.get, ("exact_validation_loss", "exact_validation_accuracy", "seconds"))
 
 
 def table_of(rows: Mapping[str, Sequence[Row]]) -> list[str]:
     """How runs ended."""
     lines = []
     for name, all_rows in rows.items():
-        end = next(row for row in reversed(all_rows) if "exact_validation_loss" in row)
+        end = next(row for row in reversed(all_rows) if _is_exact(row))
         lines.append(
             f"{name}: iteration {end['iteration']}, exact validation accuracy {end['exact_validation_accuracy']:.2%}, "
             f"loss {end['exact_validation_loss']:.4g}, {end['seconds']:.1f} s"

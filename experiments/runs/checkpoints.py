@@ -21,7 +21,7 @@ import safetensors.numpy
 
 import jaxmgrit as jm
 from experiments.runs.binding import Binding
-from experiments.runs.files import Unreadable, read_bounded, sync_folder, write_synced
+from experiments.runs.files import Unreadable, checksum, read_bounded, sync_folder, write_synced
 from experiments.training.checkpoint import Checkpoint, Refused
 
 FORMAT = 1  # raised whenever older checkpoints can no longer be read
@@ -94,7 +94,7 @@ class Checkpoints:
             "loop": checkpoint.loop,
             "config": self._binding.values,
         }
-        manifest["sha256"] = _sha256(_canonical(manifest))
+        manifest["sha256"] = checksum(manifest)
         self.folder.mkdir(exist_ok=True)
         # Of what a process that was killed has left here half written.
         self._clear()
@@ -176,7 +176,7 @@ def _manifest(path: Path) -> dict[str, Any]:
     # Not isinstance, to which true is an int, and equal to 1.
     if type(given) is not int or given != FORMAT:
         raise Refused(f"{MANIFEST} has format {given!r}, but this version reads {FORMAT}")
-    if manifest.pop("sha256", None) != _sha256(_canonical(manifest)):
+    if manifest.pop("sha256", None) != checksum(manifest):
         raise Refused(f"{MANIFEST} is damaged: its checksum is wrong")
     kinds = {"iteration": int, "arrays": dict, "loop": dict, "config": dict}
     stamp = manifest["arrays"] if isinstance(manifest.get("arrays"), dict) else {}
@@ -216,10 +216,6 @@ def _unnamed(arrays: Mapping[str, np.ndarray], like: jm.Snapshot) -> jm.Snapshot
 
 def _name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _canonical(manifest: Mapping[str, Any]) -> bytes:
-    return json.dumps(manifest, sort_keys=True).encode()
 
 
 def _sha256(data: bytes) -> str:

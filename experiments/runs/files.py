@@ -1,11 +1,14 @@
 """Files read with a bound on their size, and written whole or not at all."""
 
 import contextlib
+import hashlib
+import json
 import os
 import stat
+from collections.abc import Mapping
 from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from experiments.foundation.files import read_limited
 
@@ -30,6 +33,11 @@ def read_bounded(path: Path, most: int) -> bytes:
         raise Unreadable(f"it cannot be read: {error.strerror}") from None
     except MemoryError:
         raise Unreadable("it cannot be read: it does not fit into memory") from None
+
+
+def checksum(values: Mapping[str, Any]) -> str:
+    """SHA-256 of a JSON object, whatever the order of its keys and the white space between them."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def open_regular(descriptor: int) -> BinaryIO:
@@ -57,9 +65,10 @@ def write_whole(path: Path, data: bytes) -> None:
         unfinished.replace(path)
         # The rename itself is in the folder, which is not written with the file.
         sync_folder(path.parent)
-    except OSError:
+    except OSError as error:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
+        error.filename = str(path)  # the one that the user knows of
         raise
 
 

@@ -21,15 +21,18 @@ from typing import Any
 from experiments import config as config_files
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
+from experiments.foundation.files import expanded
+from experiments.foundation.numbers import is_number
 from experiments.problems import Data
-from experiments.runs.files import Unreadable, write_whole
-from experiments.runs.metrics import METRICS, Lines, Row, Table, check_table, finite, read_table
-from experiments.runs.parameters import PARAMETERS, SUMMARY, load_params, save_params
+from experiments.runs.files import Unreadable, read_bounded, write_whole
+from experiments.runs.metrics import METRICS, Lines, Row, Table, check_table, read_table
+from experiments.runs.parameters import PARAMETERS, SUMMARY, load_params, save_params, write_summary
 from experiments.training.nested import most_iterations
 
 __all__ = ["Run", "load_params", "read_metrics", "save_params"]
 
 EVENTS = "events.jsonl"
+LARGEST_EVENTS = 2**26  # bytes; a decision has about 200
 SAMPLE = "sample.txt"
 PICTURES = (
     "training",
@@ -83,8 +86,8 @@ class Run:
                 ) from None
             except OSError as error:
                 raise ConfigError(
-                    f"output.folder = {str(self.folder)!r}: cannot be written: {error.strerror}. Make room or name "
-                    "another."
+                    f"output.folder = {str(self.folder)!r}: {error.filename or 'a file in it'} cannot be written: "
+                    f"{error.strerror}. Make room or name another."
                 ) from None
             # Up to here an error closes the files, from here on `__exit__` does.
             self._opened = opened.pop_all()
@@ -111,8 +114,7 @@ class Run:
         Raises:
             OSError: It cannot be written; then the one before is as it was.
         """
-        text = json.dumps({key: finite(value) for key, value in summary.items()}, indent=2)
-        write_whole(self.folder / SUMMARY, (text + "\n").encode())
+        write_summary(self.folder, summary)
 
     def _open(self, name: str, opened: contextlib.ExitStack) -> Lines:
         try:
@@ -143,16 +145,16 @@ def read_metrics(folder: Path) -> list[Row]:
 
 
 def read_events(folder: Path) -> list[Row]:
-    """The decisions of a run, in their order; lines that hold none are skipped, and a missing file holds none."""
+    """The decisions of a run, in their order; lines that hold none are skipped, and what is no such file holds none."""
     try:
-        lines = (folder / EVENTS).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
+        lines = read_bounded(folder / EVENTS, LARGEST_EVENTS).splitlines()
+    except Unreadable:
         return []
     events = []
     for line in lines:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             event = json.loads(line)
-            events += [event] if isinstance(event, dict) and isinstance(event.get("iteration"), int) else []
+            events += [event] if isinstance(event, dict) and is_number(event.get("iteration")) else []
     return events
 
 
@@ -169,12 +171,7 @@ def output_folder(config: Config) -> Path:
     Raises:
         ConfigError: There is no such home folder.
     """
-    try:
-        return Path(str(config.output.folder)).expanduser()
-    except RuntimeError as error:
-        raise ConfigError(
-            f"output.folder = {config.output.folder!r}: {str(error).rstrip('.')}. Write the path in full."
-        ) from None
+    return expanded(str(config.output.folder), "output.folder")
 
 
 def _new_folder(config: Config) -> Path:

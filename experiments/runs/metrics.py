@@ -13,8 +13,9 @@ import os
 from collections.abc import Iterator, Mapping
 from io import FileIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
+from experiments.foundation.numbers import is_number
 from experiments.runs.files import Unreadable, open_regular, write_all
 
 Row = dict[str, Any]
@@ -71,22 +72,26 @@ def read_table(path: Path, most: int | None = None) -> Table:
     except OSError as error:
         raise Unreadable(f"it cannot be read: {error.strerror}") from None
     with open_regular(descriptor) as file:
-        size = os.fstat(file.fileno()).st_size
-        # There is a row of iteration 0 too, and a last line may be incomplete.
-        if most is not None and size > (most + 2) * LONGEST:
-            raise Unreadable(f"its {size} bytes are more than {most} rows can have")
-        candidates, damaged, position, number, idle = [], [], 0, 1, 0
-        for piece in _lines(file):
-            position += len(piece)
-            row = _row(piece)
-            idle = 0 if row is not None else idle + len(piece)
-            if idle > MOST_DAMAGED:
-                raise Unreadable(f"it holds no row in more than {MOST_DAMAGED} bytes")
-            if row is not None:
-                candidates.append((row, position, number))
-            elif piece.endswith(b"\n"):
-                damaged.append(number)
-            number += piece.endswith(b"\n")
+        return _read_table(file, most)
+
+
+def _read_table(file: BinaryIO, most: int | None) -> Table:
+    size = os.fstat(file.fileno()).st_size
+    # There is a row of iteration 0 too, and a last line may be incomplete.
+    if most is not None and size > (most + 2) * LONGEST:
+        raise Unreadable(f"its {size} bytes are more than {most} rows can have")
+    candidates, damaged, position, number, idle = [], [], 0, 1, 0
+    for piece in _lines(file):
+        position += len(piece)
+        row = _row(piece)
+        idle = 0 if row is not None else idle + len(piece)
+        if idle > MOST_DAMAGED:
+            raise Unreadable(f"it holds no row in more than {MOST_DAMAGED} bytes")
+        if row is not None:
+            candidates.append((row, position, number))
+        elif piece.endswith(b"\n"):
+            damaged.append(number)
+        number += piece.endswith(b"\n")
     table = Table([], [], [], damaged)
     for i, (row, end, number) in enumerate(candidates):
         last = table.rows[-1]["iteration"] if table.rows else -1
@@ -177,15 +182,30 @@ class Lines:
 
     def cut_lines(self, count: int) -> int:
         """Keep the first lines only; how many there are of them."""
-        with self._path.open("rb") as file:
-            kept = [len(line) for line in itertools.islice(_lines(file), count) if line.endswith(b"\n")]
+        with self._reader() as file:
+            # What is no line ends it: of a file with one huge hole all would be read.
+            whole = itertools.takewhile(lambda line: line.endswith(b"\n"), _lines(file))
+            kept = [len(line) for line in itertools.islice(whole, count)]
         self._file.truncate(sum(kept))
         return len(kept)
 
     def cut_rows(self, iteration: int) -> None:
         """Keep the rows before an iteration only."""
-        ends = read_table(self._path).before(iteration).ends
+        with self._reader() as file:
+            ends = _read_table(file, None).before(iteration).ends
         self._file.truncate(ends[-1] if ends else 0)
+
+    def _reader(self) -> BinaryIO:
+        """The file from its beginning: this very one, whatever has its name by now."""
+        self._file.seek(0)
+        return os.fdopen(os.dup(self._file.fileno()), "rb")
+
+    def is_in_place(self) -> bool:
+        """Whether the file still has its name: it may have been moved, removed or replaced."""
+        try:
+            return os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno()))
+        except OSError:
+            return False
 
     def sync(self) -> None:
         """Wait until everything is on disk."""
@@ -201,7 +221,7 @@ def finite(value: object) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _lines(file: Any) -> Iterator[bytes]:
+def _lines(file: BinaryIO) -> Iterator[bytes]:
     """The lines of a file; of one that is longer than any row, pieces that are no rows."""
     while line := file.readline(LONGEST):
         yield line
@@ -218,7 +238,7 @@ def _row(line: bytes) -> Row | None:
         return None
     if not isinstance(row, dict) or not _is_integer(row.get("iteration")) or not all(key in row for key in NUMBERS):
         return None
-    return row if all(value is None or _is_number(value) for value in row.values()) else None
+    return row if all(value is None or is_number(value) for value in row.values()) else None
 
 
 def _refuse(constant: str) -> Any:
@@ -227,7 +247,3 @@ def _refuse(constant: str) -> Any:
 
 def _is_integer(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**62
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) <= 1.8e308

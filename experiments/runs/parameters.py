@@ -1,7 +1,8 @@
-"""The final parameters of a run.
+"""The end of a run: its final parameters, and the summary that tells of them.
 
 parameters.npz belongs to the iteration, and has the size and checksum, that summary.json in the same folder names: the
-file of another run, an older or a damaged one is never taken for it.
+file of another run, an older or a damaged one is never taken for it. Beside theirs is a checksum of the summary itself,
+or one changed digit would make them those of another iteration.
 """
 
 import hashlib
@@ -16,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import jaxmgrit as jm
-from experiments.runs.files import Unreadable, read_bounded, write_whole
+from experiments.runs.files import Unreadable, checksum, read_bounded, write_whole
+from experiments.runs.metrics import finite
 
 PARTS = ("opening", "layers", "closing")
 PARAMETERS, SUMMARY = "parameters.npz", "summary.json"
@@ -80,14 +82,39 @@ class Final(NamedTuple):
 
 def read_final(folder: Path) -> Final:
     """What summary.json says of the end of a run; nothing, where it is missing or damaged."""
+    summary = read_summary(folder)
+    iteration = summary.get("iteration")
+    if summary.get("status") != "finished" or type(iteration) is not int or iteration < 0:
+        return Final(None, None)
+    return Final(iteration, summary.get("parameters"))
+
+
+def write_summary(folder: Path, values: Mapping[str, Any]) -> None:
+    """Write the summary of a run, numbers that are not finite as null; with a checksum where it tells of parameters.
+
+    Raises:
+        OSError: It cannot be written; then the one before is as it was.
+    """
+    summary = {key: finite(value) for key, value in values.items()}
+    if "parameters" in summary:
+        summary["parameters"] = {**summary["parameters"], "summary": checksum(summary)}
+    write_whole(folder / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The summary of a run; nothing, where it is missing or damaged.
+
+    Earlier versions wrote none with a checksum; those are believed.
+    """
     try:
         summary = json.loads(read_bounded(folder / SUMMARY, LARGEST_SUMMARY))
     except (ValueError, RecursionError):
-        return Final(None, None)
-    iteration = summary.get("iteration") if isinstance(summary, dict) else None
-    if not isinstance(summary, dict) or summary.get("status") != "finished" or type(iteration) is not int:
-        return Final(None, None)
-    return Final(iteration, summary.get("parameters"))
+        return {}
+    if not isinstance(summary, dict):
+        return {}
+    stamp = summary.get("parameters")
+    own = stamp.pop("summary", None) if isinstance(stamp, dict) else None
+    return summary if own in (None, checksum(summary)) else {}
 
 
 def load_final(folder: Path, final: Final) -> jm.Params:

@@ -8,6 +8,7 @@ from pathlib import Path
 from experiments.errors import TrainingStopped
 from experiments.runs.checkpoints import Checkpoints
 from experiments.runs.folder import EVENTS, Run
+from experiments.runs.metrics import METRICS
 from experiments.runs.progress import Progress
 from experiments.training.checkpoint import Checkpoint
 from experiments.training.records import Row
@@ -32,6 +33,7 @@ class Recorder:
         self._checkpoints = checkpoints
         self.first = run.first
         self.last: Row | None = None
+        self._moved = False  # whether that was said
 
     def row(self, row: Row) -> None:
         """Write and show a row of metrics."""
@@ -65,6 +67,12 @@ class Recorder:
             self._run.metrics.sync()
             self._run.events.sync()
             self._checkpoints.write(checkpoint)
+        if not (self._moved or self._run.metrics.is_in_place()):
+            self._moved = True
+            self._progress.say(
+                f"{self._run.folder / METRICS} has been moved, removed or replaced: rows are not written there any "
+                "more. Put it back before the run ends."
+            )
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:

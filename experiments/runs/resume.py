@@ -10,6 +10,9 @@ from experiments.errors import ConfigError
 from experiments.problems import Data
 from experiments.runs.binding import Binding
 from experiments.runs.checkpoints import Checkpoints
+from experiments.runs.files import Unreadable
+from experiments.runs.metrics import METRICS, read_table
+from experiments.runs.parameters import PARAMETERS
 from experiments.training import build
 from experiments.training.loop import Loop
 from experiments.training.nested import most_iterations
@@ -63,6 +66,7 @@ def resume(loop: Loop, config: Config, data: Data, folder: Path) -> Resumed:
     if checkpoint is None:
         if refused:
             raise ConfigError("\n".join([*refused, f"--resume {folder}: expected a checkpoint that can be used."]))
+        _refuse_to_begin_again(folder)
         return Resumed(checkpoints, 0, remarks)
     iteration = checkpoint.iteration
     if iteration > most_iterations(config):
@@ -71,6 +75,22 @@ def resume(loop: Loop, config: Config, data: Data, folder: Path) -> Resumed:
         )
     loop.resume(checkpoint)
     return Resumed(checkpoints, iteration, remarks, _rate_change(config, folder, iteration))
+
+
+def _refuse_to_begin_again(folder: Path) -> None:
+    """Raise a ConfigError where a run without checkpoints has had some: to begin it again would remove what is left.
+
+    A run writes its first checkpoint after the row of iteration 0.
+    """
+    try:
+        rows = read_table(folder / METRICS).rows
+    except Unreadable:  # said when the folder is opened
+        rows = []
+    if (folder / PARAMETERS).exists() or any(row["iteration"] > 0 for row in rows):
+        raise ConfigError(
+            f"--resume {folder}: expected its checkpoints, as it has been trained, but there are none in "
+            f"{folder / 'checkpoints'}. Put them back; or begin a new run in another folder."
+        )
 
 
 def _rate_change(config: Config, folder: Path, iteration: int) -> Row | None:

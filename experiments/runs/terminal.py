@@ -104,7 +104,8 @@ def run(main: Callable[[], int]) -> NoReturn:
     """Run a command as a program: a reader that goes away or a full disk under its output does not end it.
 
     Args:
-        main: From the command line to the exit code. Ctrl-C ends it with a word and the code 130.
+        main: From the command line to the exit code. Ctrl-C ends it with a word and the code 130, a file that cannot be
+            read or written with its name and the code 2.
     """
     occupy_closed_streams()
     OUT.take()
@@ -114,6 +115,12 @@ def run(main: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         ERR.say("interrupted")
         code = 130
+    except OSError as error:
+        # Of a file that the user has named, mostly; what has no name is a fault of the program.
+        if error.filename is None:
+            raise
+        ERR.say(f"{error.filename}: {error.strerror}")
+        code = 2
     # Here a failure is given up quietly; at its exit Python would report it, with the code 120.
     OUT.flush()
     sys.exit(code)

@@ -16,12 +16,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.config.arguments import Parser, at_least
+from experiments.config.arguments import Parser, at_least, path
 from experiments.config.describe import fields, flag
 from experiments.config.reader import FREE, read
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
+from experiments.foundation.numbers import is_number
 from experiments.runs import terminal
+from experiments.runs.parameters import read_summary
 from experiments.runs.terminal import ERR, OUT
 
 SHOWN = {  # of a summary: title and format
@@ -55,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser("python -m experiments.sweep", usage)
     parser.add_argument("--seeds", type=at_least(0), nargs="+", default=[0, 1, 2], help="every combination with each")
     parser.add_argument("--vary", nargs="+", action="append", default=[], metavar="WORD", help="a key and its values")
-    parser.add_argument("--folder", type=Path, help="of all trainings; without it runs/sweep-NAME")
+    parser.add_argument("--folder", type=path, help="of all trainings; without it runs/sweep-NAME")
     try:
         options, rest = parser.split(sys.argv[1:] if arguments is None else arguments)
         keys, members = plan(rest, options.vary, options.seeds, options.folder)
@@ -126,10 +128,10 @@ def _summary(member: Member) -> Mapping[str, Any] | None:
         ConfigError: The folder holds another training.
     """
     try:
-        summary = json.loads((member.folder / "summary.json").read_text())
         before = read([str(member.folder / "config.yaml")], "experiments.sweep")
-    except (OSError, ValueError):
+    except ConfigError:
         return None
+    summary = read_summary(member.folder)
     own, other = (one.model_dump(exclude={"output", "backend", "checkpoints"}) for one in (member.config, before))
     if own != other:
         key = next(key for key in own if own[key] != other[key])
@@ -150,7 +152,7 @@ def report(keys: Sequence[str], members: Sequence[Member]) -> None:
         good = [summary for summary in summaries if summary.get("status") == "finished"]
         row: dict[str, Any] = dict(zip(keys, values, strict=True)) | {"runs": len(summaries), "finished": len(good)}
         for key in SHOWN:
-            values = [summary[key] for summary in good if summary.get(key) is not None]
+            values = [summary[key] for summary in good if is_number(summary.get(key))]
             if values:
                 row[key] = {"median": statistics.median(values), "least": min(values), "most": max(values)}
         rows.append(row)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.config.schema import Config
+from experiments.foundation.numbers import is_number
 from experiments.training import nested
 from experiments.training.build import ladder
 from experiments.training.checkpoint import Refused
@@ -92,11 +93,11 @@ Rule = tuple[str, str, Callable[[Any], bool]]  # name, what is expected of its v
 def _course_rules(iteration: int, networks: int, attempts: int) -> list[Rule]:
     """What the values of a course can be at an iteration of a training."""
     return [
-        ("seconds", "a number >= 0", lambda x: _number(x) and x >= 0),
+        ("seconds", "a number >= 0", lambda x: is_number(x) and x >= 0),
         ("events", "an integer >= 0", lambda x: _integer(x, 0)),
-        ("first_loss", "a number or null", lambda x: x is None or _number(x)),
+        ("first_loss", "a number or null", lambda x: x is None or is_number(x)),
         ("diverging", f"an integer from 0 to {PATIENCE}", lambda x: _integer(x, 0, PATIENCE)),
-        ("rate", "a number above 0, at most 1", lambda x: _number(x) and 0 < x <= 1),
+        ("rate", "a number above 0, at most 1", lambda x: is_number(x) and 0 < x <= 1),
         ("setbacks", f"an integer from 0 to {attempts}", lambda x: _integer(x, 0, attempts)),
         ("failed_searches", f"an integer from 0 to {FAILED_SEARCHES}", lambda x: _integer(x, 0, FAILED_SEARCHES)),
         ("end", f"null or {iteration}", lambda x: x is None or _integer(x, iteration, iteration)),
@@ -108,7 +109,7 @@ def _course_rules(iteration: int, networks: int, attempts: int) -> list[Rule]:
 def _control_rules(rungs: int, iteration: int) -> list[Rule]:
     """What the control's values can be."""
     count = ("an integer >= 0", lambda x: _integer(x, 0))
-    loss = ("a number or null", lambda x: x is None or _number(x))
+    loss = ("a number or null", lambda x: x is None or is_number(x))
     return [
         ("rung", f"an integer from 0 to {rungs - 1}", lambda x: _integer(x, 0, rungs - 1)),
         ("check", *count),
@@ -123,10 +124,6 @@ def _control_rules(rungs: int, iteration: int) -> list[Rule]:
 def _integer(value: object, least: int, most: int = 2**62) -> bool:
     # JSON's true would be the integer 1.
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1.8e308 and value == value
 
 
 def _show(value: object) -> str:

@@ -14,9 +14,9 @@ import json
 import statistics
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from experiments.config.arguments import output_file
 from experiments.runs import terminal
 from experiments.timing import turns
 
@@ -45,7 +45,7 @@ def main(words: Sequence[str] | None = None) -> int:
     else:
         rows = _inexact(keys, options.cycles) if options.cycles else _swapped(keys, options.seconds)
     if options.output:
-        Path(options.output).write_text(json.dumps({"jax": jax.__version__, "where": where, "rows": rows}, indent=1))
+        options.output.write_text(json.dumps({"jax": jax.__version__, "where": where, "rows": rows}, indent=1))
     return 0
 
 
@@ -56,7 +56,7 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--advise", type=float, default=0, metavar="S", help="what jm.advise says in S seconds instead")
     parser.add_argument("--devices", type=int, choices=(1, 2), default=1, help="on which advice is compared as well")
     parser.add_argument("--seconds", type=float, default=4.0, help="about how long a network's calls take together")
-    parser.add_argument("--output", metavar="FILE", help="write the rows as JSON")
+    parser.add_argument("--output", type=output_file, metavar="FILE", help="write the rows as JSON")
     return parser.parse_args(words)
 
 

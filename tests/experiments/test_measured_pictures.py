@@ -92,3 +92,25 @@ def test_every_committed_file_of_figures_can_be_drawn_again(tmp_path, capsys):
 def test_what_cannot_be_drawn_is_refused(words, says, capsys):
     assert main(words) == 2
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        "[]",
+        "\x00",
+        '{"cases": 3}',
+        '{"cases": [{}]}',
+        '{"strong": 1, "weak": {}}',
+        '{"runs": [[]], "target": 0}',
+    ],
+)
+def test_files_that_hold_no_figures_are_refused_by_name(text, tmp_path, capsys):
+    (tmp_path / "f.json").write_text(text)
+    (tmp_path / "endless.json").symlink_to("/dev/zero")
+    for name, said in (("f.json", "figures that a command here writes"), ("endless.json", "it is a device")):
+        assert main([str(tmp_path / name), str(tmp_path / "p.png")]) == 2
+        message = capsys.readouterr().err
+        assert message.startswith(str(tmp_path / name)) and said in message
+    assert not (tmp_path / "p.png").exists()

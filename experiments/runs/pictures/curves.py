@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.foundation.drawing import Axes, Figure
+from experiments.foundation.numbers import is_number
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -128,7 +129,9 @@ def column(rows: Rows, key: str) -> np.ndarray:
 def _gradient_errors(axes: Axes, rows: Rows, judged: Judged | None) -> None:
     pairs = [(row["iteration"], row["gradient_error"]) for row in rows if row.get("gradient_error")]
     if judged:
-        pairs += [(event["iteration"], event["distance"]) for event in judged.events if event.get("distance")]
+        pairs += [
+            (event["iteration"], event["distance"]) for event in judged.events if is_number(event.get("distance"))
+        ]
     if pairs:
         axes.plot(*zip(*sorted(pairs), strict=True), "o-", ms=4, lw=1, color=TRAIN, label="error of the gradient")
     if judged:
@@ -204,5 +207,6 @@ def _zoom(axes: Axes, rows: Rows) -> None:
     """Start the accuracy axis where training has left its first moments behind."""
     train, validation = (column(rows, f"exact_{part}_accuracy") for part in ("train", "validation"))
     train = train[np.isfinite(train)]
-    most = max(train.max(), np.nanmax(validation))
-    axes.set_ylim(max(0.0, 100 * np.quantile(train, 0.1) - 5), min(101.0, 100 * most + 5))
+    if len(train):  # not lost, and not all of it beyond what is finite
+        most = np.nanmax([*train, *validation])
+        axes.set_ylim(max(0.0, 100 * np.quantile(train, 0.1) - 5), min(101.0, 100 * most + 5))

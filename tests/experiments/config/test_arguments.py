@@ -5,7 +5,8 @@ import argparse
 import pytest
 
 from experiments import benchmark, convergence, plan, scaling, time_to_accuracy
-from experiments.config.arguments import above, at_least
+from experiments.config.arguments import above, at_least, output_file, path
+from experiments.runs import __main__ as runs
 
 
 @pytest.mark.parametrize(
@@ -27,12 +28,26 @@ def test_numbers_in_range(parse, word, value):
         ),
         (above(0), "0", "expected a number > 0, given '0'"),
         (above(0, 1), "1.5", "expected a number > 0 and <= 1, given '1.5'"),
-        *((above(0), word, "expected a number > 0") for word in (".inf", ".nan", "true", "1e400", "-1", "[")),
+        *(
+            (above(0), word, "expected a number > 0")
+            for word in (".inf", ".nan", "true", "1e400", "-1", "[", "9" * 400)
+        ),
+        *((output_file, word, "expected a file that may be written") for word in ("/", "/no/such/folder/file", "")),
     ],
 )
 def test_others_are_refused(parse, word, message):
     with pytest.raises(argparse.ArgumentTypeError, match=message.replace("(", r"\(")):
         parse(word)
+
+
+def test_a_home_folder_is_that_of_the_user(monkeypatch, tmp_path):
+    """A shell expands `~x` in `--folder ~x`, but not in `--folder=~x`, which once made a folder of this name."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert path("~/a") == output_file("~/a") == tmp_path / "a"
+    assert runs.main(["~/a"]) == 2 and convergence.main(["--layers", "16", "--folder=~/a", "--width", "2"]) == 0
+    assert (tmp_path / "a" / "residuals.json").exists()
+    with pytest.raises(argparse.ArgumentTypeError, match="no such home folder, given '~nobody-of-this-name'"):
+        path("~nobody-of-this-name")
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,14 @@ def test_devices_alone_choose_the_mesh(tmp_path):
         ),
         (PLAIN + "solver.cycles: 1\n", r"In a file write solver: \{cycles: \.\.\.\}\."),
         (PLAIN + "optimizer.learning-rate: 1\n", r"In a file write optimizer: \{learning_rate: \.\.\.\}\."),
-        (PLAIN + "name: 2024\n", r"name = 2024: expected letters.*\. Quote it: '2024'\."),
+        (PLAIN + "name: 2024\n", r"name = 2024: expected letters.*\. Write it in quotes\."),
+        *(
+            (
+                PLAIN + f"backend: {{coordinator: '{c}', processes: 2, process: 0}}\n",
+                "expected detect, mpi4py or HOST:PORT",
+            )
+            for c in ("localhost", ":80", "a b:80", "host:0", "host:65536", "host:\u0661")
+        ),
         ("[" * 5000, r"not valid YAML"),
         ("seed: 1\n", r"problem: missing; expected a section with the keys name, .* Add it"),
         ("problem: {}\n", r"problem\.name: missing; expected file or .* mnist or text\. Add it"),

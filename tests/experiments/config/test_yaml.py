@@ -69,6 +69,29 @@ def test_every_decimal_number_is_the_one_that_python_reads(number, zeros, places
     assert yaml_values.parse_word(real) == float(real)
 
 
+WORDS = [
+    *["08", "-08", "1e3", "12e03", "1_0", "1:30", ".5", "+5", "1.", "0x1F", "0o17", "-.inf", ".NaN", "yes", "~"],
+    *["null", "=", "<<", "2024-01-01", "", " ", "a: b", "#a", "a\nb", "'", '"', "\x7f", "\u2028", "\ufeff", "&a"],
+]
+
+
+@given(word=st.sampled_from(WORDS) | st.from_regex(r"[-+.0-9eE_:xinfa]{1,8}") | st.text(max_size=6))
+def test_a_text_that_is_written_is_read_again_as_that_text(word):
+    values = {"name": word, "list": [word, 1, 0.5, 1e-7, 1e30, True, None]}
+    written = yaml_values.text(values)
+    assert yaml_values.parse(written) == values
+    assert yaml.safe_load(written) == values  # and by everybody else
+
+
+@pytest.mark.parametrize("name", ["08", "1e3", "12e03"])
+def test_a_run_whose_folder_looks_like_a_number_can_be_read_again(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text(PLAIN)
+    given = config.read(["c.yaml", "--output.folder", name, "--name", name], "experiments.train")
+    config.write(given, tmp_path / "again.yaml")
+    assert config.read(["again.yaml"], "experiments.train") == given
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -120,6 +120,9 @@ def test_named_columns_of_a_file(tmp_path):
         ("x.csv", "a,y\n1,0\n2,one\n", {"inputs": ["b"]}, r"problem\.inputs: no column 'b' in .* has a, y"),
         ("x.csv", "alpha,y\n1,0\n2,1\n", {"label": "alfa"}, r"problem\.label: no column 'alfa'.*Did you mean 'alpha'"),
         ("x.csv", "a,y\n1,0\ntwo,1\n", {}, r"row 3, column 'a': expected a number, found 'two'"),
+        ("x.csv", "a,y\n1,0\n1_0,1\n", {}, r"row 3, column 'a': expected a number, found '1_0'"),
+        ("x.csv", "a,y\n1,0\n\u0663,1\n", {}, r"row 3, column 'a': expected a number, found '\u0663'"),
+        ("x.csv", "a,y\n1,0\n2, \n", {}, r"row 3, column 'y': expected a label, found none"),
         ("x.csv", "a,y\n1,0\n2\n", {}, r"row 3 has 1 values, expected 2"),
         ("x.csv", "a,a\n1,0\n", {}, r"the column 'a' is there twice"),
         ("x.csv", "a,y\n", {}, r"expected lines of values"),
@@ -134,6 +137,33 @@ def test_files_that_do_not_do(tmp_path, name, content, keys, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(ConfigError, match=message):
         problems.load(File(name="file", file=str(tmp_path / name), **keys), 0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["01", "02", "10"], ("1", "2", "10")),
+        (["1", "01", "2"], ("01", "1", "2")),  # as integers two of them would be one class
+        (["1", "1_0", "10"], ("1", "10", "1_0")),
+        (["-1", "+1", "0"], ("-1", "0", "1")),
+        (["9" * 30, "1", "2"], ("1", "2", "9" * 30)),
+    ],
+)
+def test_labels_that_are_written_differently_are_never_one_class(labels, names, tmp_path):
+    (tmp_path / "x.csv").write_text("x,y\n" + "".join(f"{i},{label}\n" for i, label in enumerate(labels * 4)))
+    data = problems.load(File(name="file", file=str(tmp_path / "x.csv"), standardise=False), 0)
+    assert data.names == names
+    for part in data[:2]:
+        for x, y in zip(part.x[:, 0].astype(int), part.y, strict=True):
+            assert labels[x % 3].lstrip("+0") == names[y].lstrip("0") or labels[x % 3] == names[y]
+
+
+@pytest.mark.parametrize("key", ["file", "validation_file"])
+def test_a_home_folder_that_is_not_there_is_named(key, tmp_path):
+    (tmp_path / "x.csv").write_text("x,y\n" + "1,0\n2,1\n" * 4)
+    places = {"file": str(tmp_path / "x.csv"), key: "~nobody-of-this-name/x.csv"}
+    with pytest.raises(ConfigError, match=rf"problem\.{key} = '~nobody.*Write the path in full"):
+        problems.load(File(name="file", **places), 0)
 
 
 @pytest.mark.parametrize(

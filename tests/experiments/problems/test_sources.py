@@ -6,12 +6,14 @@ import http.server
 import socket
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import io
 
 from experiments.errors import ConfigError
+from experiments.foundation.files import home
 from experiments.problems import sources
 from experiments.problems.sources import Place
 
@@ -43,6 +45,22 @@ def test_compressed_files_with_faults(tmp_path, name, data, fault):
 def test_files_that_are_not_there_or_cannot_be_read(tmp_path):
     with pytest.raises(ConfigError, match="nowhere: cannot be read: No such file"):
         sources.read_bytes(tmp_path / "nowhere")
+
+
+def test_a_user_without_a_home_folder_has_no_earlier_downloads(monkeypatch):
+    """As in a container that runs under a bare user number; `~` in a variable of one's own is refused by its name."""
+    for variable in (sources.VARIABLE, "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(sources, "home", lambda: Path("/nonexistent"))
+    place = sources.download_folder("mnist")
+    assert sources.find([place], [["x"]]) == ["earlier downloads: no folder /nonexistent/.cache/jaxmgrit/mnist"]
+    monkeypatch.setattr(Path, "home", lambda: Path("~").expanduser())
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+    assert home() == Path("/nonexistent")
+    monkeypatch.setenv(sources.VARIABLE, "~nobody-of-this-name/data")
+    with pytest.raises(ConfigError, match=f"{sources.VARIABLE} = '~nobody.*Write the path in full"):
+        sources.data_folder("mnist")
 
 
 def test_arrays_of_npy_npz_and_mat_files(tmp_path):

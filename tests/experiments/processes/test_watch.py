@@ -20,6 +20,34 @@ with Watch({token!r}, "rank 1 of 2", {patience}, report=0.5) as watch:
 """
 
 
+SENTENCE = "Go on with --resume 'a\nrun of\udce9'."
+LOST = f"""
+import os, sys
+os.environ["PMI_FD"] = "999"  # of a launcher long gone
+from experiments.processes.watch import Watch
+with Watch("{{token}}", "rank 0 of 2") as watch:
+    watch.remedy({SENTENCE!r})
+    if "{{how}}" == "killed":
+        os._exit(9)
+    watch._companion.kill()
+    watch._companion.wait()
+    watch.remedy("Something else.")
+print("done")
+"""
+
+
+@pytest.mark.parametrize("how", ["killed", "its companion"])
+def test_neither_names_of_folders_nor_a_lost_companion_disturb_it(how, tmp_path):
+    """What is said stays one line of bytes, and a companion that was killed costs nothing but itself."""
+    program = LOST.format(token=f"{tmp_path.name}-{os.getpid()}", how=how)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True)
+    if how == "killed":
+        assert done.returncode == 9
+        assert done.stderr.endswith(b"from the others. Go on with --resume 'a run of\xe9'.\n")
+    else:
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"done\n", b"")
+
+
 @pytest.fixture
 def watched(tmp_path):
     """Start a watched process; ends it at last."""

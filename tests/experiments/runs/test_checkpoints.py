@@ -113,6 +113,8 @@ NONSENSE = {
     "end before now": (put("loop", "end", -5), "loop.end is -5, expected null or 14"),
     "rate out of all bounds": (put("loop", "rate", 1e9), "loop.rate is 1000000000.0, expected a number above 0"),
     "rate that is no number": (put("loop", "rate", float("nan")), "loop.rate is nan"),
+    "an infinite loss": (put("loop", "first_loss", float("inf")), "loop.first_loss is inf, expected a number or null"),
+    "endless seconds": (put("loop", "seconds", float("inf")), "loop.seconds is inf, expected a number >= 0"),
     "rate as text": (put("loop", "rate", "1"), "loop.rate is '1'"),
     "truth for a number": (put("loop", "setbacks", True), "loop.setbacks is True"),
     "more setbacks than allowed": (put("loop", "setbacks", 99), "loop.setbacks is 99, expected an integer from 0 to 3"),

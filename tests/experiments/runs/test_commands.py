@@ -1,6 +1,7 @@
 """Runs afterwards: predictions from a file, a table of runs, two side by side, sweeps."""
 
 import json
+import os
 import shutil
 import subprocess
 
@@ -65,6 +66,34 @@ def test_a_table_of_runs_and_two_side_by_side(finished, tmp_path, capsys):
     assert runs.main(["compare", str(finished), str(other), "--output", str(tmp_path / "c.png")]) == 0
     assert "optimizer.learning_rate: 0.02 | 0.03" in capsys.readouterr().out
     assert matplotlib.image.imread(tmp_path / "c.png").std() > 0.01
+
+
+def test_a_damaged_run_hides_no_other_and_null_is_no_evaluation(finished, tmp_path, capsys):
+    """Whatever lies under the names of a run's files, the table has a line for it, and for all others."""
+    for name, damage in {
+        "pipe": lambda run: os.mkfifo(run / "summary.json"),
+        "endless": lambda run: (run / "summary.json").symlink_to("/dev/zero"),
+        "deep": lambda run: (run / "summary.json").write_text("[" * 100_000),
+        "kind": lambda run: (run / "summary.json").write_text('{"status": ["finished"], "iteration": {}}'),
+        "metrics": lambda run: ((run / "metrics.jsonl").unlink(), (run / "metrics.jsonl").mkdir()),
+        "config": lambda run: ((run / "config.yaml").unlink(), (run / "config.yaml").symlink_to("nowhere")),
+    }.items():
+        run = shutil.copytree(finished, tmp_path / name)
+        (run / "summary.json").unlink()
+        damage(run)
+    assert runs.main([str(tmp_path)]) == 0
+    lines = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()[1:]}
+    assert lines == {
+        "finished": "finished", "pipe": "unfinished", "endless": "unfinished", "deep": "unfinished",
+        "kind": "['finished']", "metrics": "unfinished",
+    }  # fmt: skip
+    rows = (tmp_path / "pipe" / "metrics.jsonl").read_text().splitlines()
+    last = json.loads(rows[-1])
+    nothing = dict.fromkeys(("exact_validation_loss", "exact_validation_accuracy", "seconds"))
+    (tmp_path / "pipe" / "metrics.jsonl").write_text("\n".join([*rows[:-1], json.dumps(last | nothing), ""]))
+    words = ["compare", str(finished), str(tmp_path / "pipe"), "--output", str(tmp_path / "c.png")]
+    assert runs.main(words) == 0
+    assert "pipe: iteration 10, " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,9 @@ def test_one_flipped_bit_loses_two_rows_at_most_and_never_the_order(bit, file):
         (text(0, 1) + b'{"iteration": 2}\n' + text(3, 4), [0, 1, 3, 4]),
         (text(0, 1) + text(2).replace(b"2.5", b"Infinity") + text(3, 4), [0, 1, 3, 4]),
         (text(0, 1) + text(2).replace(b"2.5", b'"2.5"') + text(3, 4), [0, 1, 3, 4]),
+        (text(0, 1) + text(2).replace(b"2.5", b"1e999") + text(3, 4), [0, 1, 3, 4]),
+        (text(0, 1) + text(2).replace(b"2.5", b"9" * 400) + text(3, 4), [0, 1, 3, 4]),
+        (text(0, 1) + text(2).replace(b"2.5", b"true") + text(3, 4), [0, 1, 3, 4]),
         (text(0, 1) + b"x" * 20_000 + b"\n" + text(3, 4), [0, 1, 3, 4]),
     ],
 )
@@ -110,6 +113,32 @@ def test_cutting_keeps_the_rows_before_an_iteration_and_nothing_after_them(damag
     lines.add(row(3))
     lines.close()
     assert file.read_bytes() == text(0, 1) + damage + text(2, 3)
+
+
+def test_a_file_that_is_replaced_meanwhile_is_told_of_and_never_cut(file):
+    """The rows of this run stay where they are, and nothing of another file is taken for them, or removed."""
+    file.write_bytes(text(0, 1, 2))
+    lines = Lines(file)
+    assert lines.is_in_place()
+    moved = file.rename(file.with_name("moved"))
+    assert not lines.is_in_place()
+    file.write_bytes(text(0, 1, 2, 3))
+    assert not lines.is_in_place()
+    lines.cut_rows(2)
+    lines.add(row(2))
+    assert moved.read_bytes() == text(0, 1, 2) and file.read_bytes() == text(0, 1, 2, 3)
+    assert lines.cut_lines(1) == 1 and moved.read_bytes() == text(0)
+    lines.close()
+
+
+def test_lines_are_counted_up_to_the_first_that_is_none(file):
+    file.write_bytes(b"{}\n{}\n" + bytes(10_000) + b"\n{}\n")
+    with file.open("r+b") as opened:
+        opened.truncate(2**42)
+    lines = Lines(file)
+    assert lines.cut_lines(2**60) == 2
+    lines.close()
+    assert file.read_bytes() == b"{}\n{}\n"
 
 
 def test_what_cannot_be_written_leaves_nothing_of_itself(file, monkeypatch):

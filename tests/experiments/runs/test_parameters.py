@@ -13,7 +13,7 @@ from experiments.errors import ConfigError
 from experiments.evaluate import main as evaluate
 from experiments.runs.files import write_whole
 from experiments.runs.newest import load_trained
-from experiments.runs.parameters import load_params, save_params
+from experiments.runs.parameters import load_params, read_final, read_summary, save_params
 from experiments.train import main
 
 
@@ -55,6 +55,16 @@ def test_an_older_programs_results_beside_a_newer_checkpoint_are_not_the_newest(
     del summary["parameters"]
     (finished / "summary.json").write_text(json.dumps({**summary, "iteration": 12}))
     assert newest(finished).iteration == 14
+
+
+@pytest.mark.parametrize(("old", "new"), [('"iteration": 14', '"iteration": 19'), ("finished", "finishee")])
+def test_a_summary_that_is_damaged_tells_of_no_parameters(old, new, finished, newest):
+    text = (finished / "summary.json").read_text()
+    (finished / "summary.json").write_text(text.replace(old, new))
+    assert read_final(finished) == (None, None) and read_summary(finished) == {}
+    assert newest(finished).iteration == 14  # of the checkpoint
+    (finished / "summary.json").write_text(" ".join(text.split()))  # other white space is no damage
+    assert read_final(finished).iteration == 14
 
 
 def cut_short(path):
@@ -126,8 +136,9 @@ def test_a_file_is_replaced_whole_or_stays_as_it_was(tmp_path, monkeypatch):
 
     write_whole(tmp_path / "file", b"before")
     monkeypatch.setattr(files, "write_all", lambda file, data: _full())
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="No space") as raised:
         write_whole(tmp_path / "file", b"after")
+    assert raised.value.filename == str(tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == b"before"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

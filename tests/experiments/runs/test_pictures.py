@@ -17,6 +17,16 @@ def texts(figure):
     return [text.get_text() for axes in figure.axes for text in axes.texts]
 
 
+def test_values_that_were_lost_or_never_finite_are_left_out():
+    """A run that cannot be drawn in full is drawn in part: what matters of it is on disk by then."""
+    row = {"inexact_loss": 0.5, "inexact_accuracy": 0.5, "exact_train_loss": None, "exact_validation_loss": None}
+    figure = pictures.training([{"iteration": i, "seconds": 1.0 + i, **row} for i in range(3)])
+    assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [3, 0, 0]
+    judged = pictures.Judged([{"iteration": 1, "distance": "far"}, {"iteration": 2, "distance": 0.5}], 0.05)
+    (axes,) = pictures.residuals([{"iteration": i, "mismatch": 0.1} for i in range(3)], judged).axes
+    assert [list(line.get_ydata()) for line in axes.lines] == [[0.1, 0.1, 0.1], [0.5]]
+
+
 def test_confusion_counts_rows_by_truth_and_gives_accuracy_by_class():
     true, predicted = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 1, 0])
     axes = class_pictures.confusion(true, predicted, NAMES).axes[0]

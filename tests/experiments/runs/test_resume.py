@@ -140,6 +140,18 @@ def test_one_command_begins_goes_on_and_does_no_harm_to_what_is_done(tiny, undis
     assert "--resume auto: expected --output.folder with it" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("left", [["metrics.jsonl", "parameters.npz"], ["metrics.jsonl"], ["parameters.npz"]])
+def test_a_run_whose_checkpoints_are_lost_is_not_begun_again(left, finished, capsys):
+    """That would remove the rows and the parameters, which are all that is left of it."""
+    for path in finished.iterdir():
+        if path.name not in ("config.yaml", *left):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    before = {name: (finished / name).read_bytes() for name in left}
+    assert main(["--resume", str(finished)]) == 2
+    assert "expected its checkpoints, as it has been trained, but there are none" in capsys.readouterr().err
+    assert {name: (finished / name).read_bytes() for name in left} == before
+
+
 def test_two_processes_cannot_go_on_with_one_run(crashed, capsys):
     with (crashed / "metrics.jsonl").open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

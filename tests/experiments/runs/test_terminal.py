@@ -19,6 +19,10 @@ def main():
     print("at the end", file=sys.stderr)
     if "interrupted" in sys.argv:
         raise KeyboardInterrupt
+    if "unwritable" in sys.argv:
+        open("/proc/x/y", "w")
+    if "fault" in sys.argv:
+        raise OSError("of the program itself")
     return 3
 terminal.run(main)
 """
@@ -43,6 +47,12 @@ def test_a_lost_stderr_is_borne_too_and_ctrl_c_is_a_word():
     assert run("2> /dev/full") == (3, "")
     code, said = run("> /dev/null", "interrupted")
     assert (code, said) == (130, "at the end\ninterrupted\n")
+
+
+def test_a_file_that_cannot_be_written_is_named_and_a_fault_of_the_program_is_not_hidden():
+    assert run("> /dev/null", "unwritable") == (2, "at the end\n/proc/x/y: No such file or directory\n")
+    code, said = run("> /dev/null", "fault")
+    assert code == 1 and "Traceback" in said and "OSError: of the program itself" in said
 
 
 def test_a_stream_that_is_taken_writes_to_what_was_there_until_it_is_lost(monkeypatch):

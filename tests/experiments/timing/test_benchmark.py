@@ -21,7 +21,6 @@ from jaxmgrit.analysis.cost_model import Costs, Counts, Sizes, iteration_counts,
         (["--layers", "16", "--factor", "16"], "less than --layers 16"),
         (["--devices", "2"], "expected 1 among them"),
         (["--devices", "1", "100000"], "the cores this process may use"),
-        (["--json", "no/such/folder/file.json"], "its folder does not exist"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_measured(arguments, message, capsys):
