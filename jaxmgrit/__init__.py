@@ -21,14 +21,14 @@ from jaxmgrit.training.common import Common
 from jaxmgrit.training.nested import refine
 from jaxmgrit.training.one_shot import OneShot
 from jaxmgrit.training.penalty import LayerwisePenalty, published_penalty
-from jaxmgrit.training.problem import Params, Problem
+from jaxmgrit.training.problem import Problem
 from jaxmgrit.training.quasi_newton.hessian import BFGS, LBFGS, SteepestDescent
 from jaxmgrit.training.quasi_newton.loop import PublishedLoop
 from jaxmgrit.training.quasi_newton.outcome import Outcome, PublishedInfo
 from jaxmgrit.training.schedules.cycles_then_gradient import CyclesThenGradient
 from jaxmgrit.training.schedules.predict_then_sweep import PredictThenSweep
 from jaxmgrit.training.snapshot import Snapshot
-from jaxmgrit.training.state import Info, TrainState
+from jaxmgrit.training.state import Info, Params, TrainState
 from jaxmgrit.training.transforms import anticipate, l2_gradient
 
 __version__ = "0.1.0"

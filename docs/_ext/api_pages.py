@@ -14,6 +14,7 @@ from docutils import nodes
 from sphinx.addnodes import pending_xref
 
 import jaxmgrit as jm
+from jaxmgrit.training.trainer import Trainer
 
 API = Path(__file__).parents[1] / "api"
 
@@ -89,7 +90,9 @@ def _entry(name: str) -> str:
     if isinstance(value, type):
         members = "" if is_dataclass(value) and value.__module__.startswith(FULFIL) else "   :members:\n"
         values = "   :undoc-members:\n" if issubclass(value, Enum) else ""
-        return f".. autoclass:: jaxmgrit.{name}\n{members}{values}"
+        # What trainers share is described with each of them.
+        inherited = "   :inherited-members:\n" if issubclass(value, Trainer) else ""
+        return f".. autoclass:: jaxmgrit.{name}\n{members}{inherited}{values}"
     return f".. auto{'function' if callable(value) else 'data'}:: jaxmgrit.{name}\n"
 
 

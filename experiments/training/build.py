@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,33 +23,7 @@ from experiments.problems import Data
 from experiments.problems.file import File, Own
 from experiments.training.batches import Batches
 from jaxmgrit.solvers.mgrit.coarse import Picard
-
-
-class Trainer(Protocol):
-    """What `jm.OneShot` and `jm.PublishedLoop` have in common."""
-
-    @property
-    def problem(self) -> jm.Problem:
-        """What is trained."""
-
-    @property
-    def backend(self) -> Any:
-        """Where the layers live."""
-
-    def init(self, params: jm.Params, batch: Any) -> jm.TrainState:
-        """The state before the first iteration."""
-
-    def params(self, state: jm.TrainState) -> jm.Params:
-        """The parameters."""
-
-    def evaluate(self, state: jm.TrainState, batch: Any) -> tuple[Any, Any]:
-        """The exact loss and its aux."""
-
-    def export(self, state: jm.TrainState) -> jm.Snapshot:
-        """The state as NumPy arrays."""
-
-    def restore(self, state: jm.TrainState, snapshot: jm.Snapshot) -> jm.TrainState:
-        """Undo `export`."""
+from jaxmgrit.training.trainer import Trainer
 
 
 def prepare_jax(config: Config) -> None:

@@ -9,7 +9,6 @@ from experiments.errors import Interrupted
 from experiments.problems import Data
 from experiments.processes.interruption import Interruption
 from experiments.training import nested
-from experiments.training.build import Trainer
 from experiments.training.checkpoint import Checkpoint
 from experiments.training.controller import KEPT, Controller
 from experiments.training.course import FAILED_SEARCHES
@@ -18,6 +17,7 @@ from experiments.training.records import Gap, Listener, Row, figures
 from experiments.training.recovery import stepped_back, trouble
 from experiments.training.session import Session, is_finite
 from jaxmgrit.analysis.control import EXACT
+from jaxmgrit.training.trainer import Trainer
 
 
 class Loop:

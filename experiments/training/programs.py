@@ -10,8 +10,8 @@ import jaxmgrit as jm
 from experiments.config.schema import Config
 from experiments.problems import Data
 from experiments.training.batches import Batch, Batches
-from experiments.training.build import Trainer
 from experiments.training.evaluation import Evaluator, evaluator
+from jaxmgrit.training.trainer import Trainer
 
 
 class Programs(NamedTuple):

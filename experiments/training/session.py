@@ -23,6 +23,7 @@ from experiments.training.course import Course, read_course
 from experiments.training.programs import Programs, programs
 from experiments.training.records import Row
 from jaxmgrit.analysis.control import EXACT, ControlState, Measured
+from jaxmgrit.training.trainer import Trainer
 
 REFRESHES = 10  # of warm values that start cold, before they are used
 ADAPTATIONS = 2  # of right-hand sides that another number of Picard sweeps has left
@@ -62,7 +63,7 @@ class Session:
         return self._networks[self.course.network]
 
     @property
-    def trainer(self) -> build.Trainer:
+    def trainer(self) -> Trainer:
         """The trainer that the course asks for."""
         return self._programs.trainer
 

@@ -10,7 +10,8 @@ import jax
 from jaxmgrit._checks import check_layers, integer
 from jaxmgrit.adapters.framework import check_version
 from jaxmgrit.adapters.stack import is_list, refuse, scan_function, stack_layers, step_function, unlike
-from jaxmgrit.training.problem import Params, Problem
+from jaxmgrit.training.problem import Problem
+from jaxmgrit.training.state import Params
 
 # First, since the import's own error would not say what to install.
 check_version("flax")

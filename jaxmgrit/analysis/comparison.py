@@ -18,8 +18,7 @@ from jaxmgrit.training.schedules.cycles_then_gradient import CyclesThenGradient
 if TYPE_CHECKING:
     from jaxmgrit._types import Arrays
     from jaxmgrit.training.one_shot import OneShot
-    from jaxmgrit.training.problem import Params
-    from jaxmgrit.training.state import TrainState
+    from jaxmgrit.training.state import Params, TrainState
 
 PyTree = Any
 
@@ -87,7 +86,7 @@ def compare(
     training, layers, extra = trainer.training, state.layers, Extra(context, key)
     warm = trainer.opening_values(state, batch, samples, key).warm
     first = training.evaluate(state.params, warm, batch, layers, extra)
-    again = training.evaluate(state.params, first.found.warm, batch, layers, extra)
+    again = training.evaluate(state.params, first.solved.warm, batch, layers, extra)
     exact = _exact_gradient(training, state.params, batch, layers, extra)
 
     def inner(a: Params, b: Params) -> jax.Array:
@@ -103,8 +102,8 @@ def compare(
     return Comparison(
         ratio(inner(first.gradients, exact), norm * own),
         ratio(training.norm(optax.tree.sub(first.gradients, exact)), norm),
-        ratio(again.found.residual_norm, first.found.residual_norm),
-        ratio(again.found.adjoint_residual_norm, first.found.adjoint_residual_norm),
+        ratio(again.solved.residual_norm, first.solved.residual_norm),
+        ratio(again.solved.adjoint_residual_norm, first.solved.adjoint_residual_norm),
     )
 
 
@@ -114,14 +113,14 @@ def _exact_gradient(training: Training, params: Params, batch: tuple[Any, Any], 
     # Segments of the trainer's own interval length, so that the layers stay where they are.
     segment = Sequential(solver.interval)
     exactly = Training(training.problem, CyclesThenGradient(), Setting(segment, segment, backend))
-    here, there = (t.schedule.level(layers, t.setting) for t in (training, exactly))
+    level, target = (t.schedule.level(layers, t.setting) for t in (training, exactly))
 
     def moved(tree: Arrays, target: Level) -> PyTree:
-        if here.slots == there.slots:
+        if level.slots == target.slots:
             return tree
         whole = jax.tree.map(lambda x: x[:layers], backend.gather(tree))
         return backend.scatter(lay_out(whole, target))
 
-    moved_there = params._replace(layers=moved(params.layers, there))
-    found = exactly.evaluate(moved_there, (None, None), batch, layers, extra).gradients
-    return found._replace(layers=training.mask(moved(found.layers, here), layers))
+    spread = params._replace(layers=moved(params.layers, target))
+    gradients = exactly.evaluate(spread, (None, None), batch, layers, extra).gradients
+    return gradients._replace(layers=training.mask(moved(gradients.layers, level), layers))

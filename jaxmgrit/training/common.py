@@ -36,7 +36,7 @@ class Common(NamedTuple):
             same in every cycle, in the adjoint and in the gradient; None without one (evaluate without dropout then).
             The layer of a coarse level that stands for several has the index of the first of them; with
             `coarse_params=jm.all_layers` each keeps its own. With a data axis the key is folded with the number of
-            the device's part of the batch first.
+            the device's part of the batch first, so that parts draw masks of their own.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmgrit as jm

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxmgrit._checks import check_layers, integer
 from jaxmgrit._pytree import is_inexact
-from jaxmgrit.training.problem import Params
+from jaxmgrit.training.state import Params
 
 if TYPE_CHECKING:
     from jaxmgrit._types import Arrays

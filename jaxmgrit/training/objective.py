@@ -18,9 +18,10 @@ from jaxmgrit.system.partition import lay_out
 from jaxmgrit.training.common import NOTHING, Extra, Layer
 from jaxmgrit.training.optimizer_state import Storage
 from jaxmgrit.training.penalty import first_layers, penalty_gradient, penalty_value
-from jaxmgrit.training.problem import Params, Problem, check_objective, hidden_layers, number_of_layers, takes_common
+from jaxmgrit.training.problem import Problem, check_objective, hidden_layers, number_of_layers, takes_common
 from jaxmgrit.training.running_cost import total_running_cost
 from jaxmgrit.training.schedules.base import Found, Head, Schedule, Setting
+from jaxmgrit.training.state import Params
 from jaxmgrit.training.warm import SAME, UNKNOWN, Opening, check_warm, fingerprint
 from jaxmgrit.verbs.state import propagate_exactly, solve_network
 
@@ -42,17 +43,17 @@ class Start(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """The objective at given parameters, its gradient, the result code, and what the schedule found on the way."""
+    """The objective at given parameters, its gradient, the result code, and what the schedule has solved for."""
 
     objective: jax.Array
     gradients: Params
     result: jax.Array
-    found: Found
+    solved: Found
 
 
 @dataclass(frozen=True)
 class Training:
-    """A problem, how its states and adjoints are found, and where its layers live.
+    """A problem, how its states and adjoints are solved for, and where its layers live.
 
     Parameters are kept in the schedule's partition of the layers: leading axis slots, some of them padding. Gradients
     are those of the differentiable leaves, and zero in the padding.
@@ -142,7 +143,7 @@ class Training:
     def evaluate(
         self, params: Params, warm: Warm, batch: tuple[Any, Any], layers: int, extra: Extra = NOTHING
     ) -> Evaluated:
-        """The objective and its gradient at laid-out parameters, from warm values; `found.warm` are the next ones."""
+        """The objective and its gradient at laid-out parameters, from warm values; `solved.warm` are the next ones."""
         problem, backend = self.problem, self.backend
         x, y = backend.split_batch(batch)
         differentiable, others = split(params)
@@ -165,20 +166,21 @@ class Training:
         u0, pull_opening = jax.vjp(opening, differentiable.opening)
         check_warm(warm, u0)
         network, setting = self.network(params, u0, layers, extra)
-        found = self.schedule.gradient(network, u0, head, warm, setting)
-        d_opening = backend.data_total(pull_opening(found.lam_initial)[0])
+        solved = self.schedule.gradient(network, u0, head, warm, setting)
+        d_opening = backend.data_total(pull_opening(solved.lam_initial)[0])
         # Of layers that are numbered the parameters are one half.
-        d_layers = found.layers.theta if isinstance(found.layers, Layer) else found.layers
-        gradients = Params(d_opening, d_layers, found.head.d_closing, found.shared)
-        objective = found.head.loss + found.running_cost.astype(found.head.loss.dtype)
+        d_layers = solved.layers.theta if isinstance(solved.layers, Layer) else solved.layers
+        gradients = Params(d_opening, d_layers, solved.head.d_closing, solved.shared)
+        objective = solved.head.loss + solved.running_cost.astype(solved.head.loss.dtype)
         if problem.penalty is not None:
             value, more = penalty_gradient(problem.penalty, differentiable, others, layers, backend)
             objective, gradients = objective + value, jax.tree.map(jnp.add, gradients, more)
+        # Moved from an adjoint's partition of other intervals, padding holds the edge layer's: norms would count it.
         gradients = gradients._replace(layers=self.mask(gradients.layers, layers))
-        found = found._replace(warm=self.place_warm(found.warm))
+        solved = solved._replace(warm=self.place_warm(solved.warm))
         # Running cost and penalty may overflow where both solves are finite.
-        code = jnp.where(jnp.isfinite(objective), found.result, Result.NOT_FINITE.value)
-        return Evaluated(objective, gradients, code, found)
+        code = jnp.where(jnp.isfinite(objective), solved.result, Result.NOT_FINITE.value)
+        return Evaluated(objective, gradients, code, solved)
 
     def objective_of(
         self, others: Params, warm: PyTree, batch: tuple[Any, Any], layers: int, extra: Extra = NOTHING
@@ -232,7 +234,7 @@ class Training:
         return merge(jax.tree.map(lambda x: x / self._parts, total), others)
 
     def objective(
-        self, params: Params, ends: State, batch: tuple[Any, Any], layers: int, otherwise: PyTree
+        self, params: Params, ends: State, batch: tuple[Any, Any], layers: int, extra: Extra, *, otherwise: PyTree
     ) -> tuple[jax.Array, PyTree]:
         """The objective alone, by a state solve from C-points, and the C-points it leaves.
 
@@ -241,7 +243,7 @@ class Training:
         problem, backend = self.problem, self.backend
         x, y = backend.split_batch(batch)
         u0 = check_state(problem.opening(params.opening, x))
-        network, (solver, *_) = self.network(params, u0, layers, NOTHING)
+        network, (solver, *_) = self.network(params, u0, layers, extra)
         sol = solve_network(network, u0, solver, None if ends is None else CPoints(u0, ends), backend)
         loss, _ = problem.loss(params.closing, sol.u_final, y)
         loss = backend.data_total(loss / self._parts)
@@ -254,8 +256,8 @@ class Training:
 
     def spread(self, params: Params, layers: int) -> Params:
         """Lay whole parameters out and spread the layers; give the others to all devices."""
-        slots = lay_out(params.layers, self.schedule.level(layers, self.setting))
-        return self._with_layers(params, self.backend.scatter(slots))
+        level = self.schedule.level(layers, self.setting)
+        return self._with_layers(params, self.backend.scatter(lay_out(params.layers, level)))
 
     def place(self, params: Params) -> Params:
         """Let parameters that were computed from laid-out ones stay where `spread` puts them."""

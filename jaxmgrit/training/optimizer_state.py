@@ -21,7 +21,7 @@ import optax
 
 from jaxmgrit._programs import cached
 from jaxmgrit._pytree import strong
-from jaxmgrit.training.problem import Params
+from jaxmgrit.training.state import Params
 
 if TYPE_CHECKING:
     from jaxmgrit._types import Arrays
@@ -125,11 +125,11 @@ def layer_axes(init: Callable[[Params], PyTree], params: Params, layers: int) ->
     return jax.tree.map(one, state, other)
 
 
-def init_optimizer(optimizer: optax.GradientTransformation, params: Params, storage: Storage) -> PyTree:
-    """The optimiser's first state, stored; `params` have leading axis N on every leaf of the layers."""
-    axes = layer_axes(optimizer.init, jax.eval_shape(lambda: params), storage.layers)
+def init_optimizer(init: Callable[[Params], PyTree], params: Params, storage: Storage) -> PyTree:
+    """An optimiser's first state, stored; `params` have leading axis N on every leaf of the layers."""
+    axes = layer_axes(init, jax.eval_shape(lambda: params), storage.layers)
     # A weak dtype may be a definite one after the first update: the jitted step would compile twice.
-    return jax.tree.map(storage.store, strong(optimizer.init(params)), axes)
+    return jax.tree.map(storage.store, strong(init(params)), axes)
 
 
 def update_optimizer(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -21,31 +21,9 @@ if TYPE_CHECKING:
     from jaxmgrit._types import Arrays, Layers, State
     from jaxmgrit.backend.base import Backend
     from jaxmgrit.solvers.base import Solver
+    from jaxmgrit.training.state import Params
 
 PyTree = Any
-
-
-class Params(NamedTuple):
-    """All parameters of a network.
-
-    Attributes:
-        opening: the opening layer's, any pytree.
-        layers: the hidden layers', every leaf with leading axis N.
-        closing: the closing (classification) layer's, any pytree.
-        shared: parameters that all hidden layers share, any pytree: trained, on every device, their gradient summed
-            over layers and devices. The step then has a fourth argument, `common`, see `Common`.
-
-    Example:
-        >>> import jax.numpy as jnp, jaxmgrit as jm
-        >>> params = jm.Params(opening={"w": jnp.ones((2, 4))}, layers={"w": jnp.ones((16, 4, 4))}, closing=())
-        >>> params.layers["w"].shape, params.shared
-        ((16, 4, 4), None)
-    """
-
-    opening: PyTree
-    layers: PyTree
-    closing: PyTree
-    shared: PyTree = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from jaxmgrit._types import Arrays, Warm
     from jaxmgrit.system.partition import Level
     from jaxmgrit.training.objective import Training
-    from jaxmgrit.training.problem import Params
+    from jaxmgrit.training.state import Params
 
 PyTree = Any
 

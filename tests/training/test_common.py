@@ -1,5 +1,7 @@
 """Shared parameters, a context and keys: one-shot training with many cycles is conventional training."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,24 +59,38 @@ BATCH = normal(SAMPLES, 2), normal(SAMPLES, 1)
 CONTEXT = {"mask": (normal(SAMPLES, WIDTH) > 0) * 1.0, "rate": jnp.asarray(0.9)}
 KEYS = list(jax.random.split(jax.random.key(3), STEPS))
 NONE = [None] * STEPS
+LOCAL = jm.Local()
 
 
-def objective(params, context, key, shift=0):
+def objective(params, context, key, shift=0, batch=BATCH):
     """The objective, one layer after another; layer n has the key of layer n + shift."""
-    u, total = BATCH[0] @ params.opening, 0.0
+    u, total = batch[0] @ params.opening, 0.0
     for n in range(LAYERS):
         theta = jax.tree.map(lambda x, n=n: x[n], params.layers)
         own = None if key is None else jax.random.fold_in(key, n + shift)
         common = jm.Common(params.shared, context, own)
         total, u = total + cost(theta, u, H, common), step(theta, u, H, common)
-    return problem().loss(params.closing, u, BATCH[1])[0] + total + problem().penalty(params)
+    return problem().loss(params.closing, u, batch[1])[0] + total + problem().penalty(params)
 
 
-def conventionally(params, context, keys):
+def objective_in_parts(params, context, key):
+    """Two halves of the batch, each with its half of the context and a key of its own."""
+    total = 0.0
+    for part in range(2):
+        x, y, mask = (a[2 * part : 2 * part + 2] for a in (*BATCH, context["mask"]))
+        own = objective(params, {**context, "mask": mask}, jax.random.fold_in(key, part), batch=(x, y))
+        total = total + own / 2
+    return total
+
+
+EXACT, IN_PARTS = (jax.jit(jax.value_and_grad(f)) for f in (objective, objective_in_parts))
+
+
+def conventionally(params, context, keys, exact=EXACT):
     optimizer = optax.adam(1e-2)
-    state, gradient = optimizer.init(params), jax.jit(jax.grad(objective))
+    state = optimizer.init(params)
     for key in keys:
-        updates, state = optimizer.update(gradient(params, context, key), state, params)
+        updates, state = optimizer.update(exact(params, context, key)[1], state, params)
         params = optax.apply_updates(params, updates)
     return params
 
@@ -127,27 +143,99 @@ def test_other_masks_are_other_gradients():
     assert nets.distance(own, other) > 1e-2
 
 
-def test_a_context_is_split_with_the_batch():
+@pytest.fixture(scope="module")
+def in_parts():
+    """A trainer over two parts of the batch and two devices for the layers, trained with context and keys."""
     devices = jax.make_mesh((2, 2), ("data", "layers"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    trainer, state = trained(
-        one_shot(jm.MGRIT(2, **MANY), jm.Mesh(devices, data_axis="data"), "warm", layers=LAYERS), TIED, CONTEXT, NONE
-    )
-    expected = conventionally(TIED, CONTEXT, NONE)
+    trainer = one_shot(jm.MGRIT(2, **MANY), jm.Mesh(devices, data_axis="data"), layers=LAYERS)
+    return trained(trainer, TIED, CONTEXT, KEYS)
+
+
+def test_parts_of_the_batch_have_their_part_of_the_context_and_keys_of_their_own(in_parts):
+    """As documented, in state, adjoint and gradient: the key is folded with the part's number, then the layer's."""
+    trainer, state = in_parts
+    expected = conventionally(TIED, CONTEXT, KEYS, IN_PARTS)
     assert nets.distance(trainer.params(state), expected) < 1e-10
+    # Masks do depend on the number of parts: a row's is another one where the batch is whole.
+    assert nets.distance(conventionally(TIED, CONTEXT, KEYS), expected) > 1e-4
     # On to one device by a snapshot; evaluation too needs the context.
-    alone = one_shot(jm.MGRIT(2, **MANY), jm.Local(), "warm", layers=LAYERS)
-    there = alone.restore(alone.init(TIED, BATCH), trainer.export(state))
-    assert nets.distance(alone.params(there), expected) < 1e-10
-    loss, _ = alone.evaluate(there, BATCH, context=CONTEXT)
+    alone = one_shot(jm.MGRIT(2, **MANY), LOCAL, layers=LAYERS)
+    restored = alone.restore(alone.init(TIED, BATCH), trainer.export(state))
+    assert nets.distance(alone.params(restored), expected) < 1e-10
+    loss, _ = alone.evaluate(restored, BATCH, context=CONTEXT)
     np.testing.assert_allclose(alone.problem.evaluate(expected, BATCH, context=CONTEXT)[0], loss, rtol=1e-9)
     np.testing.assert_allclose(trainer.evaluate(state, BATCH, context=CONTEXT)[0], loss, rtol=1e-9)
 
 
-def test_quasi_newton_trains_what_is_shared():
-    trainer = jm.PublishedLoop(problem(layers=LAYERS), jm.MGRIT(2, **MANY), jm.MGRIT(2, **MANY))
+def test_no_evaluation_of_a_layer_has_a_key_of_its_own():
+    """Relaxation, coarse levels, adjoint and gradient: every key that a step ever sees is one of those documented."""
+    seen = set()
+
+    def observed(theta, u, h, common):
+        jax.debug.callback(
+            lambda key: seen.update(map(tuple, np.reshape(key, (-1, 2)))), jax.random.key_data(common.key)
+        )
+        return step(theta, u, h, common)
+
+    devices = jax.make_mesh((2, 2), ("data", "layers"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    solver = jm.MGRIT(2, cf_relaxations=(1, 1), cycles=1)
+    watched = dataclasses.replace(problem(layers=LAYERS), step=observed, running_cost=None)
+    trainer = jm.OneShot(
+        watched, optax.sgd(0.1), solver, solver, backend=jm.Mesh(devices, data_axis="data"), start="cold"
+    )
+    jax.block_until_ready(trainer.step(trainer.init(TIED, BATCH), BATCH, context=CONTEXT, key=KEYS[0]))
+    jax.effects_barrier()
+    fold = jax.random.fold_in
+    keys = [jax.random.key_data(fold(fold(KEYS[0], part), n)) for part in range(2) for n in range(LAYERS)]
+    assert seen == {tuple(np.asarray(key)) for key in keys} and len(seen) == 2 * LAYERS
+
+
+def published(solver, hessian, backend=LOCAL, start="cold"):
+    return jm.PublishedLoop(
+        problem(layers=LAYERS), solver, solver, hessian, initial_step=2.0, backend=backend, start=start
+    )
+
+
+def backtracked(params, context, keys):
+    """Steepest descent with Armijo backtracking: parameters, and the trials of every line search."""
+    trials = []
+    for key in keys:
+        value, gradient = EXACT(params, context, key)
+        slope, step_size, count = nets.inner(gradient, gradient), 2.0, 0
+        enough = False
+        while not enough:
+            moved = jax.tree.map(lambda x, g, a=step_size: x - a * g, params, gradient)
+            enough = EXACT(moved, context, key)[0] <= value - 1e-4 * step_size * slope
+            step_size, count = step_size / 2, count + 1
+        params = moved
+        trials.append(count)
+    return params, trials
+
+
+@pytest.mark.parametrize("devices", [None, pytest.param(2, marks=pytest.mark.slow)])
+def test_the_published_loop_trains_with_context_and_keys(devices):
+    """Gradient and trials of an iteration have the masks of its key, those documented."""
+    trainer = published(jm.MGRIT(2, **MANY), jm.SteepestDescent(), nets.mesh(devices) if devices else jm.Local())
+    state, update, trials = trainer.init(TIED, BATCH), jax.jit(trainer.step, donate_argnums=0), []
+    for key in KEYS:
+        state, info = update(state, BATCH, context=CONTEXT, key=key)
+        trials.append(int(info.trials))
+    expected, by_hand = backtracked(TIED, CONTEXT, KEYS)
+    assert trials == by_hand and max(trials) > 1
+    assert nets.distance(trainer.params(state), expected) < 1e-9
+    assert update._cache_size() == 1 and not jax.tree.leaves(state.warm)
+    loss, _ = trainer.evaluate(state, BATCH, context=CONTEXT)
+    np.testing.assert_allclose(trainer.problem.evaluate(expected, BATCH, context=CONTEXT)[0], loss, rtol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "hessian", [jm.LBFGS(), pytest.param(jm.BFGS(), marks=pytest.mark.slow)], ids=["L-BFGS", "BFGS"]
+)
+def test_quasi_newton_trains_what_is_shared(hessian):
+    trainer = published(jm.MGRIT(2, **MANY), hessian, start="warm")
     state = trainer.init(TIED, BATCH)
     after, info = jax.jit(trainer.step)(state, BATCH)
-    value, gradient = jax.value_and_grad(objective)(TIED, None, None)
+    value, gradient = EXACT(TIED, None, None)
     np.testing.assert_allclose(info.objective, value, rtol=1e-10)
     np.testing.assert_allclose(info.grad_norm, optax.tree.norm(gradient), rtol=1e-8)
     moved = jax.tree.map(lambda x, g: x - info.step_size * g, TIED, gradient)
@@ -213,13 +301,26 @@ def _stacked(**changes):
 
 
 def _stepped(start, batch=BATCH, **given):
-    trainer = one_shot(jm.MGRIT(2), jm.Local(), start)
-    return lambda: jax.eval_shape(trainer.step, trainer.init(PARAMS, BATCH), batch, **given)
+    return _step_of(lambda: one_shot(jm.MGRIT(2), jm.Local(), start), PARAMS, batch, **given)
+
+
+def _step_of(make, params, batch=BATCH, **given):
+    def step():
+        trainer = make()
+        # Nothing is computed for it, so nothing compiled.
+        return jax.eval_shape(trainer.step, trainer.init(params, BATCH), batch, **given)
+
+    return step
 
 
 DEEP = nets.classification(4)
 PAIR = [{"b": jnp.ones(WIDTH)}, {"b": jnp.ones(WIDTH)}]
 MISUSED = {
+    "unknown start, published": (lambda: published(None, jm.LBFGS(), start="samples"), r"start='samples' is unknown"),
+    "key, warm, published": (
+        _step_of(lambda: published(jm.MGRIT(2), jm.LBFGS(), start="warm"), TIED, key=KEYS[0]),
+        r"key: warm values .*jm\.PublishedLoop\(start='cold'\)",
+    ),
     "unknown start": (lambda: one_shot(None, jm.Local(), "hot"), r"start='hot' is unknown"),
     "key, warm": (_stepped("warm", key=KEYS[0]), r"key: warm values .*start='cold'"),
     "key, by sample": (_stepped("samples", samples=jnp.arange(4), key=KEYS[0]), r"key: warm values .*start='cold'"),
@@ -227,6 +328,7 @@ MISUSED = {
     "a number as key": (_stepped("cold", key=3), "is not a random key"),
     "several keys": (_stepped("cold", key=jax.random.split(KEYS[0], 3)), "is not a random key"),
     "other masks side by side": (_stepped("cold", key=jax.random.key(0, impl="rbg")), "generator 'rbg'"),
+    "a mask as samples": (_stepped("samples", samples=jnp.arange(4) > 1), r"samples is bool\[4\]; .*integers"),
     "no samples": (_stepped("samples"), "samples: with start='samples'"),
     "smaller batch": (_stepped("warm", jax.tree.map(lambda x: x[:3], BATCH)), r"samples.*start='cold'"),
     "layers=0": (lambda: problem(layers=0), "Problem: layers=0"),

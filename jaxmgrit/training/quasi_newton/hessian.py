@@ -1,10 +1,9 @@
 """Approximations of the inverse Hessian: the identity, L-BFGS and dense BFGS, over parameters spread over devices.
 
-Each is a record of functions: `init` (a memory without pairs), `remember` (a pair of differences), `direction`
-(d = H g) and `forget`. optax's `scale_by_lbfgs` takes its inner products from what one process holds, scales the first
-gradient, and keeps pairs whatever their curvature; here inner products are over all devices, d = g at first, and a pair
-(s, y) of differences of parameters and gradients is kept only if s'y > 1e-8 |s| |y| (ten units in the last place where
-that is more), so that H stays positive definite.
+Each is a record of functions: `init` (a memory without pairs), `remember` (a pair of differences), `direction` and
+`forget`. optax's `scale_by_lbfgs` takes inner products from what one process holds, scales the first gradient, and
+keeps pairs whatever their curvature; here they are over all devices, d = g at first, and a pair (s, y) is kept only if
+s'y > 1e-8 |s| |y| (ten units in the last place where that is more), so that H stays positive definite.
 
 Source: Nocedal and Wright, Numerical Optimization, 2006, algorithms 7.4 and 6.1; Guenther et al. 2020, section 3.4.
 """
@@ -24,7 +23,7 @@ from jaxmgrit._pytree import real_dtype, where
 if TYPE_CHECKING:
     from jaxmgrit._types import Arrays
     from jaxmgrit.backend.base import Backend
-    from jaxmgrit.training.problem import Params
+    from jaxmgrit.training.state import Params
 
 PyTree = Any
 
@@ -174,19 +173,19 @@ class LBFGS:
 
     def remember(self, memory: Pairs, s: Params, y: Params, space: Space) -> Pairs:
         """Keep a pair in place of the oldest, if its curvature allows."""
-        found = curvature(s, y, space)
+        pair = curvature(s, y, space)
         index = memory.stored % self.memory
 
         def put(ring: Any, new: Any) -> Any:
             # No branch: a refused pair (whose 1/s'y may be infinite) writes back what is there.
-            return ring.at[..., index].set(jnp.where(found.kept, new, ring[..., index]))
+            return ring.at[..., index].set(jnp.where(pair.kept, new, ring[..., index]))
 
         return Pairs(
             jax.tree.map(put, memory.s, s),
             jax.tree.map(put, memory.y, y),
-            put(memory.rho, 1 / found.sy),
-            jnp.where(found.kept, found.sy / found.yy, memory.scale),
-            memory.stored + found.kept.astype(jnp.int32),
+            put(memory.rho, 1 / pair.sy),
+            jnp.where(pair.kept, pair.sy / pair.yy, memory.scale),
+            memory.stored + pair.kept.astype(jnp.int32),
         )
 
     def direction(self, memory: Pairs, gradient: Params, space: Space) -> Params:
@@ -257,30 +256,31 @@ class BFGS:
 
     def remember(self, memory: Dense, s: Params, y: Params, space: Space) -> Dense:
         """Update by a pair, if its curvature allows."""
-        found = curvature(s, y, space)
+        pair = curvature(s, y, space)
         a, b = (ravel_pytree(_whole(x, space))[0] for x in (s, y))
-        inverse = memory.inverse * jnp.where(memory.updated, 1.0, found.sy / found.yy)
-        rho, hb = 1 / found.sy, inverse @ b
+        inverse = memory.inverse * jnp.where(memory.updated, 1.0, pair.sy / pair.yy)
+        rho, hb = 1 / pair.sy, inverse @ b
         mixed = hb[:, None] * a[None, :]
         # (I - rho s y') H (I - rho y s') + rho s s' - H, multiplied out: no product of two matrices is left.
         change = rho * ((1 + rho * (b @ hb)) * (a[:, None] * a[None, :]) - mixed - mixed.T)
         # `memory.inverse` rather than `inverse`: a refused pair leaves no scaling behind either.
-        return Dense(jnp.where(found.kept, inverse + change, memory.inverse), memory.updated | found.kept)
+        return Dense(jnp.where(pair.kept, inverse + change, memory.inverse), memory.updated | pair.kept)
 
     def direction(self, memory: Dense, gradient: Params, space: Space) -> Params:
         """H g."""
         vector, unravel = ravel_pytree(_whole(gradient, space))
-        d: Params = unravel(memory.inverse @ vector)
+        d = unravel(memory.inverse @ vector)
+
+        def padded(x: Arrays, g: Arrays) -> jax.Array:
+            return jnp.pad(x, [(0, g.shape[0] * space.backend.blocks - space.layers)] + [(0, 0)] * (x.ndim - 1))
+
         # `unravel` gives N layers; padding comes back as zeros, as any gradient has there.
-        slots = jax.tree.leaves(gradient.layers)[0].shape[0] * space.backend.blocks
-        padding = slots - space.layers
-        whole = jax.tree.map(lambda x: jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)), d.layers)
-        return d._replace(layers=space.backend.scatter(whole))
+        return d._replace(layers=space.backend.scatter(jax.tree.map(padded, d.layers, gradient.layers)))
 
     def forget(self, memory: Dense, when: jax.Array) -> Dense:
         """Back to the identity where `when` is true."""
-        identity = jnp.eye(len(memory.inverse), dtype=memory.inverse.dtype)
-        return Dense(where(when, identity, memory.inverse), memory.updated & ~when)
+        inverse, updated = memory
+        return Dense(where(when, jnp.eye(len(inverse), dtype=inverse.dtype), inverse), updated & ~when)
 
 
 def _dtype(like: Params) -> Any:

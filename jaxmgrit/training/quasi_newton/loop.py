@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmgrit._checks import check_backend, check_solver, integer, is_real
-from jaxmgrit._pytree import copies, merge, split, subtract, where
+from jaxmgrit._checks import integer, is_real
+from jaxmgrit._pytree import merge, split, subtract, where
 from jaxmgrit.backend.local import LOCAL, Local
 from jaxmgrit.solvers.mgrit.solver import MGRIT
 from jaxmgrit.solvers.result import worse
-from jaxmgrit.solvers.sequential import match_segments
 from jaxmgrit.system.partition import lay_out
-from jaxmgrit.training.objective import Evaluated, Training
-from jaxmgrit.training.optimizer_state import layer_axes
+from jaxmgrit.training.common import Extra
 from jaxmgrit.training.quasi_newton.hessian import BFGS, LBFGS, Hessian, Space, SteepestDescent, dot
 from jaxmgrit.training.quasi_newton.line_search import Search, backtrack
 from jaxmgrit.training.quasi_newton.outcome import Outcome, PublishedInfo
-from jaxmgrit.training.schedules.base import Setting
 from jaxmgrit.training.schedules.cycles_then_gradient import CyclesThenGradient
-from jaxmgrit.training.snapshot import Snapshot, export, restore
 from jaxmgrit.training.state import TrainState
-from jaxmgrit.training.warm import UNKNOWN
+from jaxmgrit.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from jaxmgrit._types import Arrays, State
     from jaxmgrit.backend.base import Backend
     from jaxmgrit.solvers.base import Solver
-    from jaxmgrit.training.problem import Params, Problem
+    from jaxmgrit.system.partition import Level
+    from jaxmgrit.training.objective import Evaluated, Training
+    from jaxmgrit.training.problem import Problem
+    from jaxmgrit.training.state import Params
 
 PyTree = Any
 
@@ -52,15 +52,14 @@ class Memory(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PublishedLoop:
+class PublishedLoop(Trainer):
     """The published full-batch loop: state, adjoint, gradient, quasi-Newton direction, Armijo backtracking.
 
     Every state solve, those of the line search's trials included, does the solver's cycles from the C-points that the
     previous state solve has left, whatever trial it belonged to (but those of the iteration's own solve where a trial
-    has left values that are not finite). A pair of
-    differences enters the Hessian's approximation only if its curvature is positive; a line search that fails leaves
-    the parameters as they are and forgets the pairs (see `Outcome`). The same shape as `OneShot`, and the same
-    `batch` at every step.
+    has left values that are not finite). A pair of differences enters the Hessian's approximation only if its curvature
+    is positive; a line search that fails leaves the parameters as they are and forgets the pairs (see `Outcome`). The
+    same shape as `OneShot`, and by default the same `batch` at every step.
 
     Args:
         problem: what is trained.
@@ -75,6 +74,10 @@ class PublishedLoop:
             under which gradient, pairs and norm do not depend on the number of layers a theta(t) is sampled by (the
             gradient with respect to theta(t) is that with respect to theta^n divided by h).
         backend: where the layers live, `Local()` by default.
+        start: where the cycles of an iteration start from, as for `OneShot`: "warm", where the last one's ended; or
+            "cold", from the default guess, for a key per iteration or batches that do not come again (the trials of a
+            line search always go on from the solve before them). Pairs of differences between two draws or batches are
+            noise: take `SteepestDescent()` there.
 
     Raises:
         ValueError, TypeError: an option is out of its range; the message names it.
@@ -108,12 +111,11 @@ class PublishedLoop:
     gtol: float = 0.0
     inner_product: Literal["euclidean", "l2"] = "euclidean"
     backend: Backend = Local()
+    start: Literal["warm", "cold"] = "warm"
+    _starts: ClassVar[tuple[str, ...]] = ("warm", "cold")
 
     def __post_init__(self) -> None:
-        for name in ("solver", "adjoint"):
-            if getattr(self, name) is not None:
-                check_solver(f"PublishedLoop: {name}", getattr(self, name))
-        check_backend(self.backend, "PublishedLoop: backend")
+        self._check_options()
         if not isinstance(self.hessian, (SteepestDescent, LBFGS, BFGS)):
             raise TypeError(
                 f"PublishedLoop: hessian={self.hessian!r} is not an approximation of the Hessian; give "
@@ -137,134 +139,95 @@ class PublishedLoop:
             raise ValueError(f"PublishedLoop: inner_product='l2' needs step sizes > 0, but problem.h={h!r}.")
 
     @property
-    def _training(self) -> Training:
-        two_cycles = MGRIT(2, cycles=2)
-        solver, adjoint = match_segments(self.solver or two_cycles, self.adjoint or two_cycles)
-        return Training(self.problem, CyclesThenGradient(), Setting(solver, adjoint, self.backend))
+    def training(self) -> Training:
+        """What this trainer shares with others: objective and inexact gradient at laid-out parameters."""
+        return self._training(MGRIT(2, cycles=2), CyclesThenGradient())
 
-    def init(self, params: Params, batch: tuple[Any, Any]) -> TrainState:
-        """The state before the first iteration: copies of the parameters, cold warm values, no pairs.
+    @property
+    def _first_memory(self) -> Callable[[Params], Memory]:
+        return self._memory
 
-        Args:
-            params: initial parameters.
-            batch: (x, y), the whole training set.
+    def _memory(self, params: Params) -> Memory:
+        # How many layers there are, only the shapes tell: `layer_axes` asks with one more.
+        layers = next((x.shape[0] for x in jax.tree.leaves(params.layers)), 0)
+        return Memory(self.hessian.init(params, Space(LOCAL, layers)), params, jax.tree.map(jnp.zeros_like, params))
 
-        Raises:
-            TypeError, ValueError: parameters, batch and problem that do not fit together, or values that are not
-                finite; too many parameters for `BFGS()`.
-        """
-        training = self._training
-        start = training.start(params, batch)
-        seen = self._scaled(training.trainable(start.params, start.layers), 1.0, training, start.layers)
-        memory = copies(self._first_memory(seen, Space(self.backend, start.layers)))
-        memory = training.storage(start.layers).place(memory, self._axes(start.params, start.layers))
-        iteration = self.backend.replicate(jnp.zeros((), jnp.int32))
-        return TrainState(start.params, memory, start.warm, iteration, start.layers, start.batch)
+    def _measured(self, params: Params) -> Params:
+        return self._scaled(params, 1.0)
 
-    def _first_memory(self, seen: Params, space: Space) -> Memory:
-        return Memory(self.hessian.init(seen, space), seen, jax.tree.map(jnp.zeros_like, seen))
-
-    def _axes(self, params: Params, layers: int) -> PyTree:
-        """The axis over the layers of every leaf of the memory."""
-
-        def plain(seen: Params) -> Memory:
-            # `layer_axes` asks with N and with N + 1 layers: how many there are, only the shapes tell.
-            count = next((x.shape[0] for x in jax.tree.leaves(seen.layers)), layers)
-            return self._first_memory(seen, Space(LOCAL, count))
-
-        return layer_axes(plain, self._training.storage(layers).shapes(split(params)[0]), layers)
-
-    def export(self, state: TrainState) -> Snapshot:
-        """The state as NumPy arrays that belong to no layout, to be saved or restored; see `OneShot.export`."""
-        return export(self._training, state, self._axes(state.params, state.layers))
-
-    def restore(self, state: TrainState, snapshot: Snapshot) -> TrainState:
-        """Undo `export`; see `OneShot.restore`."""
-        axes = self._axes(state.params, state.layers)
-        batch = None if state.batch is None else self.backend.replicate(jnp.full_like(state.batch, UNKNOWN))
-        return TrainState(*restore(self._training, state, axes, snapshot), state.layers, batch)
-
-    def evaluate(self, state: TrainState, batch: tuple[Any, Any]) -> tuple[Any, Any]:
-        """The loss and its aux of the network evaluated exactly, see `OneShot.evaluate`."""
-        return self._training.exact(state.params, batch, state.layers)
-
-    def params(self, state: TrainState) -> Params:
-        """The parameters, layers with leading axis N; copies, which donating the state does not eat."""
-        return self._training.whole(state.params, state.layers)
-
-    def step(self, state: TrainState, batch: tuple[Any, Any]) -> tuple[TrainState, PublishedInfo]:
+    def step(
+        self, state: TrainState, batch: tuple[Any, Any], *, context: PyTree = None, key: Any = None
+    ) -> tuple[TrainState, PublishedInfo]:
         """One iteration: inexact objective and gradient, direction, line search.
 
         Pure; jit it once outside the loop: `jax.jit(trainer.step, donate_argnums=0)`.
 
         Args:
             state: from `init` or the last `step`.
-            batch: (x, y), the same as in `init`.
+            batch: (x, y), the same as in `init`; any with start="cold".
+            context: what the batch comes with (masks, conditioning), any pytree, see `Common`.
+            key: this iteration's, for random layers (dropout, stochastic depth), see `Common`; gradient and trials of
+                an iteration have the same masks.
 
         Returns:
             The next state, and `PublishedInfo` about this one.
+
+        Raises:
+            ValueError: `key` where warm values are kept.
         """
-        training, layers = self._training, state.layers
+        training, layers, extra = self.training, state.layers, Extra(context, key)
+        self._check_key(state, key)
         space, memory = Space(self.backend, layers), state.optimizer
-        opening = training.opening_of(state.warm, state.batch, batch)
-        here = training.evaluate(state.params, opening.warm, batch, layers)
+        opening = self._opening(state, batch)
+        here = training.evaluate(state.params, opening.warm, batch, layers, extra)
         here = here._replace(result=worse(here.result, opening.result))
-        x = self._scaled(training.trainable(state.params, layers), 1.0, training, layers)
-        gradient = self._scaled(here.gradients, -1.0, training, layers)
+        level = training.schedule.level(layers, training.setting)
+        x = self._scaled(training.trainable(state.params, layers), 1.0, level)
+        gradient = self._scaled(here.gradients, -1.0, level)
         pair = subtract(x, memory.x), subtract(gradient, memory.gradient)
         hessian = self.hessian.remember(memory.hessian, *pair, space)
         direction = self.hessian.direction(hessian, gradient, space)
         slope = dot(gradient, direction, space)
         norm = jnp.sqrt(dot(gradient, gradient, space))
         converged = (norm < self.gtol) | (norm == 0)
+        descent = self._scaled(direction, -1.0, level)
+        ends, lam_ends = here.solved.warm
 
-        descent = self._scaled(direction, -1.0, training, layers)
-        search = self._search(state.params, descent, here, slope, ~converged, batch, layers)
-        params = training.place(_moved(state.params, descent, search.step_size, search.accepted))
-        failed = ~converged & ~search.accepted
-        memory = Memory(self.hessian.forget(hessian, failed), training.place(x), training.place(gradient))
-        # The state goes on from the last trial, accepted or not; the adjoint from this iteration's own.
-        warm = search.left, here.found.warm[1]
-        iteration = self.backend.replicate(state.iteration + 1)
-        after = TrainState(params, memory, warm, iteration, layers, opening.batch)
-        return after, _info(here, norm, search, converged, failed)
+        def trial(step_size: jax.Array, start: State) -> tuple[jax.Array, PyTree]:
+            moved = training.place(_moved(state.params, descent, step_size, jnp.ones((), bool)))
+            return training.objective(moved, start, batch, layers, extra, otherwise=ends)
 
-    def _search(
-        self,
-        params: Params,
-        descent: Params,
-        here: Evaluated,
-        slope: jax.Array,
-        wanted: jax.Array,
-        batch: tuple[Any, Any],
-        layers: int,
-    ) -> Search:
-        training, backend = self._training, self.backend
-
-        def trial(step_size: jax.Array, ends: State) -> tuple[jax.Array, PyTree]:
-            moved = training.place(_moved(params, descent, step_size, jnp.ones((), bool)))
-            return training.objective(moved, ends, batch, layers, otherwise=here.found.warm[0])
-
-        return backtrack(
+        search = backtrack(
             trial,
-            here.found.warm[0],
+            ends,
             here.objective,
             slope,
             initial_step=self.initial_step,
             c1=self.c1,
             most=self.ls_max,
             # H is positive definite: a slope that is not positive is rounding, or NaN, and no step size would do.
-            wanted=wanted & (slope > 0),
-            agree=backend.agree,
+            wanted=~converged & (slope > 0),
+            agree=self.backend.agree,
         )
+        params = training.place(_moved(state.params, descent, search.step_size, search.accepted))
+        failed = ~converged & ~search.accepted
+        memory = Memory(self.hessian.forget(hessian, failed), training.place(x), training.place(gradient))
+        # The state goes on from the last trial, accepted or not; the adjoint from this iteration's own.
+        warm: tuple[PyTree, ...] = (search.left, lam_ends)
+        warm = training.carried(warm) if self.start == "cold" else warm
+        iteration = self.backend.replicate(state.iteration + 1)
+        after = TrainState(params, memory, warm, iteration, layers, opening.batch)
+        return after, _info(here, norm, search, converged, failed)
 
-    def _scaled(self, tree: Params, power: float, training: Training, layers: int) -> Params:
-        """Layers times h^(power/2), which turns the inner product of L2(0, T) into the Euclidean one."""
+    def _scaled(self, tree: Params, power: float, level: Level | None = None) -> Params:
+        """Layers times h^(power/2), which turns the inner product of L2(0, T) into the Euclidean one.
+
+        They have leading axis N, or are laid out in slots and spread where `level` says how.
+        """
         if self.inner_product == "euclidean":
             return tree
         root = jnp.sqrt(jnp.asarray(self.problem.h)) ** power
-        if root.ndim == 1:
-            level = training.schedule.level(layers, training.setting)
+        if root.ndim == 1 and level is not None:
             root = self.backend.scatter(lay_out(root, level))
 
         def one(x: Arrays) -> Any:
@@ -276,20 +239,20 @@ class PublishedLoop:
 def _moved(params: Params, descent: Params, step_size: jax.Array, moved: jax.Array) -> Params:
     """Params - step_size descent, or params themselves."""
     differentiable, others = split(params)
-    there = jax.tree.map(lambda x, d: x - step_size.astype(x.dtype) * d, differentiable, descent)
-    return merge(where(moved, there, differentiable), others)
+    lowered = jax.tree.map(lambda x, d: x - step_size.astype(x.dtype) * d, differentiable, descent)
+    return merge(where(moved, lowered, differentiable), others)
 
 
 def _info(here: Evaluated, norm: jax.Array, search: Search, converged: jax.Array, failed: jax.Array) -> PublishedInfo:
-    found = here.found
+    solved = here.solved
     outcome = jnp.where(converged, Outcome.CONVERGED.value, Outcome.STEP.value)
     return PublishedInfo(
-        found.head.loss,
-        found.head.aux,
+        solved.head.loss,
+        solved.head.aux,
         here.objective,
         norm,
-        found.residual_norm,
-        found.adjoint_residual_norm,
+        solved.residual_norm,
+        solved.adjoint_residual_norm,
         here.result,
         jnp.where(search.accepted, search.step_size, 0.0),
         search.trials,
