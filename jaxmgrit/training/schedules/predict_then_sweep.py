@@ -148,12 +148,12 @@ class PredictThenSweep:
         result = jnp.where(finite, Result.CYCLES_USED_UP.value, Result.NOT_FINITE.value).astype(jnp.int32)
         # Only what `init` has made is handed on: a loop over iterations carries one structure.
         ends, lam_ends = (None if g is None else e for g, e in ((guess, swept.ends), (lam_guess, swept.lam_ends)))
-        found = swept.gradients
+        gradients = swept.gradients
         residuals = swept.residual_norm, swept.adjoint_residual_norm
         warm = (swept.tau, swept.sigma, ends, lam_ends)
-        missed, shared = mismatch(residuals, swept.sizes), found.shared.given.params
-        slots = found.slots.theta
-        return Found(top, slots, swept.lam_initial, found.cost, *residuals, result, warm, shared, missed)
+        missed, shared = mismatch(residuals, swept.sizes), gradients.shared.given.params
+        slots = gradients.slots.theta
+        return Found(top, slots, swept.lam_initial, gradients.cost, *residuals, result, warm, shared, missed)
 
 
 def _refuse_idle_options(name: str, solver: MGRIT, two_levels: bool) -> None:

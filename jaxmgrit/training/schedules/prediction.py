@@ -111,13 +111,13 @@ def predict_program(
     def body(slots: Layers, u0: State, shared: PyTree, warm: Warm) -> tuple[Predicted, PyTree]:
         tau, sigma, guess, lam_guess = warm
         block = fold(slots, level.factor)
-        beside = (tau, guess), (sigma, lam_guess)
+        payload = (tau, guess), (sigma, lam_guess)
         if same:
-            blocks, (own, reverse) = coarse_blocks(block, levels, solver, backend, beside)
+            blocks, (own, reverse) = coarse_blocks(block, levels, solver, backend, payload)
             lam_blocks = blocks
         else:
-            blocks, own = coarse_blocks(block, levels, solver, backend, beside[0])
-            lam_blocks, reverse = coarse_blocks(block, adjoint_levels, adjoint, backend, beside[1])
+            blocks, own = coarse_blocks(block, levels, solver, backend, payload[0])
+            lam_blocks, reverse = coarse_blocks(block, adjoint_levels, adjoint, backend, payload[1])
         batch = sweep_batch(solver, u0, backend.platform, level.share)
         grids = grids_of(equation, (block, *blocks), shared, levels, backend, batch)
         values = _coarse_problem(grids, solver, own[1], own[0], u0)
@@ -209,9 +209,9 @@ def sweep_program(
         values = _coarse_problem(grids, solver, predicted.lam_guess, predicted.sigma, lam_final)
         lam_ends = fine_grid_data(values, level, levels[1], backend)
         edge = _edge(grids[0], levels[1], values, lam_final)
-        beside, total = (ends, lam_ends), (tau, sigma)
+        payload, total = (ends, lam_ends), (tau, sigma)
         gradients, squares, updated = vjp_sweep(
-            equation, grids[0], shared, 0, lam_ends, lam_final, False, finish, beside, total, edge, tapes
+            equation, grids[0], shared, 0, lam_ends, lam_final, False, finish, payload, total, edge, tapes
         )
         # What the adjoint of the first interval arrived at.
         lam_initial = add(entry(lam_ends, 0), subtract(entry(updated[1], 0), entry(sigma, 0)))
