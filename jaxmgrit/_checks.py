@@ -188,21 +188,27 @@ def named(what: str, theta: Layers, state: State) -> Iterator[None]:
         yield
     except Explained:
         raise
-    except (TypeError, ValueError) as error:
-        # JAX's messages go on for paragraphs; the first line says what does not fit.
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        # JAX's messages go on for paragraphs; the first line says what does not fit. A KeyError's is the key alone.
         reason = str(error).strip().split("\n")[0]
+        reason = f"KeyError: {reason}." if isinstance(error, KeyError) else reason
         raise TypeError(
             f"{what} cannot be evaluated with the parameters of one layer {describe(theta)} and the state "
-            f"{describe(state)}: {reason} Check that the two fit together.{_if_a_list(theta)}"
+            f"{describe(state)}: {reason} Check that the two fit together, and that every leaf of the layers' "
+            f"parameters has the leading axis N, one entry per layer.{_if_a_list(theta)}"
         ) from error
 
 
 def _if_a_list(theta: Layers) -> str:
     """What to do where layers were perhaps handed over as a list instead of stacked."""
-    if not isinstance(theta, (list, tuple)) or len(theta) < 2 or not all(alike(x, theta[0]) for x in theta):
+    layers = list(theta.values()) if isinstance(theta, dict) else theta
+    if not isinstance(layers, (list, tuple)) or len(layers) < 2 or not all(alike(x, layers[0]) for x in layers):
+        return ""
+    # A dictionary of equal arrays is one layer with several weights.
+    if isinstance(theta, dict) and hasattr(layers[0], "shape"):
         return ""
     return (
-        f" If that is a list of {len(theta)} layers, stack them along a leading axis: "
+        f" If that is a list of {len(layers)} layers, stack them along a leading axis: "
         "jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)."
     )
 

@@ -179,6 +179,19 @@ NETWORKS = {
         dict(theta={"w": jnp.ones((4, 4)), "b": jnp.ones(4)}),
         TypeError,
         "step cannot be evaluated with the parameters of one layer {'b': 'float64[]', 'w': 'float64[4]'}",
+        "every leaf of the layers' parameters has the leading axis N",
+    ),
+    "layers by name": (
+        dict(theta={f"layer {i}": {"w": jnp.ones((4, 4)), "b": jnp.ones(4)} for i in range(3)}),
+        TypeError,
+        "KeyError: 'w'",
+        "a list of 3 layers, stack them",
+    ),
+    "a list of layers whose leaves are attributes": (
+        dict(step=lambda t, u, h: u + h * t.w, theta=[{"w": jnp.ones((4, 4))}] * 3),
+        TypeError,
+        "no attribute 'w'",
+        "a list of 3 layers, stack them",
     ),
     "a function among the parameters": (
         dict(theta={**THETA, "activation": jnp.tanh}),
