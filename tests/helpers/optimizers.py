@@ -9,6 +9,7 @@ import optax
 from optax import contrib
 
 import jaxmgrit as jm
+from jaxmgrit.training.objective import Training
 
 LAYERS, WIDTH, H = 10, 3, 0.2  # in intervals of 4: 12 slots on one device, 16 on two
 FROZEN = jm.Params({"w": "none"}, {"w": "fast", "b": "none"}, {"w": "fast"})
@@ -124,46 +125,65 @@ def _objective(params):
     return PROBLEM.loss(params.closing, u_final, y)[0] + PROBLEM.penalty(params)
 
 
-def plainly(optimizer, steps):
+_gradient = jax.jit(jax.value_and_grad(_objective))
+
+
+def plainly(optimizer, steps, compiled=True):
     """The parameters after so many updates by optax alone."""
     if not isinstance(optimizer, optax.MultiSteps):
         optimizer = optax.with_extra_args_support(optimizer)
 
-    @jax.jit
     def update(params, state):
-        value, gradient = jax.value_and_grad(_objective)(params)
+        value, gradient = _gradient(params)
         updates, state = optimizer.update(gradient, state, params, value=value, grad=gradient, value_fn=_objective)
         return optax.apply_updates(params, updates), state
 
     params, _ = network()
-    state = optimizer.init(params)
+    state, update = optimizer.init(params), jax.jit(update) if compiled else update
     for _ in range(steps):
         params, state = update(params, state)
     return params
 
 
-def by_one_shot(optimizer, *legs):
+class _Gradient(Training):
+    """A training whose gradient is one program, whatever the optimiser."""
+
+    evaluate = jax.jit(Training.evaluate, static_argnums=(0, 4))
+
+
+class _OneShot(jm.OneShot):
+    """A trainer whose iteration need not be compiled: all optimisers have the program of the gradient."""
+
+    @property
+    def training(self):
+        own = super().training
+        return _Gradient(own.problem, own.schedule, own.setting)
+
+
+def by_one_shot(optimizer, *legs, compiled=True):
     """The parameters after some updates on each backend in turn, `legs` being pairs (backend, updates).
 
-    From one to the next the state goes by export and restore. Nothing is traced twice on a backend.
+    From one to the next the state goes by export and restore. Nothing is traced twice on a backend. Not compiled, an
+    update is one operation after another, which takes less time than compiling what runs for a few steps.
     """
     params, batch = network()
     trainers, traced, snapshot = {}, [], None
     for backend, steps in legs:
         if backend not in trainers:
-            trainer = jm.OneShot(PROBLEM, optimizer, jm.Sequential(4), jm.Sequential(4), backend=backend)
+            kind = jm.OneShot if compiled else _OneShot
+            trainer = kind(PROBLEM, optimizer, jm.Sequential(4), jm.Sequential(4), backend=backend)
 
             def step(state, batch, trainer=trainer):
                 traced.append(trainer)
                 return trainer.step(state, batch)
 
-            trainers[backend] = trainer, trainer.init(params, batch), jax.jit(step)
+            trainers[backend] = trainer, trainer.init(params, batch), jax.jit(step) if compiled else step
         trainer, fresh, update = trainers[backend]
         state = fresh if snapshot is None else trainer.restore(fresh, snapshot)
         for _ in range(steps):
             state, _ = update(state, batch)
         snapshot = trainer.export(state)
-    assert len(traced) == len(trainers), "traced more than once"
+    assert not compiled or len(traced) == len(trainers), "traced more than once"
     return snapshot.params
 
 

@@ -1,0 +1,83 @@
+"""Transformations of JAX around solves by named solvers: what a plain scan gives, or a refusal that says why."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import networks as nets
+from jax import export
+
+import jaxmgrit as jm
+
+THETA, U0, H = nets.rough(10), nets.state(batch=4), 0.1
+CYCLES = jm.MGRIT(4, levels=2, cycles=3)
+WAYS = {"multigrid": dict(solver=CYCLES, adjoint=CYCLES), "newton": dict(solver=jm.Newton(4)), "default": {}}
+with_ways = pytest.mark.parametrize("way", nets.slow_but(["multigrid"], WAYS))
+
+
+def propagated(way):
+    return lambda step, theta, u0: jm.propagate(step, theta, u0, h=H, **WAYS[way])
+
+
+def scanned(step, theta, u0):
+    return nets.scan(step, theta, u0, H)
+
+
+def value_and_gradients(propagate, step=nets.tanh_step):
+    return jax.jit(jax.value_and_grad(lambda theta, u0: jnp.sum(jnp.sin(propagate(step, theta, u0))), argnums=(0, 1)))
+
+
+@with_ways
+def test_a_program_exported_for_any_batch_and_read_again_gives_value_and_gradients(way):
+    (batch,) = export.symbolic_shape("batch")
+    theta = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), THETA)
+    exported = export.export(value_and_gradients(propagated(way)))(theta, jax.ShapeDtypeStruct((batch, 4), U0.dtype))
+    again = export.deserialize(exported.serialize())
+    for u0 in (U0, U0[:3]):
+        assert nets.distance(again.call(THETA, u0), value_and_gradients(scanned)(THETA, u0)) < 1e-12
+
+
+@with_ways
+def test_nothing_is_nan_on_the_way_where_jax_looks_for_it(way):
+    with jax.debug_nans(True):
+        value_and_gradients(propagated(way))(THETA, U0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", [jm.CyclesThenGradient(), jm.PredictThenSweep(), None], ids=str)
+def test_nothing_is_nan_on_the_way_of_a_training_step(schedule):
+    problem, params, batch = nets.classification(10)
+    trainer = jm.PublishedLoop(problem)
+    if schedule is not None:
+        trainer = jm.OneShot(problem, nets.promoting(optax.adam(1e-2)), CYCLES, CYCLES, schedule)
+    state, update = trainer.init(params, batch), jax.jit(trainer.step)
+    with jax.debug_nans(True):
+        for _ in range(2):
+            state, info = update(state, batch)
+    assert np.isfinite(info.objective)
+
+
+@with_ways
+def test_reverse_over_reverse_is_that_of_a_scan(way):
+    def twice(propagate):
+        def squared(u0):
+            return jnp.sum(jax.grad(lambda u: jnp.sum(jnp.sin(propagate(nets.tanh_step, THETA, u))))(u0) ** 2)
+
+        return jax.jit(jax.grad(squared))(U0)
+
+    assert nets.distance(twice(propagated(way)), twice(scanned)) < 1e-12
+
+
+@with_ways
+def test_a_mean_over_an_axis_of_the_users_vmap_is_that_of_a_scan(way):
+    def normalised(theta, u, h):
+        return nets.tanh_step(theta, u - jax.lax.pmean(u, "batch"), h)
+
+    def mapped(propagate):
+        def of(step, theta, u0):
+            return jax.vmap(lambda u: propagate(step, theta, u), axis_name="batch")(u0[:, None])
+
+        return value_and_gradients(of, normalised)(THETA, U0)
+
+    assert nets.distance(mapped(propagated(way)), mapped(scanned)) < 1e-12
