@@ -13,10 +13,11 @@ pytestmark = pytest.mark.slow
 
 def test_two_ranks_train_and_scan_as_one_device_does():
     launch.needs_mpi()
-    assert len(opts.OPTIMIZERS) >= 40
+    optimizers = len(opts.OPTIMIZERS) - 1  # of the line searches one is enough
+    assert optimizers >= 40
     program = str(Path(__file__).parent / "trainers.py")
     printed = launch.run_all([["mpirun", "-n", "2", sys.executable, program]])
     for rank in range(2):
         # What has failed is named above the line that is missing.
-        done = f"rank {rank}: {len(opts.OPTIMIZERS) + 6} cases, {len(opts.OPTIMIZERS)} of them optimisers, 0 failed"
+        done = f"rank {rank}: {optimizers + 6} cases, {optimizers} of them optimisers, 0 failed"
         assert done in printed, printed
