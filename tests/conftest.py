@@ -1,6 +1,9 @@
 """Eight host devices (or what XLA_FLAGS say), double precision, no implicit promotion: what the tests run under."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,6 +16,13 @@ if version("jax").startswith("0.10.") and os.environ["JAX_DISABLE_MOST_OPTIMIZAT
     flags.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# The workers and every process that tests start share what they compile, for this session: most of it many need.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _CACHE = tempfile.mkdtemp(prefix="jaxmgrit-programs-")
+    atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 # Files that tests compare with, where the project is checked out beside them.
 _DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -7,7 +7,7 @@ ruff and mypy only write down how they are called (installing and testing is wha
 import contextlib
 import importlib
 import io
-import os
+import json
 import re
 import shlex
 import stat
@@ -18,6 +18,7 @@ from pathlib import Path
 from shutil import copy2, copytree, ignore_patterns, which
 
 import pytest
+from processes import launch
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -132,10 +133,25 @@ def copy(tmp_path_factory):
     (bin_ / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     (bin_ / "python").chmod(stat.S_IRWXU)
     (bin_ / "activate").write_text(f'PATH="{bin_}:$PATH"\n')
-    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "VIRTUAL_ENV", "VENV")}
+    env = {k: v for k, v in launch.environment().items() if k not in ("VIRTUAL_ENV", "VENV")}
     env |= {"CALLS": str(folder / "calls"), "PYTHONPATH": str(folder / ".stand_ins"), "PYTHON": sys.executable}
     env["PATH"] = f"{bin_}:{env['PATH']}"
     return folder, env
+
+
+def assert_demonstrated(folder, printed):
+    """The demo has timed, raced, counted and drawn, and what it prints is what it writes."""
+    result = json.loads((folder / "demo.json").read_text())
+    assert (folder / "demo.png").stat().st_size > 10_000
+    for name, milliseconds in result["steps"].items():
+        assert milliseconds > 0 and f"{name:22} {milliseconds:7.2f} ms" in printed
+    for curve in result["race"].values():
+        seconds = [point[0] for point in curve]
+        assert seconds == sorted(seconds) and seconds[-1] >= 0.3
+        assert all(0 <= accuracy <= 1 for _, accuracy in curve)
+    cycles = list(result["cycles"].values())
+    assert max(cycles) <= 6 and cycles[-1] <= cycles[0], "the cycles do not grow with the number of layers"
+    assert "When it does not help" in printed
 
 
 @pytest.mark.slow
@@ -157,4 +173,5 @@ def test_the_readme_as_pasted(block, copy):
     if "experiments.train" in block or block.startswith("sh run train"):
         assert list((folder / "runs").glob("*/summary.json"))
     if block.startswith("sh run demo"):
-        assert list((folder / "runs").glob("demo-*/demo.png")) and "When it does not help" in ran.stdout
+        (made,) = (folder / "runs").glob("demo-*")
+        assert_demonstrated(made, ran.stdout)

@@ -79,7 +79,8 @@ class Training:
         self._mark = str(folder)
         self._log = (folder.parent / "log").open("a+")
         self._begin = self._log.seek(0, os.SEEK_END)
-        out, environment = subprocess.PIPE if read else self._log, {**launch.environment(), **cached}
+        # In the suite its own folder, where more is compiled already.
+        out, environment = subprocess.PIPE if read else self._log, {**cached, **launch.environment()}
         self._started = [
             subprocess.Popen(command, stdout=out, stderr=self._log, env=environment, cwd=launch.REPOSITORY)
             for command in commands(under, words)

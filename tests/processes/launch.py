@@ -34,8 +34,9 @@ def needs_mpi() -> None:
 
 def environment() -> dict[str, str]:
     """One device a process, this interpreter's programs first, the repository importable."""
-    inherited = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    return {**inherited, "PATH": _path(), "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
+    flags = " ".join(f for f in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in f)
+    paths = {"PATH": _path(), "PYTHONPATH": str(REPOSITORY)}
+    return {**os.environ, **paths, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 
 def _path() -> str:
