@@ -20,7 +20,9 @@ def silly_for(solver, **changed):
     return jm.MGRIT(3, levels=2, cf_relaxations=(solver, 1), coarse_step=silly, **changed)
 
 
-@pytest.fixture(scope="module", params=[21, 23], ids=["K = 7", "K = 7 and a rest"])
+@pytest.fixture(
+    scope="module", params=[pytest.param(21, marks=pytest.mark.slow), 23], ids=["K = 7", "K = 7 and a rest"]
+)
 def network(request):
     layers = request.param
     theta, u0 = nets.rough(layers), nets.state()
@@ -153,7 +155,7 @@ def test_one_level_is_sequential_propagation_in_no_cycles(solver):
     ],
     ids=["silly coarse step", "F-cycle"],
 )
-@pytest.mark.parametrize("layers", [36, 38])
+@pytest.mark.parametrize("layers", nets.slow_but([38], [36, 38]))
 def test_the_exact_solution_is_a_fixed_point_with_residual_zero(solver, layers):
     theta, u0, h = nets.rough(layers), nets.state(), 0.1
     exact = jm.solve(nets.tanh_step, theta, u0, h=h, solver=jm.Sequential(segment=3))

@@ -98,6 +98,7 @@ def test_vmap_over_states_and_its_gradient_are_those_of_scan(network):
     assert nets.distance(found, expected) < 1e-12
 
 
+@pytest.mark.slow
 def test_vmap_over_parameters_and_states_of_a_gradient_is_that_of_scan(network):
     theta, u0 = network
     thetas = jax.tree.map(lambda x: jnp.stack([x, 0.1 * x]), theta)
@@ -111,6 +112,7 @@ def test_vmap_over_parameters_and_states_of_a_gradient_is_that_of_scan(network):
     assert nets.distance(found, expected) < 1e-12
 
 
+@pytest.mark.slow
 def test_training_with_adam_inside_jit_is_that_of_scan(network):
     theta, u0 = network
     optimizer = nets.promoting(optax.adam(1e-2))
@@ -162,6 +164,7 @@ def test_values_the_step_closes_over_may_be_traced_by_jit_alone(network):
     assert nets.distance(found, expected) < 1e-13
 
 
+@pytest.mark.slow
 def test_values_the_step_closes_over_may_be_mapped(network):
     theta, u0 = network
 
@@ -236,6 +239,7 @@ def test_by_default_the_code_tells_values_that_are_not_finite(network):
     assert code == jm.Result.NOT_FINITE
 
 
+@pytest.mark.slow
 def test_the_result_code_can_be_had_beside_the_value_and_its_gradient(network):
     theta, u0 = network
 
@@ -294,7 +298,7 @@ STEP_SIZES = {
 }
 
 
-@pytest.mark.parametrize("kind", nets.slow_but(["jax"], STEP_SIZES))
+@pytest.mark.parametrize("kind", nets.slow_but(["number"], STEP_SIZES))
 def test_step_sizes_may_be_concrete_arrays_inside_jit(network, kind):
     h = STEP_SIZES[kind]
     found, expected = both(
@@ -370,7 +374,8 @@ def test_arguments_may_be_numpy_arrays(network):
 CLOSED = {"integers": lambda: jnp.arange(3), "keys": lambda: jax.random.split(jax.random.key(0), 3)}
 
 
-@pytest.mark.parametrize("kind", nets.slow_but(["integers"], CLOSED))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", CLOSED)
 def test_a_gradient_through_vmap_over_integers_or_keys_the_step_closes_over_is_that_of_scan(network, kind):
     theta, u0 = network
 
@@ -398,6 +403,7 @@ class Layer:
         return nets.tanh_step(theta, self.strength * u, h)
 
 
+@pytest.mark.slow
 def test_a_step_may_be_a_callable_object_that_cannot_be_hashed(network):
     def run(way):
         return jax.jit(jax.value_and_grad(lambda strength: jnp.sum(way(Layer(strength), *network, H))))(1.1)

@@ -128,7 +128,7 @@ def test_the_sequential_gradient_of_the_objective_is_the_originals(params, batch
     assert float(info.grad_norm) == pytest.approx(np.linalg.norm(DATA["grad_true"]), rel=1e-12)
 
 
-@pytest.mark.parametrize("cycle", ["V", "F"])
+@pytest.mark.parametrize("cycle", nets.slow_but(["V"], ["V", "F"]))
 def test_the_gradient_of_the_converged_multigrid_is_the_originals(params, batch, cycle):
     solver = jm.MGRIT(4, cycle=cycle, cycles=20, rtol=0.0)
     gradient, _ = one_iteration(params, batch, solver, solver)
@@ -191,7 +191,7 @@ def assert_history(found, expected, skipped):
     assert (found[~meaningful] < 1e-8 * expected[0]).all()
 
 
-quickly = nets.slow_but(["L2_cf4_F0", "L3_cf4_2_FCF", "L10_cf2_FCF_skip", "L10_cf2_FCF_fmg"], CONFIGS or ["absent"])
+quickly = nets.slow_but(["L2_cf4_F0", "L3_cf4_2_FCF", "L10_cf2_FCF_skip"], CONFIGS or ["absent"])
 
 
 @pytest.mark.parametrize("name", quickly)

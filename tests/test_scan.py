@@ -56,7 +56,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("reverse", nets.slow_but([True], [False, True]))
 @pytest.mark.parametrize("way", nets.slow_but(["default", "multigrid"], WAYS))
 def test_carries_outputs_and_gradients_are_those_of_lax_scan(way, reverse):
     found = value_and_gradients(jm.scan, reverse=reverse, **WAYS[way])
@@ -79,6 +79,7 @@ def test_steps_spread_over_devices_give_the_same(devices, options):
     assert nets.distance(found, value_and_gradients(jax.lax.scan, reverse=devices == 4)) < 1e-12
 
 
+@pytest.mark.slow
 def test_step_sizes_of_every_step_are_given_to_f_and_differentiated():
     weights, init, a = arguments()
     sizes = nets.steps_of_unequal_size(STEPS, 2.0)
@@ -233,7 +234,8 @@ def test_misuse_is_named_before_anything_is_compiled(misuse):
 NAMED = dict(solver=CONVERGED, adjoint=CONVERGED)
 
 
-@pytest.mark.parametrize("options", nets.slow_but([NAMED], [{}, NAMED]), ids=["named", "default"][::-1])
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, NAMED], ids=["default", "named"])
 def test_propagate_inside_the_users_shard_map_has_value_and_gradients_of_a_scan(options):
     theta, u0, strength = nets.rough(16), nets.state(batch=4), jnp.asarray(0.7)
     mesh, spec = nets.mesh(2).mesh, jax.sharding.PartitionSpec
@@ -252,6 +254,7 @@ def test_propagate_inside_the_users_shard_map_has_value_and_gradients_of_a_scan(
     assert nets.distance(found, of(lambda step, theta, u0: nets.scan(step, theta, u0, 0.1))) < 1e-12
 
 
+@pytest.mark.slow
 def test_a_step_that_branches_on_h_may_close_over_a_traced_value():
     theta, u0 = nets.rough(16), nets.state()
 
@@ -269,6 +272,7 @@ def test_a_step_that_branches_on_h_may_close_over_a_traced_value():
     assert nets.distance(found, plain) < 1e-12
 
 
+@pytest.mark.slow
 def test_a_coarse_step_may_close_over_a_differentiated_value():
     theta, u0 = nets.rough(16), nets.state()
 
@@ -286,6 +290,7 @@ def test_a_coarse_step_may_close_over_a_differentiated_value():
     assert nets.distance(found, expected) < 1e-12
 
 
+@pytest.mark.slow
 def test_a_step_that_closes_over_a_traced_value_sees_its_part_of_the_batch():
     axes = (jax.sharding.AxisType.Auto,) * 2
     grid = jax.make_mesh((2, 2), ("data", "layers"), axis_types=axes, devices=jax.devices()[:4])

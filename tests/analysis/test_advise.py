@@ -1,5 +1,6 @@
 """Advice: what is recommended keeps its promise, what misses the tolerance never is, and time is kept to."""
 
+import functools
 import math
 import time
 
@@ -43,12 +44,19 @@ def only(monkeypatch, names):
 
 @pytest.fixture(scope="module")
 def advised():
-    with pytest.MonkeyPatch.context() as patch:
-        found = {}
-        for name, (step, theta, u0, h, names) in NETWORKS.items():
+    """From the name of a network to its advice, asked for once."""
+
+    @functools.cache
+    def advice(name):
+        step, theta, u0, h, names = NETWORKS[name]
+        with pytest.MonkeyPatch.context() as patch:
             only(patch, names)
-            found[name] = jm.advise(step, theta, u0, h=h, tolerance=TOLERANCE, seconds=600, devices=(1, 2, 4))
-    return found
+            return jm.advise(step, theta, u0, h=h, tolerance=TOLERANCE, seconds=600, devices=(1, 2, 4))
+
+    return advice
+
+
+QUICKLY = nets.slow_but(["rough"], NETWORKS)
 
 
 def gradient(f, theta, u0):
@@ -61,11 +69,11 @@ def off(a, b):
     return float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", QUICKLY)
 def test_every_solver_of_the_table_has_the_error_it_promises_and_none_misses_the_tolerance(advised, name):
     step, theta, u0, h, names = NETWORKS[name]
     exact = gradient(lambda theta, u0: nets.scan(step, theta, u0, h), theta, u0)
-    rows = advised[name].table
+    rows = advised(name).table
     assert len(rows) == 1 + len(names)
     for row in rows:
         assert (row.solver is None) == (row.adjoint is None) == bool(row.reason)
@@ -81,9 +89,9 @@ def test_every_solver_of_the_table_has_the_error_it_promises_and_none_misses_the
         assert off(ours, exact) <= 1.01 * row.error + 1e-9
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", QUICKLY)
 def test_the_recommendation_is_the_fastest_of_those_within_the_tolerance_or_sequential(advised, name):
-    advice = advised[name]
+    advice = advised(name)
     (pick,) = (row for row in advice.table if row.solver == advice.solver and row.adjoint == advice.adjoint)
     usable = [row.seconds[1] for row in advice.table if row.solver is not None]
     assert pick.seconds[1] <= min(usable) / module.WORTH
@@ -97,22 +105,23 @@ def row(advice, name):
     return next(row for row in advice.table if row.name.startswith(name))
 
 
+@pytest.mark.slow
 def test_smooth_and_rough_layers_and_networks_that_forget_are_told_apart(advised):
-    said = {name: " ".join(advice.sentences) for name, advice in advised.items()}
+    said = {name: " ".join(advised(name).sentences) for name in NETWORKS}
     assert "smooth in depth" in said["smooth"] and "rough in depth" in said["rough"]
     assert "forgets" in said["gru"] and "forgets" not in said["rough"]
-    assert row(advised["rough"], "picard(2)").state_factor < 0.1 * row(advised["rough"], "injection").state_factor
-    assert row(advised["smooth"], "average, midpoint").solver is not None
-    assert row(advised["gru"], "Newton").error < 1e-6
-    assert row(advised["gru"], "picard(1)").solver is None  # a cell of a recurrence is no small increment
+    assert row(advised("rough"), "picard(2)").state_factor < 0.1 * row(advised("rough"), "injection").state_factor
+    assert row(advised("smooth"), "average, midpoint").solver is not None
+    assert row(advised("gru"), "Newton").error < 1e-6
+    assert row(advised("gru"), "picard(1)").solver is None  # a cell of a recurrence is no small increment
 
 
-def test_times_on_more_devices_are_those_of_sequential_or_fall(advised):
-    for advice in advised.values():
-        sequential, *others = advice.table
-        assert len(set(sequential.seconds.values())) == 1 and set(sequential.seconds) == {1, 2, 4}
-        for other in others:
-            assert all(x > 0 for x in other.seconds.values())
+@pytest.mark.parametrize("name", QUICKLY)
+def test_times_on_more_devices_are_those_of_sequential_or_fall(advised, name):
+    sequential, *others = advised(name).table
+    assert len(set(sequential.seconds.values())) == 1 and set(sequential.seconds) == {1, 2, 4}
+    for other in others:
+        assert all(x > 0 for x in other.seconds.values())
 
 
 def test_a_fast_candidate_that_misses_the_tolerance_is_dropped(monkeypatch):
@@ -179,6 +188,7 @@ def test_weights_that_the_step_closes_over_are_part_of_the_gradient():
         assert min(off(x, y) for y in exact if x.shape == y.shape) < 1e-12
 
 
+@pytest.mark.slow
 def test_single_precision_step_sizes_per_layer_and_leaves_without_derivative(monkeypatch):
     only(monkeypatch, ("average",))
     theta = {**jax.tree.map(lambda x: x.astype("float32"), nets.smooth(32)), "kind": jnp.arange(32, dtype="int32")}
@@ -199,6 +209,7 @@ def test_few_layers_are_sequential():
     assert len(advice.table) == 1 and "too few layers" in str(advice)
 
 
+@pytest.mark.slow
 def test_on_several_devices_the_backend_itself_is_measured(monkeypatch):
     only(monkeypatch, ("average, midpoint",))
     step, theta, u0, h, _ = NETWORKS["smooth"]

@@ -78,7 +78,8 @@ def test_state_adjoint_residuals_and_gradients_are_those_of_one_device(layers, s
     assert_same(everything(layers, solvers, devices), everything(layers, solvers, 1))
 
 
-@pytest.mark.parametrize("layers, devices", [(203, 4), pytest.param(64, 8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("layers, devices", [(203, 4), (64, 8)])
 def test_the_gradient_of_propagate_is_that_of_scan(layers, devices):
     theta, u0 = nets.rough(layers), nets.state()
     h, backend = nets.steps_of_unequal_size(layers, FINAL_TIME), nets.mesh(devices)
@@ -96,6 +97,7 @@ def test_the_gradient_of_propagate_is_that_of_scan(layers, devices):
     assert nets.distance(found, run(nets.scan)) < 1e-11
 
 
+@pytest.mark.slow
 def test_propagate_under_vmap_over_devices_is_that_of_scan():
     theta, u0, backend = nets.rough(64), nets.state(), nets.mesh(4)
 
@@ -113,6 +115,7 @@ def kicked(theta, u, h):
     return u + h * jnp.sqrt(theta["s"]) * jnp.sqrt(u) + kick
 
 
+@pytest.mark.slow
 def test_whole_intervals_of_padding_spoil_neither_keys_nor_roots():
     # 67 layers are 17 intervals of 4: 3 on each of 8 devices, 7 intervals of padding.
     layers, u0 = 67, jnp.asarray([[1.0, 2.0]])
@@ -224,7 +227,7 @@ def test_training_carries_integer_and_key_leaves_over_devices(schedule):
     assert nets.distance(*({"w": p.layers["w"], "opening": p.opening} for p in found)) < 1e-12
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", nets.slow_but(["predict, then sweep"], SCHEDULES))
 def test_every_device_holds_its_share_of_layers_optimiser_and_warm_values(schedule):
     layers, devices = 64, 4
     adam = nets.promoting(optax.adam(1e-2))

@@ -60,7 +60,7 @@ CASES = {
         False,
     ),
 }
-MATRIX = nets.slow_but(("FCF, F-cycle", "weight 0.7, three levels"), CASES)
+MATRIX = nets.slow_but(["weight 0.7, three levels"], CASES)
 
 
 @lru_cache

@@ -91,6 +91,7 @@ def test_every_step_has_one_slot_and_every_device_an_equal_share(layers, solver,
         assert (steps[-1] == level.slots - 1) if front else (steps[0] == 0)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=20)
 @given(layers=st.integers(1, 300), solver=solvers, devices=st.sampled_from([1, 2, 4, 8]), front=st.booleans())
 def test_complete_intervals_are_the_steps_of_the_next_level(layers, solver, devices, front):

@@ -122,6 +122,7 @@ def test_propagate_is_differentiable_with_it():
     assert nets.distance(found, expected) < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", nets.slow_but([ColdState()], [ColdState(), jm.CyclesThenGradient()]))
 def test_training_with_it_is_that_of_plain_jax(schedule):
     problem, params, batch = nets.classification(16)

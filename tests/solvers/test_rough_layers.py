@@ -29,7 +29,10 @@ def contraction(theta, u0, solver):
 
 
 # sum_n ||f_n'|| of coherent layers, and the root of sum_n ||f_n'||^2 of independent ones.
-@pytest.mark.parametrize("kind, strength, exponent", [("coherent", 1.0, 1.0), ("independent", 1.0, 0.5)])
+@pytest.mark.parametrize(
+    "kind, strength, exponent",
+    nets.slow_but([("independent", 1.0, 0.5)], [("coherent", 1.0, 1.0), ("independent", 1.0, 0.5)]),
+)
 def test_the_contraction_follows_its_law_in_sweeps_and_intervals(kind, strength, exponent):
     layers, width = 256, 16
     rng = np.random.default_rng(3)
@@ -55,11 +58,11 @@ def test_the_contraction_follows_its_law_in_sweeps_and_intervals(kind, strength,
     "layers, sweeps, options",
     [
         (16, 4, {}),
-        (18, 9, {}),
+        pytest.param(18, 9, {}, marks=pytest.mark.slow),
         pytest.param(32, 8, dict(factor=(2, 4), levels=3), marks=pytest.mark.slow),
         pytest.param(37, 8, dict(factor=(2, 4), levels=3), marks=pytest.mark.slow),
         (18, 1, dict(exact_first=4)),
-        (18, 1, dict(exact_first=100)),
+        pytest.param(18, 1, dict(exact_first=100), marks=pytest.mark.slow),
     ],
 )
 def test_as_many_sweeps_as_layers_are_exact_after_one_cycle(layers, sweeps, options):
@@ -149,7 +152,7 @@ def everything(layers, case, devices):
 @pytest.mark.parametrize(
     "layers, case, devices",
     nets.slow_but(
-        [(35, "two levels", 4)],
+        [],
         [
             *[(n, "two levels", d) for n, d in [(35, 4), (64, 2), (64, 4), (64, 8), (35, 2), (67, 8)]],
             *[(n, c, d) for c in ("three levels", "skipped") for n, d in [(64, 2), (67, 4), (67, 8)]],
