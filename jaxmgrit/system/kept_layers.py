@@ -28,14 +28,16 @@ class Kept(NamedTuple):
     exact: Any = None
 
 
-def one_after_another(step: Callable[..., PyTree], theta: Layers, u: State, h: StepSize, mask: Mask) -> PyTree:
+def one_after_another(
+    step: Callable[..., PyTree], theta: Layers, u: State, h: StepSize, mask: Mask, reverse: bool = False
+) -> PyTree:
     """The m layers in turn: theta and h with leading axis m; layers outside the mask pass the state on."""
 
     def one(value: State, layer: Layers) -> tuple[PyTree, None]:
         own, size, inside = layer
         return where(inside, step(own, value, size), value), None
 
-    return jax.lax.scan(one, u, (theta, h, mask))[0]
+    return jax.lax.scan(one, u, (theta, h, mask), reverse=reverse)[0]
 
 
 def over_kept_layers(
@@ -46,17 +48,25 @@ def over_kept_layers(
     h: StepSize,
     m: int,
     kept: Kept,
+    reverse: bool = False,
 ) -> PyTree:
-    """A coarse step that is given all m layers (and the mask, where it takes one), or the layers in turn."""
+    """A coarse step that is given all m layers (and the mask, where it takes one), or the layers in turn.
+
+    With `reverse` from the last layer to the first; the coarse step then is `picard`, which can.
+    """
 
     def approximate(v: Arrays) -> PyTree:
         mask = (kept.inside,) if takes_mask(coarse_step) else ()
+        if reverse:
+            return coarse_step(step, theta, v, h, m, *mask, reverse=True)
         return coarse_step(step, theta, v, h, m, *mask)
 
     if kept.exact is None:
         return approximate(u)
     # A branch where slots run one by one, as in the coarsest solve; under a sweep's `vmap` both sides are computed.
-    return jax.lax.cond(kept.exact, lambda v: one_after_another(step, theta, v, h, kept.inside), approximate, u)
+    return jax.lax.cond(
+        kept.exact, lambda v: one_after_another(step, theta, v, h, kept.inside, reverse), approximate, u
+    )
 
 
 def takes_mask(coarse_step: Callable[..., PyTree]) -> bool:

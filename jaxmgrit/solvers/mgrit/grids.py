@@ -243,16 +243,13 @@ def adjoint_grids(
 def _of_layers(
     equation: Equation, forward: tuple[Grid, ...], pull: Callable[..., PyTree], tapes: Tape, solver: Solver
 ) -> Iterator[Grid]:
-    """The adjoint's coarse grids from the pullbacks of all layers, the last layer of a slot first."""
+    """The adjoint's coarse grids from the pullbacks of all layers."""
     levels = tuple(grid.level for grid in forward)
     assert equation.coarse_step is not None
     # Pullbacks are pytrees of arrays with the layers as leading axes, so they are laid out like parameters.
     blocks, _ = coarse_blocks(Slot(tapes.taped), levels, solver, forward[0].backend)
     for grid, (taped, _, _, kept) in zip(forward[1:], blocks, strict=True):
-        assert kept is not None
-        # Coarse steps go from their first layer on, the adjoint from the last one back.
-        taped, inside = jax.tree.map(lambda x: jnp.flip(x, axis=2), (taped, kept.inside))
-        slots = Slot(taped, kept=kept._replace(inside=inside))
+        slots = Slot(taped, kept=kept)
         advance = partial(_pull_layers, equation.coarse_step, pull, grid.level.stride)
         yield replace(grid, blocks=slots, advance=advance, backward=True)
 
@@ -264,7 +261,7 @@ def _pull_layers(
         return pull(taped, value)
 
     h = jnp.zeros((stride,), real_dtype(lam))  # the pullbacks have theirs
-    return over_kept_layers(coarse_step, step, slot.theta, lam, h, stride, slot.kept or Kept())
+    return over_kept_layers(coarse_step, step, slot.theta, lam, h, stride, slot.kept or Kept(), reverse=True)
 
 
 def _vjp_state(equation: Equation, shared: Shared, slot: Slot, u: State) -> Vjp:
