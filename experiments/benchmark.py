@@ -53,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         results = []
         for width, batch in itertools.product(options.width, options.batch):
-            case = Case(options.layers, width, batch, options.dtype, options.factor)
+            rough = options.independent, tuple(options.sweeps), tuple(options.kept)
+            case = Case(options.layers, width, batch, options.dtype, options.factor, *rough)
             results.append(_case(case, devices, options))
             # After every case, so that an interruption loses but the one that runs.
             if options.json is not None:
@@ -74,6 +75,11 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch", type=at_least(1), nargs="+", default=[8, 32, 500, 5000], metavar="B", help="points")
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="of everything")
     parser.add_argument("--factor", type=at_least(1), default=32, metavar="M", help="layers per interval and segment")
+    parser.add_argument("--independent", action="store_true", help="layers that have nothing in common")
+    parser.add_argument(
+        "--sweeps", type=at_least(0), nargs="+", default=[], metavar="P", help="Picard sweeps, each too"
+    )
+    parser.add_argument("--kept", type=at_least(2), nargs="+", default=[16], metavar="M", help="layers they keep")
     parser.add_argument(
         "--devices", type=at_least(1), nargs="+", default=[1], metavar="P", help="devices, each in turn"
     )
@@ -95,6 +101,8 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
             f"--factor {options.factor}: expected at least 2 and less than --layers {options.layers}. "
             "Take a factor in between, such as 32 for 1024 layers."
         )
+    if max(options.kept) >= options.layers:
+        raise ConfigError(f"--kept {max(options.kept)}: expected less than --layers {options.layers}. Take fewer.")
     if 1 not in options.devices:
         raise ConfigError(f"--devices {options.devices}: expected 1 among them, which all ratios refer to. Add it.")
     # Asked before anything is measured, and without importing it.

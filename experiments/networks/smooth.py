@@ -1,4 +1,4 @@
-"""Layers that sample one smooth theta(t), whatever their number: the networks that solvers are measured with."""
+"""The networks that solvers are measured with: layers that sample one smooth theta(t), or independent ones."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -41,3 +41,21 @@ def smooth_layers(layers: int, width: int, seed: int = 0, scale: float = 1.0, dt
     w = scale / np.sqrt(width) * np.tensordot(waves, random.normal(size=(3, width, width)), 1)
     b = scale * np.tensordot(waves, random.normal(size=(3, width)), 1)
     return {"w": jnp.asarray(w, dtype), "b": jnp.asarray(b, dtype)}
+
+
+def independent_layers(layers: int, width: int, seed: int = 0, scale: float = 1.0, dtype: str = "float64") -> Layers:
+    """Parameters of so many layers that have nothing in common: normal matrices, biases of 0.
+
+    Args:
+        layers: N.
+        width: Features of a state.
+        seed: Of the matrices.
+        scale: Their entries' standard deviation is scale/sqrt(width).
+        dtype: Of the result.
+
+    Returns:
+        {"w": (N, width, width), "b": (N, width)}.
+    """
+    random = np.random.default_rng(seed)
+    w = scale / np.sqrt(width) * random.normal(size=(layers, width, width))
+    return {"w": jnp.asarray(w, dtype), "b": jnp.zeros((layers, width), dtype)}

@@ -1,9 +1,11 @@
 """What the benchmark times: one training step of a residual network, by every method, as functions of the same kind.
 
 A program makes one step from a state to the next: a gradient, and a momentum-SGD update with rate 0, whose momentum
-then is the gradient. The network is N layers `u + h tanh(u W + b)`, smooth in depth; the loss is the mean square.
+then is the gradient. The network is N layers `u + h tanh(u W + b)`, smooth in depth or independent of each other; the
+loss is the mean square.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -15,13 +17,14 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxmgrit as jm
-from experiments.networks.smooth import Layout, smooth_layers, tanh_step
+from experiments.networks.smooth import Layout, independent_layers, smooth_layers, tanh_step
 from experiments.timing.devices import Devices
 from jaxmgrit.analysis.cost_model import Counts, Sizes, iteration_counts
 
 Kind = Literal["sequential", "data parallel", "gradient", "one-shot"]
 FINAL_TIME = 5.0
 SCALE = 0.5  # of the layers: those of a trained network of this depth are not larger
+ROUGH = 0.85  # of independent layers, likewise: normal entries of standard deviation 0.3 at width 8
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,9 @@ class Case:
         batch: points.
         dtype: of everything.
         factor: m of the one-shot iterations, and layers per segment of the sequential programs.
+        independent: whether layers have nothing in common, rather than sample one smooth theta(t).
+        sweeps: Picard sweeps of one-shot iterations that keep all layers.
+        kept: m of these.
     """
 
     layers: int
@@ -41,6 +47,9 @@ class Case:
     batch: int
     dtype: str
     factor: int
+    independent: bool = False
+    sweeps: tuple[int, ...] = ()
+    kept: tuple[int, ...] = ()
 
 
 class Program(NamedTuple):
@@ -83,7 +92,8 @@ class Contender:
 def network(case: Case, layout: Layout) -> tuple[jm.Problem, jm.Params, tuple[jax.Array, jax.Array]]:
     """The training problem, its parameters and the batch."""
     random = np.random.default_rng(0)
-    theta = smooth_layers(case.layers, case.width, scale=SCALE, dtype=case.dtype)
+    make, scale = (independent_layers, ROUGH) if case.independent else (smooth_layers, SCALE)
+    theta = make(case.layers, case.width, scale=scale, dtype=case.dtype)
     x = jnp.asarray(random.normal(size=(case.batch, case.width)), case.dtype)
     x = x if layout == "batch_first" else x.T
 
@@ -156,6 +166,12 @@ def _one_shot(case: Case, layout: Layout, devices: Devices) -> Iterator[Contende
         yield _multigrid(
             f"predict, then sweep, {name}", case, layout, devices, solver, jm.PredictThenSweep(), "one-shot"
         )
+
+    for factor, sweeps, inner in itertools.product(case.kept, case.sweeps, (False, True)):
+        step = jm.picard(sweeps, inner_values=inner)
+        solver = jm.MGRIT(factor, levels=2, coarse_params=jm.all_layers, coarse_step=step)
+        name = f"predict, then sweep, picard({sweeps}), m = {factor}{', inner values' * inner}"
+        yield _multigrid(name, case, layout, devices, solver, jm.PredictThenSweep(), "one-shot")
 
 
 def _multigrid(

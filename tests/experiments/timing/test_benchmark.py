@@ -19,6 +19,7 @@ from jaxmgrit.analysis.cost_model import Costs, Counts, Sizes, iteration_counts,
     [
         (["--factor", "1"], "--factor 1: expected at least 2"),
         (["--layers", "16", "--factor", "16"], "less than --layers 16"),
+        (["--layers", "64", "--kept", "16", "64"], "--kept 64: expected less than --layers 64"),
         (["--devices", "2"], "expected 1 among them"),
         (["--devices", "1", "100000"], "the cores this process may use"),
     ],
@@ -44,7 +45,7 @@ def test_the_plan_of_a_sequential_training_is_refused(capsys):
 @pytest.mark.parametrize("layout", ["batch_first", "width_first"])
 @pytest.mark.parametrize("devices", [1, 2])
 def test_all_programs_find_the_same_gradient(layout, devices):
-    case = Case(layers=32, width=3, batch=4, dtype="float32", factor=8)
+    case = Case(layers=32, width=3, batch=4, dtype="float32", factor=8, independent=True, sweeps=(2,), kept=(8,))
     exact = None
     for contender in contenders(case, (layout,), Devices(devices)):
         if "unroll" in contender.name:
@@ -62,7 +63,7 @@ def test_all_programs_find_the_same_gradient(layout, devices):
 def test_a_benchmark_leaves_a_table_and_a_file(tmp_path, capsys):
     file = tmp_path / "found.json"
     small = ["--layers", "32", "--width", "2", "--batch", "2", "--factor", "8", "--layouts", "batch_first"]
-    assert benchmark.main([*small, "--repeats", "2", "--only", "predict", "--json", str(file)]) == 0
+    assert benchmark.main([*small, "--repeats", "2", "--only", "predict", "--json", str(file), "--sweeps", "1"]) == 0
     (case,) = json.loads(file.read_text())["cases"]
     tuned = min(row["milliseconds"] for row in case["programs"] if row["kind"] == "sequential")
     assert case["tuned"]["milliseconds"] == tuned
