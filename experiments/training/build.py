@@ -1,7 +1,6 @@
 """From a config to the objects of jaxmgrit and optax it names."""
 
 import dataclasses
-import math
 import os
 from dataclasses import replace
 from typing import Any
@@ -12,7 +11,7 @@ import optax
 from jax.sharding import AxisType
 
 import jaxmgrit as jm
-from experiments.config.hierarchies import grid_sizes
+from experiments.config.ladder import climbs_by_sweeps, ladder, sweeps_and_cycles
 from experiments.config.schema import Backend, Config
 from experiments.config.solver import SCHEDULES, solver
 from experiments.errors import ConfigError
@@ -129,40 +128,6 @@ def initial_params(config: Config, data: Data) -> jm.Params:
     return kinds.initial_params(config.network, inputs, config.seed, config.dtype)
 
 
-MOST_SWEEPS = 4  # of Picard, tried before sequential sweeps
-
-
-def ladder(config: Config) -> list[int | None]:
-    """How much the solvers do that `control` chooses from, the config's own first; None: sequential sweeps.
-
-    State cycles; or of a coarse step by p Picard sweeps p + 1, the power to which the layers' increments enter its
-    error, so that errors fall from rung to rung as they do with cycles.
-    """
-    if config.training.method == "sequential":
-        return [None]
-    if not config.control.active:
-        return [config.solver.cycles]
-    if climbs_by_sweeps(config):
-        own, m = config.solver.sweeps, _layers_of_a_coarse_step(config)
-        if own >= m:
-            return [own + 1]  # exact already
-        return [own + 1, *range(own + 2, min(MOST_SWEEPS, m - 1) + 2), None]  # m sweeps would be sequential
-    cycles = config.solver.cycles if config.training.schedule == "cycles_then_gradient" else 1
-    more = [cycles * 2**i for i in range(1, 20) if cycles * 2**i <= config.control.most_cycles]
-    return [cycles, *more, None]
-
-
-def _layers_of_a_coarse_step(config: Config) -> int:
-    """m, on the coarsest level: as many Picard sweeps are exact."""
-    given = solver(config.solver)
-    return math.prod(given.factor(level) or 1 for level in range(len(grid_sizes(config, "solver")) - 1))
-
-
-def climbs_by_sweeps(config: Config) -> bool:
-    """Whether the rungs of the `ladder` have ever more Picard sweeps rather than cycles."""
-    return config.training.method == "one_shot" and config.solver.coarse_step == "picard"
-
-
 def trainer(config: Config, rate: float = 1.0, rung: int = 0) -> Trainer:
     """The trainer: one-shot, or its conventional counterpart with exact states and gradients.
 
@@ -228,11 +193,15 @@ def _solvers(config: Config, rung: int) -> tuple[Any, jm.MGRIT | jm.Sequential, 
         return jm.CyclesThenGradient(), jm.Sequential(own.factor(0)), jm.Sequential(own.factor(0))
     first, predicted = ladder(config)[0], config.training.schedule == "predict_then_sweep"
     assert first is not None
+    more = cycles // first
     if climbs_by_sweeps(config):
-        return schedule, _with_more_sweeps(own, cycles - first), _with_more_sweeps(adjoint, cycles - first)
+        sweeps, more = sweeps_and_cycles(ladder(config), rung)
+        own, adjoint = (_with_more_sweeps(given, sweeps + 1 - first) for given in (own, adjoint))
+        if more == 1:
+            return schedule, own, adjoint
 
     def longer(given: jm.MGRIT) -> jm.MGRIT:
-        return replace(given, cycles=cycles // first * (1 if predicted else given.cycles))
+        return replace(given, cycles=more * (1 if predicted else given.cycles))
 
     return jm.CyclesThenGradient(), longer(own), longer(adjoint)
 

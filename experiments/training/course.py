@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from experiments.config.ladder import ladder
 from experiments.config.schema import Config
 from experiments.foundation.numbers import is_number
 from experiments.training import nested
-from experiments.training.build import ladder
 from experiments.training.checkpoint import Refused
 from jaxmgrit.analysis.control import ControlState
 

@@ -10,13 +10,12 @@ from experiments.problems import Data
 from experiments.processes.interruption import Interruption
 from experiments.training import nested
 from experiments.training.checkpoint import Checkpoint
-from experiments.training.controller import KEPT, Controller
+from experiments.training.controller import Controller
 from experiments.training.course import FAILED_SEARCHES
 from experiments.training.evaluation import EvaluationStopped, is_due
 from experiments.training.records import Gap, Listener, Row, figures
 from experiments.training.recovery import stepped_back, trouble
 from experiments.training.session import Session, is_finite
-from jaxmgrit.analysis.control import EXACT
 from jaxmgrit.training.trainer import Trainer
 
 
@@ -179,19 +178,10 @@ class Loop:
         return self.iteration
 
     def _watch(self, iteration: int, listener: Listener) -> None:
-        """Compare the gradient with the exact one where that is due, and change the solver where it must be."""
+        """Let the control of inexactness decide; its comparisons are on the clock."""
         start, session = time.perf_counter(), self._session
-        change, session.course.control = self._control.follow(session.course.control, iteration)
-        if change:
-            session.change(session.course)
-            self._decided(listener, change)
-        while self._control.is_due(session.course.control, iteration):
-            measured = session.measure(iteration, self._control.cycles[session.course.control.rung])
-            event, session.course.control = self._control.decide(session.course.control, iteration, measured)
-            if event["action"] != KEPT:
-                session.change(session.course)
-            if event["action"] != KEPT or measured != EXACT:
-                self._decided(listener, event)
+        for event in self._control.watch(session, iteration):
+            self._decided(listener, event)
         session.course.seconds += time.perf_counter() - start
 
     def _note_end(self, row: Row, listener: Listener) -> None:

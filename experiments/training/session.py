@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 import jaxmgrit as jm
+from experiments.config.ladder import climbs_by_sweeps, fused_sweeps
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.foundation.functions import references
@@ -43,6 +44,8 @@ class Session:
         config: Of the run.
         course: What is remembered besides the state.
         state: The trainer's.
+        sweeps: Work of inexact iterations so far, control's included; see `fused_sweeps`.
+        serial: Sequential gradients so far, those of comparisons included.
     """
 
     state: Any
@@ -50,6 +53,7 @@ class Session:
     def __init__(self, config: Config, data: Data) -> None:
         self.config, self._data = config, data
         self.course = Course()
+        self.sweeps, self.serial = 0.0, 0
         self._made: dict[Setting, Programs] = {}
         self._fresh: tuple[Setting, Any, jm.Snapshot] | None = None
         self._batches = Batches(config, data)
@@ -141,6 +145,7 @@ class Session:
     def update(self, iteration: int) -> Any:
         """One iteration; its info, on the host."""
         self.state, info = self._programs.update(self.state, self._batches.at(iteration))
+        self._count(1)
         # Waits for the device, as the clock of the loop must.
         return jax.device_get(info)
 
@@ -164,12 +169,15 @@ class Session:
         """Compare the gradients of an iteration; where a solver is new, after a few steps, which are taken back."""
         if cycles is None:
             return EXACT
+        self._count(2)  # of the gradient, and of how the residual falls
+        self.serial += 1
         if self.course.control.since < iteration:
             return Measured(*map(float, self._programs.compare(self.state, self._batches.at(iteration))))
         # Kept beside, since trial iterations use up the state they are given.
         snapshot = self.trainer.export(self.state)
         for i in range(TRIAL):
             self.state, _ = self._programs.update(self.state, self._batches.at(iteration + i))
+        self._count(TRIAL)
         measured = self._programs.compare(self.state, self._batches.at(iteration + TRIAL))
         self.state = self.trainer.restore(self.state, snapshot)
         return Measured(*map(float, measured))
@@ -210,9 +218,19 @@ class Session:
         self.state = self.trainer.restore(fresh, snapshot if kept else snapshot._replace(warm=cold))
         if self._batches.warm and jax.tree.leaves(cold):
             batch = self._batches.at(int(snapshot.iteration))
-            swept_otherwise = build.climbs_by_sweeps(self.network) and self._programs is not before
+            swept_otherwise = climbs_by_sweeps(self.network) and self._programs is not before
             for _ in range(REFRESHES if not kept else ADAPTATIONS if swept_otherwise else 0):
                 self.state = self._programs.refresh(self.state, batch)
+                self._count(1)
+
+    def points(self, iteration: int) -> tuple[Any, Any]:
+        """What an iteration trains on."""
+        points: tuple[Any, Any] = self._batches.at(iteration).points
+        return points
+
+    def _count(self, iterations: int) -> None:
+        self.sweeps += iterations * self._work
+        self.serial += iterations if self._work == 0 else 0
 
     @property
     def _setting(self) -> Setting:
@@ -225,6 +243,7 @@ class Session:
             trainer = build.trainer(self.network, rate, rung)
             self._made[self._setting] = programs(self.config, self._data, trainer, self._batches)
         self._programs = self._made[self._setting]
+        self._work = fused_sweeps(self.network, self.course.control.rung)
 
 
 def is_finite(snapshot: jm.Snapshot) -> bool:

@@ -130,7 +130,9 @@ def observe(
     return state
 
 
-def follow(control: Control, state: ControlState, iteration: int, top: int) -> tuple[ControlState, str]:
+def follow(
+    control: Control, state: ControlState, iteration: int, top: int, most_swept: int | None = None
+) -> tuple[ControlState, str]:
     """Change the rung by the mismatch alone, without a comparison.
 
     Args:
@@ -138,18 +140,21 @@ def follow(control: Control, state: ControlState, iteration: int, top: int) -> t
         state: from the last decision or observation.
         iteration: the one about to be done.
         top: index of the last rung, sequential sweeps; it is never entered nor left here.
+        most_swept: index of the rung with the most Picard sweeps, behind which there are more cycles with as many
+            sweeps; None: the last before sequential sweeps.
 
     Returns:
         The next state and the reason for a change; "" if there is none. A comparison confirms every change, and is due
-        at once where the last rung before sequential sweeps would have to be left.
+        at once where more sweeps have come to an end: only it tells whether cycles converge.
     """
+    most_swept = top - 1 if most_swept is None else most_swept
     if state.rung == top or iteration - state.since < SETTLED or state.mismatch is None or state.error is None:
         return state, ""
     foreseen = state.error * state.mismatch
     says = f"a mismatch of {state.mismatch:.2g}, so a relative distance of about {foreseen:.2g} from the exact gradient"
     # Not `>`: NaN has to climb too.
     if not foreseen <= control.tolerance:
-        if state.rung == top - 1:
+        if state.rung >= most_swept:
             return state._replace(check=iteration), ""
         patience = 2 * state.patience if state.origin >= 0 else state.patience
         after = _changed(state._replace(patience=patience), iteration, state.rung + 1)
@@ -163,20 +168,37 @@ def follow(control: Control, state: ControlState, iteration: int, top: int) -> t
 
 
 def confirm(
-    control: Control, state: ControlState, iteration: int, measured: Measured, cycles: Sequence[int | None]
+    control: Control,
+    state: ControlState,
+    iteration: int,
+    measured: Measured,
+    cycles: Sequence[int | None],
+    most_swept: int | None = None,
 ) -> tuple[ControlState, str]:
-    """What to do after a comparison where `follow` decides in between; arguments and results as of `decide`."""
+    """What to do after a comparison where `follow` decides in between; results as of `decide`.
+
+    Args:
+        control: as of `decide`.
+        state: likewise.
+        iteration: likewise.
+        measured: likewise.
+        cycles: likewise.
+        most_swept: as of `follow`.
+    """
     if state.grad_norm is not None and state.largest:
         part = state.grad_norm / max(state.grad_norm, control.near_zero * state.largest)
         measured = measured._replace(distance=part * measured.distance, cosine=measured.cosine if part == 1 else 1.0)
     after, reason = decide(control, state, iteration, measured, cycles)
     top = len(cycles) - 1
+    most_swept = top - 1 if most_swept is None else most_swept
     if state.rung == top:
-        # Serial sweeps are left for the most exact rung below, on trial.
-        return (after._replace(rung=top - 1, mismatch=None) if reason else after), reason
+        # Serial sweeps are left for the most Picard sweeps, on trial.
+        return (after._replace(rung=most_swept, mismatch=None) if reason else after), reason
     if reason and after.rung > state.rung:
-        if state.origin < top:
-            # The layers' law promises much of one sweep more: that is tried first.
+        # The layers' law promises much of one sweep more: that is tried first. No law makes cycles converge.
+        if state.rung >= most_swept and max(measured.factor, measured.adjoint_factor) >= 1:
+            after = after._replace(rung=top)
+        elif state.origin < top:
             after = after._replace(rung=state.rung + 1)
         return _settling(after, iteration), reason
     if reason:

@@ -131,6 +131,29 @@ def test_a_mismatch_that_shrinks_comes_down_after_a_while_and_is_confirmed():
     assert followed(range(100, 125), 3e-4, CALIBRATED._replace(rung=2, since=95))[0] == [2] * 25  # no hope
 
 
+CYCLES = [3, 4, 5, 10, 20, None]  # as SWEEPS, and between them and sequential sweeps 2 and 4 cycles of picard(4)
+
+
+def test_behind_the_most_sweeps_a_comparison_leads_to_more_cycles_if_they_converge_and_else_to_sequential_sweeps():
+    state = CALIBRATED._replace(rung=2, since=95)
+    asked, reason = follow(CONTROL, observe(state, 1.0, 1e-2, 1.0), 100, top=5, most_swept=2)
+    assert (asked.rung, asked.check, reason) == (2, 100, "")
+    far_off = Measured(0.95, 0.3, 0.4, 0.5)
+    more, reason = confirm(CONTROL, asked, 100, far_off, CYCLES, most_swept=2)
+    assert (more.rung, more.check) == (3, 100 + SETTLED) and "relative distance 0.3" in reason
+    for factors in ((1.1, 0.5), (0.5, 1.0)):
+        after, _ = confirm(CONTROL, asked, 100, Measured(0.95, 0.3, *factors), CYCLES, most_swept=2)
+        assert CYCLES[after.rung] is None
+    # The mismatch alone never climbs from there, but comes down.
+    again, _ = follow(CONTROL, observe(more._replace(error=100.0), 1.0, 1.0, 1.0), 110, top=5, most_swept=2)
+    assert (again.rung, again.check) == (3, 110)
+    less, reason = follow(CONTROL, observe(more._replace(error=100.0), 1.0, 1e-6, 1.0), 130, top=5, most_swept=2)
+    assert (less.rung, less.origin) == (2, 3) and "one rung less" in reason
+    # Sequential sweeps are left for the most Picard sweeps.
+    serial = ControlState(rung=5, check=100, since=0, error=1.0)
+    assert confirm(CONTROL, serial, 100, EXACT, CYCLES, most_swept=2)[0].rung == 2
+
+
 def test_a_gradient_near_zero_may_be_imprecise():
     far_off = Measured(0.3, 1.0, 0.3, 0.3)
     for grad_norm, rung in ((1.0, 1), (0.02, 1), (0.002, 0)):

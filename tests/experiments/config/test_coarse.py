@@ -4,6 +4,7 @@ import pytest
 
 import jaxmgrit as jm
 from experiments import config
+from experiments.config.ladder import fused_sweeps, ladder
 from experiments.config.solver import solver
 from experiments.errors import ConfigError
 from experiments.training import build
@@ -76,19 +77,35 @@ def test_extreme_numbers_of_sweeps_and_exact_intervals_are_taken(words, tmp_path
 @pytest.mark.parametrize(
     ("words", "rungs"),
     [
-        ("", [3, 4, 5, None]),  # 2, 3, 4 sweeps
-        ("--solver.sweeps 1 --solver.coarsening-factor 4", [2, 3, 4, None]),  # 4 sweeps of 4 layers are sequential
-        ("--solver.sweeps 6", [7, None]),
-        ("--solver.coarsening-factor 2 --solver.levels 3 --solver.sweeps 1", [2, 3, 4, None]),  # 4 layers in a step
+        ("", [3, 4, 5, 10, 20, None]),  # 2, 3, 4 sweeps; then 2 and 4 cycles
+        ("--control.most-cycles 1", [3, 4, 5, None]),
+        # 4 sweeps of 4 layers are sequential
+        ("--solver.sweeps 1 --solver.coarsening-factor 4", [2, 3, 4, 8, 16, None]),
+        ("--solver.sweeps 6", [7, 14, 28, None]),
+        # 4 layers in a step
+        ("--solver.coarsening-factor 2 --solver.levels 3 --solver.sweeps 1", [2, 3, 4, 8, 16, None]),
+        ("--solver.sweeps 8", [9]),  # exact
     ],
 )
-def test_control_climbs_by_sweeps(words, rungs, tmp_path):
+def test_control_climbs_by_sweeps_and_then_by_cycles(words, rungs, tmp_path):
     given = read(tmp_path, *words.split(), "--control.active", "true")
-    assert build.ladder(given) == rungs
+    assert ladder(given) == rungs
     own = given.solver.sweeps
     trainers = [build.trainer(given, rung=rung) for rung in range(len(rungs))]
-    assert [t.solver.coarse_step.sweeps for t in trainers[:-1]] == [count - 1 for count in rungs[:-1]]
-    assert trainers[0].solver.coarse_step == trainers[0].adjoint.coarse_step == jm.picard(own)
-    assert all(isinstance(t.schedule, jm.PredictThenSweep) for t in trainers[:-1])
-    assert isinstance(trainers[-1].solver, jm.Sequential)
-    assert Controller(given).name(0) == f"picard({own})" and Controller(given).name(len(rungs) - 1).startswith("seq")
+    most = max(4 if len(rungs) > 1 and given.solver.coarsening_factor == 8 else 3, own)
+    for trainer, count in zip(trainers, rungs, strict=True):
+        work = fused_sweeps(given, rungs.index(count))
+        if count is None:
+            assert isinstance(trainer.solver, jm.Sequential) and work == 0
+        elif count <= most + 1:
+            assert trainer.solver.coarse_step == trainer.adjoint.coarse_step == jm.picard(count - 1)
+            assert isinstance(trainer.schedule, jm.PredictThenSweep) and work == 1
+        else:
+            assert trainer.solver.coarse_step == trainer.adjoint.coarse_step == jm.picard(most)
+            assert trainer.solver.cycles == trainer.adjoint.cycles == count // (most + 1)
+            # A state and an adjoint cycle are the work of one fused sweep, and the gradient is another.
+            assert isinstance(trainer.schedule, jm.CyclesThenGradient) and work == 1 + count // (most + 1)
+    names = [Controller(given).name(rung) for rung in range(len(rungs))]
+    assert names[0] == f"picard({own})"
+    if rungs[1:] and given.control.most_cycles > 1:
+        assert names[-2:] == [f"4 cycles with picard({most})", "sequential sweeps"]
