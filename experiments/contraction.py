@@ -25,6 +25,7 @@ import jaxmgrit as jm
 from experiments.config.arguments import Parser, at_least, output_file
 from experiments.errors import ConfigError
 from experiments.networks.blocks import layer_norm, transformer_block, transformer_parameters
+from experiments.rough.contraction import residuals
 from experiments.runs import terminal
 
 PyTree = Any
@@ -88,22 +89,15 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def factors(subject: Subject, params: jm.Params) -> dict[str, tuple[float, float]]:
     """The reduction of state and adjoint residuals by a cycle, for every coarse step."""
-    u0 = subject.u0(params.opening)
-    common: dict[str, Any] = {"h": subject.h}
-    # Adjoints are linearised at the exact states, so that errors of the state do not blur their reduction.
-    exact = jm.solve(subject.step, params.layers, u0, solver=jm.Sequential(segment=subject.factor), **common)
-    lam = jax.grad(lambda u: subject.loss(params.closing, u))(exact.u_final)
-    found = {}
+    u0, reduced = subject.u0(params.opening), {}
     for name, coarse in COARSE.items():
         solver = jm.MGRIT(subject.factor, levels=2, cycles=max(subject.cycles) + 1, **coarse)
-        state = jm.solve(subject.step, params.layers, u0, solver=solver, **common).residual_norms
-        adjoint = jm.adjoint_solve(subject.step, params.layers, exact, lam, solver=solver, **common).residual_norms
-        of_state, of_adjoint = subject.cycles
-        found[name] = (
-            float(state[of_state] / state[of_state - 1]),
-            float(adjoint[of_adjoint] / adjoint[of_adjoint - 1]),
-        )
-    return found
+        norms = residuals(
+            subject.step, params.layers, u0, lambda u: subject.loss(params.closing, u), subject.h, solver
+        )[:2]
+        of_state, of_adjoint = (float(x[i] / x[i - 1]) for x, i in zip(norms, subject.cycles, strict=True))
+        reduced[name] = of_state, of_adjoint
+    return reduced
 
 
 def trained(subject: Subject, iterations: int) -> jm.Params:

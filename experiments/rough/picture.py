@@ -10,6 +10,7 @@ LABELS = {
     "picard": "one-shot, Picard sweeps",
     "average": "one-shot, averaged layers",
     "injection": "one-shot, injection",
+    "control": "one-shot, Picard sweeps under control",
 }
 
 
@@ -32,7 +33,8 @@ def draw(runs: list[dict[str, Any]], config: Config, file: Path) -> None:
         number = list(LABELS).index(method)
         label = None if method in labelled else LABELS[method]
         labelled.add(method)
-        style: dict[str, Any] = {"color": f"C{number}", "lw": 1.4, "alpha": 0.8, "ls": ("-", "--", "-", "-")[number]}
+        line = "--" if method in ("picard", "control") else "-"
+        style: dict[str, Any] = {"color": f"C{number}", "lw": 1.4, "alpha": 0.8, "ls": line}
         # Sequential training, wide and beneath: what agrees with it would hide it, or be hidden.
         style |= {"label": label} | ({"lw": 3, "alpha": 0.4, "zorder": 1.5} if method == "sequential" else {})
         losses.plot([p["iteration"] for p in points], [p["exact_validation_loss"] for p in points], **style)
