@@ -83,7 +83,7 @@ def ours(**options):
 @pytest.mark.parametrize(
     "options",
     nets.slow_but(
-        [{}, dict(h=H, backend=nets.mesh(2))],
+        [dict(h=H, backend=nets.mesh(2))],
         [{}, dict(h=H, backend=nets.mesh(2)), dict(h=H, solver=jm.MGRIT(2, cycles=4)), dict(solver=jm.Newton(2))],
     ),
     ids=["default", "mesh", "multigrid", "newton"],
@@ -95,6 +95,7 @@ def test_values_gradients_and_statistics_are_those_of_the_scan(options):
     assert any(jnp.any(x != y) for x, y in zip(before, expected[0][1][1], strict=True))
 
 
+@pytest.mark.slow
 def test_layers_that_change_nothing_are_propagated_dropout_included():
     layers, state = make()
     inference = eqx.nn.inference_mode(layers)

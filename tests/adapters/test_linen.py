@@ -82,7 +82,7 @@ def test_values_gradients_and_statistics_are_those_of_linen_scan():
 @pytest.mark.parametrize(
     "options",
     nets.slow_but(
-        [{}, dict(h=H, backend=nets.mesh(2))],
+        [{}],
         [{}, dict(h=H, backend=nets.mesh(2)), dict(h=H, solver=jm.MGRIT(2, cycles=4)), dict(solver=jm.Newton(2))],
     ),
     ids=["default", "mesh", "multigrid", "newton"],
@@ -91,6 +91,7 @@ def test_values_gradients_and_statistics_with_dropout_are_those_of_the_module_ap
     assert nets.distance(outcome(ours(**options)), outcome(by_apply)) < 1e-12
 
 
+@pytest.mark.slow
 def test_layers_that_change_nothing_are_propagated_dropout_included():
     class Dropout(linen.Module):
         @linen.compact

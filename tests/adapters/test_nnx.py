@@ -69,7 +69,7 @@ def ours(**options):
 @pytest.mark.parametrize(
     "options",
     nets.slow_but(
-        [{}, dict(h=H, backend=nets.mesh(2))],
+        [{}],
         [{}, dict(h=H, backend=nets.mesh(2)), dict(h=H, solver=jm.MGRIT(2, cycles=4)), dict(solver=jm.Newton(2))],
     ),
     ids=["default", "mesh", "multigrid", "newton"],

@@ -114,7 +114,8 @@ def by_equinox():
     return *made, loss
 
 
-@pytest.mark.parametrize("make", nets.slow_but([by_nnx], [by_nnx, by_linen, by_equinox]))
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [by_nnx, by_linen, by_equinox])
 def test_steps_are_those_of_the_frameworks_network_and_dropout_is_by_the_key(make):
     problem, params, loss = make()
     cycles = jm.MGRIT(2, levels=2, cycles=4)

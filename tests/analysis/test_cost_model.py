@@ -203,7 +203,7 @@ EVERY = (
     + [("predict, then sweep", "uneven N", 8, 1)]
     + [("cycles, then gradient", "tolerance, F, factors", 4, 2), ("predict, then sweep", "three levels, F", 2, 2)]
 )
-QUICK = [("solve", "V-cycles, FCF, uneven N", 2, 1), ("predict, then sweep", "uneven N", 1, 1)]
+QUICK = [("solve", "V-cycles, FCF, uneven N", 2, 1)]
 
 
 def modelled(parts):

@@ -125,6 +125,7 @@ def test_an_earlier_run_is_never_overwritten(run, tiny, capsys):
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
 
 
+@pytest.mark.slow
 def test_folders_are_named_by_run_and_time(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
@@ -134,6 +135,7 @@ def test_folders_are_named_by_run_and_time(tiny, tmp_path, monkeypatch):
     assert all(name.startswith("tiny-20") for name in names)
 
 
+@pytest.mark.slow
 def test_sequential_training_is_exact_and_many_cycles_reproduce_it(tiny, tmp_path):
     exact = train(tiny, tmp_path / "exact", "--training.method", "sequential")
     cycles = train(tiny, tmp_path / "cycles", "--solver.cycles", "5")
@@ -146,11 +148,13 @@ def test_sequential_training_is_exact_and_many_cycles_reproduce_it(tiny, tmp_pat
     assert not np.allclose(column(few, "grad_norm"), column(exact, "grad_norm"), rtol=1e-6, atol=0)
 
 
+@pytest.mark.slow
 def test_predict_then_sweep_trains(tiny, tmp_path):
     rows = train(tiny, tmp_path / "run", "--training.schedule", "predict_then_sweep", "--iterations", "40")
     assert rows[-1]["exact_train_loss"] < 0.9 * rows[0]["exact_train_loss"]
 
 
+@pytest.mark.slow
 def test_penalties_are_in_the_objective(tiny, tmp_path):
     rows = train(tiny, tmp_path / "run", "--penalty.gamma-tik", "0.1", "--iterations", "1")
     params = runs.load_params(tmp_path / "run" / "parameters.npz")
@@ -194,7 +198,9 @@ def test_more_devices_than_there_are_is_refused(tiny, monkeypatch, capsys):
     assert f"backend.devices = {wanted}: expected at most {wanted - 1}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("rate", "what"), [("1e9", "inexact_loss = "), ("1e308", "= nan")])
+@pytest.mark.parametrize(
+    ("rate", "what"), [pytest.param("1e9", "inexact_loss = ", marks=pytest.mark.slow), ("1e308", "= nan")]
+)
 def test_a_training_that_blows_up_stops_with_a_sentence(tiny, tmp_path, capsys, rate, what):
     words = ["--optimizer.name", "sgd", "--optimizer.learning-rate", rate, "--output.folder", str(tmp_path / "run")]
     assert main([tiny, *words, "--recovery.attempts", "0"]) == 1

@@ -27,7 +27,7 @@ def test_there_are_networks_of_all_kinds():
     assert all(jax.tree.leaves(net.theta)[0].shape[0] == net.layers for net in nets)
 
 
-@pytest.mark.parametrize("key", ["tanh rough T5", "lstm"])
+@pytest.mark.parametrize("key", ["tanh rough T5", pytest.param("lstm", marks=pytest.mark.slow)])
 def test_the_ways_to_write_a_scan_agree(key):
     net = make(key)
     ways = propagations(net.step, net.h, net.layers)

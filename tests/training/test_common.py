@@ -58,7 +58,7 @@ SOLVERS = {
 }
 
 
-@pytest.mark.parametrize("name", nets.slow_but(["injection, one device", "all layers, two devices"], list(SOLVERS)))
+@pytest.mark.parametrize("name", nets.slow_but(["all layers, two devices"], list(SOLVERS)))
 def test_many_cycles_are_conventional_training(name, everything):
     """The masks of state, adjoint and gradient agree with each other, and with those documented."""
     solver, devices = SOLVERS[name]
@@ -80,6 +80,7 @@ def in_parts():
     return trained(trainer, TIED, CONTEXT, KEYS)
 
 
+@pytest.mark.slow
 def test_parts_of_the_batch_have_their_part_of_the_context_and_keys_of_their_own(in_parts):
     """As documented, in state, adjoint and gradient: the key is folded with the part's number, then the layer's."""
     trainer, state = in_parts
@@ -150,9 +151,8 @@ def test_the_published_loop_trains_with_context_and_keys(devices):
     np.testing.assert_allclose(trainer.problem.evaluate(expected, BATCH, context=CONTEXT)[0], loss, rtol=1e-8)
 
 
-@pytest.mark.parametrize(
-    "hessian", [jm.LBFGS(), pytest.param(jm.BFGS(), marks=pytest.mark.slow)], ids=["L-BFGS", "BFGS"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("hessian", [jm.LBFGS(), jm.BFGS()], ids=["L-BFGS", "BFGS"])
 def test_quasi_newton_trains_what_is_shared(hessian):
     trainer = published(jm.MGRIT(2, **MANY), hessian, start="warm")
     state = trainer.init(TIED, BATCH)

@@ -20,7 +20,7 @@ CASES = {
     ),
 }
 SAMPLES = 12
-both_schedules = pytest.mark.parametrize("schedule", CASES)
+both_schedules = pytest.mark.parametrize("schedule", nets.slow_but(["predict, then sweep"], CASES))
 devices = pytest.mark.parametrize("devices", nets.slow_but([1], [1, 4]))
 
 
@@ -83,6 +83,7 @@ def test_a_cold_start_is_that_of_a_new_training(schedule, devices):
     assert int(cold.iteration) == 1
 
 
+@pytest.mark.slow
 def test_a_cold_start_every_time_is_conventional_training_where_cycles_are_many():
     problem, params, batch = nets.classification(37)
     converged = jm.MGRIT(4, cycles=30, rtol=0.0)

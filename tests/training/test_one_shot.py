@@ -20,7 +20,7 @@ SOLVERS = {
     "cycles, then gradient": jm.MGRIT(4, cycles=1),
     "predict, then sweep": jm.MGRIT(4, levels=2, cycles=1, **AVERAGED_MIDPOINT),
 }
-both_schedules = pytest.mark.parametrize("schedule", SCHEDULES)
+both_schedules = pytest.mark.parametrize("schedule", nets.slow_but(["predict, then sweep"], SCHEDULES))
 
 
 def general(layers, **terms):
@@ -266,7 +266,7 @@ def test_no_two_leaves_of_a_state_share_a_buffer(schedule):
 
 
 @both_schedules
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("devices", nets.slow_but([4], [1, 4]))
 def test_nothing_is_traced_again_after_the_first_step(schedule, devices):
     problem, params, batch = nets.classification(64)
     traces = []
@@ -288,6 +288,7 @@ def test_nothing_is_traced_again_after_the_first_step(schedule, devices):
     assert state.iteration == 3
 
 
+@pytest.mark.slow
 def test_a_whole_training_may_be_one_scan():
     problem, params, batch = nets.classification(26)
     trainer = jm.OneShot(problem, ADAM, SOLVERS["cycles, then gradient"], SOLVERS["cycles, then gradient"])
@@ -299,6 +300,7 @@ def test_a_whole_training_may_be_one_scan():
     np.testing.assert_allclose(infos.loss, reported.loss, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_integer_and_key_leaves_are_neither_trained_nor_shown_to_the_optimiser():
     problem, params, batch = nets.classification(26)
     fixed = {"kind": jnp.arange(26), "key": jax.random.split(jax.random.key(1), 26)}
@@ -339,6 +341,7 @@ def test_integer_and_key_leaves_are_neither_trained_nor_shown_to_the_optimiser()
     assert nets.distance(trainable(found[-1]), now) < 1e-10
 
 
+@pytest.mark.slow
 def test_single_precision_training_stays_single_precision():
     single = jax.tree.map(lambda x: x.astype(jnp.float32), nets.classification(26)[1:])
     problem = general(26)[0]
@@ -349,6 +352,7 @@ def test_single_precision_training_stays_single_precision():
         assert {leaf.dtype.name for leaf in jax.tree.leaves((state.params, state.warm, info[:6]))} == {"float32"}
 
 
+@pytest.mark.slow
 def test_changing_batches_keep_their_own_warm_values():
     problem, params, (x, y) = nets.classification(24)
     batches = [(x[:6], y[:6]), (x[6:], y[6:])]
@@ -385,6 +389,7 @@ def test_anticipate_by_zero_changes_nothing():
     np.testing.assert_array_equal(ahead["w"], [1.0, 4.0])
 
 
+@pytest.mark.slow
 def test_the_gradient_in_l2_is_the_layers_divided_by_the_step_size():
     gradient = jm.Params(jnp.ones(2), {"w": jnp.asarray([1.0, 2.0])}, jnp.ones(1))
     rule = jm.l2_gradient(0.25)
@@ -394,6 +399,7 @@ def test_the_gradient_in_l2_is_the_layers_divided_by_the_step_size():
         jm.l2_gradient(-1.0)
 
 
+@pytest.mark.slow
 def test_hidden_layers_without_anything_to_train_train_opening_and_closing():
     w = 0.1 * jnp.ones((4, 4))
     problem = jm.Problem(

@@ -11,7 +11,7 @@ import jaxmgrit as jm
 
 STEPS, TOLERANCE = 5, 1e-6
 LOCAL = jm.Local()
-QUICK = ["adafactor", "frozen leaves", "muon", "lbfgs of as many pairs as slots"]
+QUICK = ["adafactor", "frozen leaves"]
 
 
 @pytest.fixture(autouse=True)

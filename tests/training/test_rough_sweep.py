@@ -39,7 +39,7 @@ def gradients(problem, params, batch, solver, schedule, iterations, devices=1):
 @pytest.mark.parametrize(
     "layers, solver, devices",
     nets.slow_but(
-        [(18, rough(2, inner_values=True), 1), (18, rough(2, inner_values=True, exact_first=1), 4)],
+        [(18, rough(2, inner_values=True), 1)],
         [
             (18, rough(2, inner_values=True), 1),
             (18, rough(2, inner_values=True, exact_first=1), 4),
@@ -75,7 +75,7 @@ def test_the_mismatch_is_the_residual_over_the_norm_of_the_c_points():
     np.testing.assert_allclose(infos[1].mismatch, max(relative), rtol=1e-12)
 
 
-@pytest.mark.parametrize("inner_values", [False, True])
+@pytest.mark.parametrize("inner_values", nets.slow_but([True], [False, True]))
 def test_as_many_sweeps_as_layers_give_the_exact_gradient_at_once(inner_values):
     problem, params, batch = general(18)
     # A running cost is known to the adjoint's coarse level only from the first sweep on.
@@ -111,6 +111,7 @@ def test_training_on_independent_layers_is_that_of_sequential_where_injection_fa
     assert injection > 1.5 * sequential
 
 
+@pytest.mark.slow
 def test_the_published_loop_takes_it():
     problem, params, batch = nets.classification(18, initial=nets.rough)
     losses = []
@@ -130,6 +131,7 @@ def some(batch, count):
     return jax.tree.map(lambda x: x[:count], batch)
 
 
+@pytest.mark.slow
 def test_a_moving_tau_averages_the_batch_and_goes_on_from_batch_to_batch():
     """One interval step by hand: tau <- beta tau + (1 - beta) mean over samples of Psi(U) - G(U)."""
     beta = 0.75

@@ -109,6 +109,7 @@ def test_a_signal_while_pictures_are_drawn_ends_a_run_that_is_finished(finished,
     assert json.loads((finished / "summary.json").read_text())["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_a_signal_during_the_last_evaluation_does_not_wait_for_its_end(finished, undisturbed, monkeypatch, capsys):
     plain = evaluation._parts
     monkeypatch.setattr(evaluation, "_parts", lambda *given: [*plain(*given), signals(signal.SIGUSR1)()][:-1])

@@ -38,6 +38,7 @@ def test_an_earlier_versions_run_goes_on_from_its_checkpoint(name, tmp_path):
         assert row == pytest.approx(own, rel=1e-9, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_an_earlier_versions_run_may_be_made_longer(tmp_path):
     folder = shutil.copytree(BEFORE / "published", tmp_path / "run")
     assert main(["--resume", str(folder), "--iterations", "8"]) == 0

@@ -111,6 +111,7 @@ def test_what_cannot_be_shown(words, message, undisturbed, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_what_is_not_done_and_reports_medians(tiny, tmp_path, capsys, monkeypatch):
     trained = []
 

@@ -14,6 +14,7 @@ def test_a_damaged_checkpoint_is_refused_or_what_was_written(run):
     assert 0 < used < 60
 
 
+@pytest.mark.slow
 def test_a_damaged_folder_is_read_truly_or_refused_by_name(run):
     used = damage.repeat(damage.folder, run, range(25), seed=0)
     assert 0 < used < 25

@@ -66,6 +66,7 @@ def test_a_leftover_of_writing_is_never_a_checkpoint(crashed, undisturbed):
     assert checkpoints(crashed) == ["00000008", "00000012", "00000014"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_a_run_with_the_last_checkpoint_intact(tiny, undisturbed, tmp_path, monkeypatch, capsys):
     folder, (soft, hard) = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
     at_iteration(monkeypatch, 7, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard)))
@@ -121,6 +122,7 @@ def test_wrong_ways_to_resume(words, message, undisturbed, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_one_command_begins_goes_on_and_does_no_harm_to_what_is_done(tiny, undisturbed, tmp_path, capsys):
     words = [tiny, "--resume", "auto", "--output.folder", str(tmp_path / "run")]
     (tmp_path / "run").mkdir()

@@ -79,7 +79,7 @@ class Rows(Silent, list):
         self.append(row)
 
 
-@pytest.mark.parametrize("start", ["warm", "cold"])
+@pytest.mark.parametrize("start", ["warm", pytest.param("cold", marks=pytest.mark.slow)])
 def test_training_with_mini_batches_of_all_points_is_training_on_the_full_batch(start):
     """One mini-batch of all points, in random order, warm values by sample: the fixed batch up to rounding."""
     results = []

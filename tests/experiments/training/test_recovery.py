@@ -32,6 +32,7 @@ def test_a_training_that_blows_up_steps_back_and_goes_on_with_a_smaller_rate(tin
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_steps_back_are_limited_and_the_run_ends_with_a_sentence(tiny, tmp_path, capsys):
     folder = tmp_path / "run"
     words = [*SGD, "--optimizer.learning-rate", "1e300", "--recovery.attempts", "2", "--output.folder", str(folder)]
