@@ -28,7 +28,7 @@ def config(tmp_path):
 def test_methods_start_alike_and_sweeps_come_nearer_to_the_exact_gradient(config, tmp_path, capsys):
     words = ["--iterations", "12", "--evaluation.every", "6", "--dtype", "float64", "--folder", str(tmp_path / "out")]
     methods = ["sequential", "picard", "control", "average", "injection"]
-    assert main([config, *words, "--control.tolerance", "1e-9", "--methods", *methods]) == 0
+    assert main([config, *words, "--control.active", "true", "--control.tolerance", "1e-9", "--methods", *methods]) == 0
     runs = {run["method"]: run for run in json.loads((tmp_path / "out" / "trainings.json").read_text())["runs"]}
     points = {method: run["points"] for method, run in runs.items()}
     assert list(points) == methods
