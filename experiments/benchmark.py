@@ -26,13 +26,14 @@ from tqdm import tqdm
 from experiments.config.arguments import Parser, at_least, output_file
 from experiments.errors import ConfigError
 from experiments.networks.smooth import LAYOUTS, Layout
+from experiments.peers.program import Peer, PeerError
 from experiments.runs import terminal
 from experiments.timing import torch_loop
 from experiments.timing.calibration import calibrate
 from experiments.timing.contenders import Case, contenders
 from experiments.timing.devices import Devices, available_cores, count_cores, last_cores
 from experiments.timing.programs import Compiled, compile_program, gradient_of, resident_peak, time_program
-from experiments.timing.report import Measured, as_json, print_table
+from experiments.timing.report import Measured, as_json, peer_json, print_table
 from experiments.timing.workers import Worker, WorkerError
 from jaxmgrit.solvers.mgrit.grids import sweep_batch
 
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # After every case, so that an interruption loses but the one that runs.
             if options.json is not None:
                 options.json.write_text(json.dumps({**facts, "cases": results}, indent=1) + "\n", encoding="utf-8")
-    except (ConfigError, WorkerError) as error:
+    except (ConfigError, WorkerError, PeerError) as error:
         print("benchmark:", *str(error).splitlines(), sep="\n  ", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -92,6 +93,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--repeats", type=at_least(1), default=9, metavar="R", help="times each program is timed")
     parser.add_argument("--only", default="", metavar="TEXT", help="leave out multigrid programs without this text")
     parser.add_argument("--torch", action="store_true", help="also PyTorch's autograd loop, where it is installed")
+    parser.add_argument("--peer", action="append", default=[], metavar="COMMAND", help="also another's program")
     parser.add_argument(
         "--json", type=output_file, default=None, metavar="FILE", help="write the results there as well"
     )
@@ -138,7 +140,11 @@ def compile_contender(
 def _case(case: Case, places: list[Devices], options: argparse.Namespace) -> dict[str, Any]:
     """Measure, print and return one case."""
     workers = [Worker(devices) for devices in places]
+    peers: list[Peer] = []
     try:
+        # First, as one that cannot run should not cost the time of everything else.
+        peers.extend(Peer(command, case, places[0].cores) for command in options.peer)
+        answers: list[list[float]] = [[] for _ in peers]
         entries = [
             (worker, contender)
             for worker in workers
@@ -161,6 +167,8 @@ def _case(case: Case, places: list[Devices], options: argparse.Namespace) -> dic
                 for row in rows if turn < 2 else _worth_timing(rows):
                     row.times.append(row.worker.ask(time_program, row.key))
                     bar.update()
+                for peer, times in zip(peers, answers, strict=True):
+                    times.append(peer.run())
         best = min((r for r in rows if r.contender.kind == "sequential"), key=lambda r: r.median)
         for row in rows:
             if row.median <= SCREENED * best.median or row.contender.name == "scan":
@@ -169,11 +177,13 @@ def _case(case: Case, places: list[Devices], options: argparse.Namespace) -> dic
         result = as_json(case, rows, best)
         if options.torch:
             result["torch_milliseconds"] = 1e3 * workers[0].ask(torch_loop.time_loop, case, options.repeats)
+        if peers:
+            result["peers"] = [peer_json(p.command, t, best) for p, t in zip(peers, answers, strict=True)]
         print_table(result)
         return result
     finally:
-        for worker in workers:
-            worker.close()
+        for started in (*workers, *peers):
+            started.close()
 
 
 def _worth_timing(rows: list[Measured]) -> list[Measured]:

@@ -12,8 +12,10 @@ from experiments.hosts import relay
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 INTERFACE = "wire"
-# Bytes that may be sent at once: the largest packet that a host hands to its link, and what arrives in a millisecond.
-LEAST_BURST = 131072
+# What may be sent at once, or a message would take no time: two packets, and what passes while a timer is late.
+LEAST_BURST, LATE = 2 * (relay.MTU + 14), 5e-5  # bytes, seconds
+# A connection is as in the midst of a long training: packets sent at once, and nothing paced by guesses of a speed.
+ROUTE = ("initcwnd", "400", "initrwnd", "400", "congctl", "reno")
 QUEUE = "400ms"  # what waits longer for a full link is dropped, as routers do
 
 
@@ -23,7 +25,7 @@ class HostsError(Exception):
 
 def unavailable() -> str | None:
     """Why there can be no such hosts on this machine, or None."""
-    missing = [name for name in ("ip", "tc", "nsenter", "unshare", "hostname") if shutil.which(name) is None]
+    missing = [name for name in ("ip", "tc", "nsenter", "unshare", "hostname", "sysctl") if shutil.which(name) is None]
     if missing:
         return f"{' and '.join(missing)} cannot be found; install iproute2 and util-linux"
     if os.geteuid() != 0:
@@ -73,8 +75,12 @@ class Hosts:
                 # In a new namespace even the loopback is down.
                 _run("ip", "-n", name, "link", "set", "lo", "up")
                 _run("ip", "-n", name, "link", "set", INTERFACE, "mtu", str(relay.MTU), "up")
+                route = ["10.77.0.0/24", "dev", INTERFACE, "src", address, *ROUTE]
+                _run("ip", "-n", name, "route", "replace", *route)
+                idle = ["sysctl", "-qw", "net.ipv4.tcp_slow_start_after_idle=0"]
+                _run("nsenter", f"--net=/run/netns/{name}", *idle)
                 if self._bandwidth:
-                    burst = max(LEAST_BURST, round(self._bandwidth / 8 * 1e-3))
+                    burst = max(LEAST_BURST, round(self._bandwidth / 8 * LATE))
                     rate = ["rate", f"{self._bandwidth:.0f}bit", "burst", str(burst), "latency", QUEUE]
                     _run("tc", "-n", name, "qdisc", "add", "dev", INTERFACE, "root", "tbf", *rate)
         except BaseException:

@@ -14,14 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import optax
 
 import jaxmgrit as jm
-from experiments.timing.calibration import messages
+from experiments.timing.calibration import KINDS, message_seconds
 from experiments.timing.contenders import Case, network
 from experiments.timing.devices import Devices
 
-REPEATS = 9
+REPEATS = 21
 
 
 def schedules(factor: int) -> dict[str, tuple[jm.MGRIT, jm.CyclesThenGradient | jm.PredictThenSweep]]:
@@ -34,26 +35,28 @@ def schedules(factor: int) -> dict[str, tuple[jm.MGRIT, jm.CyclesThenGradient | 
     }
 
 
-def step(name: str, case: Case, backend: jm.Local | jm.Mesh | jm.MPI) -> float:
-    """Seconds of one step of training."""
+def step(name: str, case: Case, backend: jm.Local | jm.Mesh | jm.MPI) -> Callable[[], object]:
+    """One step of training, always the same."""
     problem, params, batch = network(case, "batch_first")
     solver, schedule = schedules(case.factor)[name]
     trainer = jm.OneShot(problem, optax.sgd(1e-3), solver=solver, adjoint=solver, schedule=schedule, backend=backend)
     update = jax.jit(trainer.step)
     state = trainer.init(params, batch)
-    return seconds(lambda: update(state, batch))
+    return lambda: update(state, batch)
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """The median time of a call, both processes beginning together."""
-    # Compiles, each process in its own time; the messages in it make both ready at once.
-    jax.block_until_ready(run())
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
+def seconds(runs: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """The median time of a call of each, called in turns."""
+    for run in runs.values():
+        # Compiles, each process in its own time; the messages in it make both ready at once.
         jax.block_until_ready(run())
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(REPEATS):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(samples) for name, samples in times.items()}
 
 
 def main(out: str, *words: str) -> None:
@@ -66,11 +69,10 @@ def main(out: str, *words: str) -> None:
     backend = devices.backend
     first = (backend.comm.Get_rank() if isinstance(backend, jm.MPI) else jax.process_index()) == 0
     case = Case(int(layers), int(width), int(batch), "float32", int(factor))
-    alone, byte = messages(network(case, "batch_first")[2][0], devices)
+    small = jnp.zeros((8,), case.dtype)
     measured = {
-        "message": alone,
-        "byte": byte,
-        "steps": {name: step(name, case, backend) for name in schedules(case.factor)},
+        "messages": {kind: message_seconds(kind, small, devices) for kind in KINDS},
+        "steps": seconds({name: step(name, case, backend) for name in schedules(case.factor)}),
     }
     if first:
         Path(out).write_text(json.dumps(measured), encoding="utf-8")

@@ -28,6 +28,12 @@ from jaxmgrit.system.step import Equation, Shared, Slot, keeping_little
 REPEATS = 7
 HOPS = 64  # messages in the loop that measures one
 WORK = 20  # small layers between two of them, so that no device waits long for the other
+# Operations that communicate, under their names in `Counts`; what comes back has the shape of what was given.
+KINDS: dict[str, Callable[[Any, jax.Array], jax.Array]] = {
+    "sends": lambda backend, y: backend.shift(y, y.shape[0], None),
+    "gathers": lambda backend, y: backend.all_gather(y)[-y.shape[0] :],
+    "sums": lambda backend, y: backend.all_sum(y) / backend.size,
+}
 
 PyTree = Any
 
@@ -181,24 +187,35 @@ def sequential(network: Network, segment: int) -> float:
 
 
 def messages(state: State, devices: Devices) -> tuple[float, float]:
-    """Seconds per message, and per byte of it: what loops of some work take longer with a message in every pass."""
+    """Seconds per block sent to a neighbour, and per byte of it."""
+    x = jax.tree.leaves(state)[0]
+    small, large = jnp.zeros((8,), x.dtype), jnp.broadcast_to(x, (4, *x.shape)) + jnp.zeros((), x.dtype)
+    message, longer = (message_seconds("sends", y, devices) for y in (small, large))
+    return message, max(0.0, longer - message) / large.nbytes
+
+
+def message_seconds(kind: str, array: jax.Array, devices: Devices) -> float:
+    """Seconds of an operation that communicates: what a loop of some work takes longer with one in every pass.
+
+    Args:
+        kind: one of `KINDS`.
+        array: what every device sends.
+        devices: between which.
+    """
     backend = devices.backend
 
-    def seconds(y: jax.Array, send: bool) -> float:
+    def seconds(send: bool) -> float:
         def one(_: Any, carry: PyTree) -> PyTree:
             y, work = carry
             work = jax.lax.fori_loop(0, WORK, lambda _, w: jnp.tanh(w @ w), work)
             # The next work depends on what has come, so that neither can be done beside the other.
-            return (backend.shift(y, y.shape[0], None) if send else y), work + 1e-9 * y.ravel()[0]
+            return (KINDS[kind](backend, y) if send else y), work + 1e-9 * y.ravel()[0]
 
-        work = jnp.zeros((32, 32), y.dtype)
+        work = jnp.zeros((32, 32), array.dtype)
         f = _everywhere(lambda y, work: jax.lax.fori_loop(0, HOPS, one, (y, work)), devices)
-        return _seconds(f, y, work) / HOPS
+        return _seconds(f, array, work) / HOPS
 
-    x = jax.tree.leaves(state)[0]
-    small, large = jnp.zeros((8,), x.dtype), jnp.broadcast_to(x, (4, *x.shape)) + jnp.zeros((), x.dtype)
-    message, longer = (max(0.0, seconds(y, True) - seconds(y, False)) for y in (small, large))
-    return message, max(0.0, longer - message) / large.nbytes
+    return max(0.0, seconds(True) - seconds(False))
 
 
 def _everywhere(f: Callable[..., Any], devices: Devices) -> Callable[..., Any]:

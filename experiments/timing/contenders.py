@@ -122,7 +122,7 @@ def _sequential(case: Case, layout: Layout) -> Iterator[Contender]:
     sequential = jm.Sequential(case.factor)
 
     def build() -> Program:
-        return _trained(case, layout, Devices(), sequential, jm.CyclesThenGradient())
+        return trained(case, layout, Devices(), sequential, jm.CyclesThenGradient())
 
     yield Contender("jm.Sequential", "sequential", layout, build)
 
@@ -180,7 +180,7 @@ def _multigrid(
     item = 4 if case.dtype == "float32" else 8
     sizes = Sizes(case.batch * case.width * item, (case.width + 1) * case.width * item, item)
     counts = iteration_counts(schedule, case.layers, solver, solver, devices.count, sizes)
-    return Contender(name, kind, layout, lambda: _trained(case, layout, devices, solver, schedule), counts, solver)
+    return Contender(name, kind, layout, lambda: trained(case, layout, devices, solver, schedule), counts, solver)
 
 
 _SCANS: dict[str, dict[str, Any]] = {
@@ -204,7 +204,7 @@ def _kept(optimizer_state: Any) -> Any:
     return optimizer_state[0].trace.layers
 
 
-def _trained(case: Case, layout: Layout, devices: Devices, solver: Any, schedule: Any) -> Program:
+def trained(case: Case, layout: Layout, devices: Devices, solver: Any, schedule: Any) -> Program:
     """One step of jaxmgrit's training."""
     problem, params, batch = network(case, layout)
     backend = devices.backend

@@ -64,6 +64,17 @@ def as_json(case: Case, rows: list[Measured], best: Measured) -> dict[str, Any]:
     }
 
 
+def peer_json(command: str, times: list[float], best: Measured) -> dict[str, Any]:
+    """The times of another's program as they are written to a file, in seconds as it gave them."""
+    median = statistics.median(times)
+    return {
+        "command": command,
+        "milliseconds": 1e3 * median,
+        "quartiles": [1e3 * float(q) for q in np.quantile(times, [0.25, 0.75])],
+        "ratio": median / best.median,
+    }
+
+
 def print_table(result: dict[str, Any]) -> None:
     """Print a case, the fastest programs of each kind first."""
     case, tuned = result["case"], result["tuned"]
@@ -97,5 +108,7 @@ def print_table(result: dict[str, Any]) -> None:
     ratios = [row["predicted_milliseconds"] / row["milliseconds"] for row in rows if row["predicted_milliseconds"]]
     near = sum(0.75 <= ratio <= 1.25 for ratio in ratios)
     print(f"the model is within 25 % for {near} of {len(ratios)} programs")
+    for peer in result.get("peers", ()):
+        print(f"{peer['command']}, gradient only: {peer['milliseconds']:.2f} ms, ratio {peer['ratio']:.2f}")
     if "torch_milliseconds" in result:
         print(f"PyTorch autograd loop, gradient only, {result['torch_milliseconds']:.2f} ms")

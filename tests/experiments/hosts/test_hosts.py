@@ -113,18 +113,28 @@ def test_a_link_has_its_latency_and_bandwidth_and_leaves_nothing_behind():
             server.wait(20)
             times.append([float(line) for line in client.stdout.split()])
     (quick, long), (slow, _) = times
-    assert long > 0.9 * (2e6 - 3e5) * 8 / 1e8 > quick, times  # but for the burst
+    assert long > 0.9 * 2e6 * 8 / 1e8 > quick, times
     assert slow >= 0.1, times
     assert f"-{os.getpid()}" not in subprocess.run(["ip", "netns"], capture_output=True, text=True).stdout
 
 
-def test_steps_are_predicted_from_the_fitted_link_and_the_messages():
-    fitted = {"bandwidth": 1e9, "latency": 0.0, "message": 1e-5, "steps": {"a": 0.01}}
+def test_steps_are_predicted_from_the_fitted_link_and_the_crossings_of_each_kind_of_message():
+    fitted = {
+        "bandwidth": 1e9,
+        "latency": 0.0,
+        "messages": {"sends": 1e-5, "gathers": 2e-5, "sums": 4e-5},
+        "steps": {"a": 0.01},
+    }
+    slow = {"bandwidth": 1e9, "latency": 2e-3, "messages": {"sends": 2.01e-3, "gathers": 4.02e-3, "sums": 6.04e-3}}
+    trips = command.crossings([fitted, slow])
+    for kind, expected in {"sends": 1.0, "gathers": 2.0, "sums": 3.0}.items():
+        np.testing.assert_allclose(trips[kind], expected)
+    counts = {"a": {"sends": 5, "gathers": 2, "sums": 1, "bytes": 1000}}
     links = [{"bandwidth": 1e8, "latency": 0.0}, {"bandwidth": 1e9, "latency": 1e-3}]
-    one, two = (command.predicted(fitted, link, {"a": (10, 1000)}) for link in links)
+    one, two = (command.predicted(fitted, link, counts, trips) for link in links)
     np.testing.assert_allclose(one["a"], 0.01 + 1000 * 8 * (1e-8 - 1e-9))
-    np.testing.assert_allclose(two["a"], 0.01 + 10 * 1e-3)
-    np.testing.assert_allclose(two["message"], 1e-5 + 1e-3)
+    np.testing.assert_allclose(two["a"], 0.01 + (5 * 1 + 2 * 2 + 1 * 3) * 1e-3)
+    assert set(command.crossings([fitted]).values()) == {0.0}
 
 
 @pytest.mark.parametrize("word", ["x", "0:1", "1:-1", "1:2000", "1000"])
