@@ -23,6 +23,7 @@ from experiments.timing.contenders import Case, network
 from experiments.timing.devices import Devices
 
 REPEATS = 21
+HOPS = 16  # messages in a loop: a link may take milliseconds for each
 
 
 def schedules(factor: int) -> dict[str, tuple[jm.MGRIT, jm.CyclesThenGradient | jm.PredictThenSweep]]:
@@ -71,7 +72,7 @@ def main(out: str, *words: str) -> None:
     case = Case(int(layers), int(width), int(batch), "float32", int(factor))
     small = jnp.zeros((8,), case.dtype)
     measured = {
-        "messages": {kind: message_seconds(kind, small, devices) for kind in KINDS},
+        "messages": {kind: message_seconds(kind, small, devices, HOPS) for kind in KINDS},
         "steps": seconds({name: step(name, case, backend) for name in schedules(case.factor)}),
     }
     if first:

@@ -1,8 +1,8 @@
 """Draw a picture again from its figures: `python -m experiments.pictures FILE.json [FILE.json ...] PICTURE.png`.
 
-FILE is what a command has left: `times.json` (time_to_accuracy), `scaling.json` (scaling), `trainings.json` (rough),
-`residuals.json` (convergence), `demo.json` (demo), or what `benchmark --json` wrote; several of these are drawn into
-one picture. Exit code 0: done; 2: it cannot be done.
+FILE is what a command has left: `times.json` (time_to_accuracy), `scaling.json` (scaling), `published.json`
+(published), `trainings.json` (rough), `residuals.json` (convergence), `demo.json` (demo), or what `benchmark --json`
+wrote; several of these are drawn into one picture. Exit code 0: done; 2: it cannot be done.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from experiments.config.arguments import Parser, path
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.foundation.files import read_limited
-from experiments.pictures import scaling, speed_up, time_to_accuracy
+from experiments.pictures import published, scaling, speed_up, time_to_accuracy
 from experiments.rough import picture as rough
 from experiments.runs import terminal
 from experiments.runs.terminal import ERR, OUT
@@ -45,6 +45,7 @@ LARGEST = 2**26  # bytes of a file of figures; the largest has 2e5
 DRAWINGS: dict[tuple[str, ...], Drawing] = {
     ("runs", "target"): time_to_accuracy.draw,
     ("strong", "weak"): scaling.draw,
+    ("published_weak", "published_strong"): published.draw,
     ("cases",): speed_up.draw,
     ("race", "steps"): _demo,
     ("options", "state", "adjoint"): _convergence,

@@ -194,13 +194,14 @@ def messages(state: State, devices: Devices) -> tuple[float, float]:
     return message, max(0.0, longer - message) / large.nbytes
 
 
-def message_seconds(kind: str, array: jax.Array, devices: Devices) -> float:
+def message_seconds(kind: str, array: jax.Array, devices: Devices, hops: int = HOPS) -> float:
     """Seconds of an operation that communicates: what a loop of some work takes longer with one in every pass.
 
     Args:
         kind: one of `KINDS`.
         array: what every device sends.
         devices: between which.
+        hops: messages in the loop.
     """
     backend = devices.backend
 
@@ -212,8 +213,8 @@ def message_seconds(kind: str, array: jax.Array, devices: Devices) -> float:
             return (KINDS[kind](backend, y) if send else y), work + 1e-9 * y.ravel()[0]
 
         work = jnp.zeros((32, 32), array.dtype)
-        f = _everywhere(lambda y, work: jax.lax.fori_loop(0, HOPS, one, (y, work)), devices)
-        return _seconds(f, array, work) / HOPS
+        f = _everywhere(lambda y, work: jax.lax.fori_loop(0, hops, one, (y, work)), devices)
+        return _seconds(f, array, work) / hops
 
     return max(0.0, seconds(True) - seconds(False))
 
