@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.config.arguments import Parser
+from experiments.config.arguments import Parser, path
 from experiments.errors import ConfigError
 from experiments.guard import record
 from experiments.runs import terminal
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = Parser("python -m experiments.guard", description="What has become slower since a record was made.")
     parser.add_argument("--renew", action="store_true", help="write the record, compare nothing")
-    parser.add_argument("--record", type=Path, default=RECORD, metavar="FILE", help="of ratios, as JSON")
+    parser.add_argument("--record", type=path, default=RECORD, metavar="FILE", help="of ratios, as JSON")
     options = parser.parse(sys.argv[1:] if arguments is None else arguments)
     try:
         known = {} if options.renew else record.read(options.record)

@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-from experiments.config.arguments import Parser, at_least
+from experiments.config.arguments import Parser, at_least, path
 from experiments.errors import ConfigError
 from experiments.foundation.files import make_folder
 from experiments.pictures.published import draw
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = Parser("python -m experiments.published", description="Weak and strong scaling as published.")
     powers = [2**k for k in range(11)]
-    parser.add_argument("--folder", type=Path, default=Path("runs/published"), help="for figures and picture")
+    parser.add_argument("--folder", type=path, default=Path("runs/published"), help="for figures and picture")
     parser.add_argument("--batch", type=at_least(1), default=500, metavar="B", help="points")
     parser.add_argument("--devices", type=at_least(1), nargs="+", default=powers, metavar="P", help="all are modelled")
     try:
