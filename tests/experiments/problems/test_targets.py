@@ -74,8 +74,8 @@ def test_predictions_are_in_the_targets_own_units(run, capsys):
     assert predict.main([str(run), "--input", str(run.parent / "new.csv")]) == 0
     header, *rows = capsys.readouterr().out.splitlines()
     assert header == "point,volume,mass"
-    found = np.array([[float(word) for word in row.split(",")[1:]] for row in rows])
-    explained = 1 - np.mean((found - values(x)) ** 2, axis=0) / np.var(values(x), axis=0)
+    predicted = np.array([[float(word) for word in row.split(",")[1:]] for row in rows])
+    explained = 1 - np.mean((predicted - values(x)) ** 2, axis=0) / np.var(values(x), axis=0)
     assert explained.min() > 0.8
 
 
