@@ -135,7 +135,9 @@ def scale(config: Config) -> dict[str, Any]:
             except ValueError:  # too few layers for two levels
                 pass
             if kind == "strong":
-                row["data_parallel"] = 1e3 * split(known, layers, devices, alone[devices])
+                # Relative to the whole batch's, measured just before: the machine may have been busier earlier.
+                part = known.sequential * alone[devices] / alone[1]
+                row["data_parallel"] = 1e3 * split(known, layers, devices, part)
             if devices <= cores:
                 # The number of CPU devices is fixed in a process that has computed, so each needs its own.
                 worker = Worker(Devices(devices, cores=last_cores(devices)))
