@@ -72,7 +72,11 @@ def test_single_precision_is_as_good_as_that_of_lax_scan(way):
 
 @pytest.mark.parametrize(
     ("devices", "options"),
-    nets.slow_but([(2, dict(h=H))], [(n, o) for n in (2, 4) for o in (dict(h=H), dict(), WAYS["multigrid"])]),
+    nets.slow_but(
+        [(2, dict(h=H))],
+        [(n, o) for n in (2, 4) for o in (dict(h=H), dict(), WAYS["multigrid"])]
+        + [(2, WAYS["relaxation"]), (4, WAYS["newton"])],
+    ),
 )
 def test_steps_spread_over_devices_give_the_same(devices, options):
     found = value_and_gradients(jm.scan, reverse=devices == 4, backend=nets.mesh(devices), **options)
@@ -235,7 +239,7 @@ NAMED = dict(solver=CONVERGED, adjoint=CONVERGED)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, NAMED], ids=["default", "named"])
+@pytest.mark.parametrize("options", [{}, NAMED, dict(solver=jm.Newton(4))], ids=["default", "named", "newton"])
 def test_propagate_inside_the_users_shard_map_has_value_and_gradients_of_a_scan(options):
     theta, u0, strength = nets.rough(16), nets.state(batch=4), jnp.asarray(0.7)
     mesh, spec = nets.mesh(2).mesh, jax.sharding.PartitionSpec
