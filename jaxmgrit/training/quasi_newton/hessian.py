@@ -269,7 +269,7 @@ class BFGS:
     def direction(self, memory: Dense, gradient: Params, space: Space) -> Params:
         """H g."""
         vector, unravel = ravel_pytree(_whole(gradient, space))
-        d = unravel(memory.inverse @ vector)
+        d: Params = unravel(memory.inverse @ vector)
 
         def padded(x: Arrays, g: Arrays) -> jax.Array:
             return jnp.pad(x, [(0, g.shape[0] * space.backend.blocks - space.layers)] + [(0, 0)] * (x.ndim - 1))
