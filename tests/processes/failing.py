@@ -13,9 +13,9 @@ job = launch.ALONE
 def remember(read):
     """Note which process this is."""
     global job
-    found = start(read)
-    job = found[0]
-    return found
+    actual = start(read)
+    job = actual[0]
+    return actual
 
 
 def fail(self, iteration, *rest):

@@ -66,8 +66,8 @@ def key_leaves(_, ranks):
     def of(way):
         return jax.jit(jax.value_and_grad(lambda weights: jnp.sum(jnp.sin(way(step, {**weights, **fixed})))))(theta)
 
-    found = of(lambda f, theta: jm.propagate(f, theta, u0, h=0.1, solver=solver, adjoint=solver, backend=ranks))
-    return nets.distance(found, of(lambda f, theta: nets.scan(f, theta, u0, 0.1))), 1e-12
+    actual = of(lambda f, theta: jm.propagate(f, theta, u0, h=0.1, solver=solver, adjoint=solver, backend=ranks))
+    return nets.distance(actual, of(lambda f, theta: nets.scan(f, theta, u0, 0.1))), 1e-12
 
 
 def main():

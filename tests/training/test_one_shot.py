@@ -65,9 +65,9 @@ OPTIMIZERS = {
 def test_many_cycles_are_conventional_training_step_for_step(layers, optimizer, solver, adjoint):
     problem, params, batch = general(layers)
     rule = OPTIMIZERS[optimizer]
-    found, infos = train(jm.OneShot(problem, rule, solver, adjoint), params, batch, 10)
+    actual, infos = train(jm.OneShot(problem, rule, solver, adjoint), params, batch, 10)
     expected, objectives = nets.conventional(problem, params, batch, rule, 10)
-    for iteration, (a, b) in enumerate(zip(found, expected, strict=True)):
+    for iteration, (a, b) in enumerate(zip(actual, expected, strict=True)):
         assert nets.distance(a, b) < 1e-10, f"iteration {iteration}"
     np.testing.assert_allclose(infos.objective, objectives, rtol=1e-11)
     gradient = jax.jit(jax.grad(lambda p: nets.exact_objective(problem, p, batch)))(params)
@@ -113,8 +113,8 @@ def test_the_fixed_points_are_those_of_the_exact_method(schedule, layers):
     for _ in range(16):
         state, info = update(state, batch)
     exact = jax.jit(jax.grad(lambda p: nets.exact_objective(problem, p, batch)))(params)
-    found = state.optimizer._replace(layers=jax.tree.map(lambda x: x[:layers], state.optimizer.layers))
-    assert nets.distance(found, exact) < 1e-12
+    actual = state.optimizer._replace(layers=jax.tree.map(lambda x: x[:layers], state.optimizer.layers))
+    assert nets.distance(actual, exact) < 1e-12
     assert info.residual_norm < 1e-12
     assert info.adjoint_residual_norm < 1e-12
 
@@ -207,11 +207,11 @@ def test_predict_then_sweep_follows_its_formulas(layers, options):
     problem, params, batch = general(layers)
     solver = jm.MGRIT(5, levels=2, cycles=1, **options)
     trainer = jm.OneShot(problem, optax.sgd(0.1), solver, solver, jm.PredictThenSweep())
-    found, _ = train(trainer, params, batch, 3)
+    actual, _ = train(trainer, params, batch, 3)
     by_hand = predict_then_sweep_by_hand(
         problem, params, batch, 5, options["coarse_params"], options["coarse_step"], 0.1, 3
     )
-    for a, b in zip(found, by_hand, strict=True):
+    for a, b in zip(actual, by_hand, strict=True):
         assert nets.distance(a, b) < 1e-12
 
 
@@ -316,10 +316,10 @@ def test_integer_and_key_leaves_are_neither_trained_nor_shown_to_the_optimiser()
     params = params._replace(
         layers={**params.layers, **fixed}, opening={"dense": params.opening, "sign": jnp.asarray(-1)}
     )
-    found, infos = train(jm.OneShot(problem, ADAM, CONVERGED, CONVERGED), params, batch, 3)
-    assert (found[-1].layers["kind"] == fixed["kind"]).all()
-    assert (jax.random.key_data(found[-1].layers["key"]) == jax.random.key_data(fixed["key"])).all()
-    assert found[-1].opening["sign"] == -1
+    actual, infos = train(jm.OneShot(problem, ADAM, CONVERGED, CONVERGED), params, batch, 3)
+    assert (actual[-1].layers["kind"] == fixed["kind"]).all()
+    assert (jax.random.key_data(actual[-1].layers["key"]) == jax.random.key_data(fixed["key"])).all()
+    assert actual[-1].opening["sign"] == -1
 
     def trainable(p):
         return jm.Params(p.opening["dense"], {"w": p.layers["w"], "b": p.layers["b"]}, p.closing)
@@ -338,7 +338,7 @@ def test_integer_and_key_leaves_are_neither_trained_nor_shown_to_the_optimiser()
     for _ in range(3):
         updates, state = ADAM.update(gradient(now), state, now)
         now = optax.apply_updates(now, updates)
-    assert nets.distance(trainable(found[-1]), now) < 1e-10
+    assert nets.distance(trainable(actual[-1]), now) < 1e-10
 
 
 @pytest.mark.slow
@@ -374,11 +374,11 @@ def test_changing_batches_keep_their_own_warm_values():
 def test_anticipate_hands_on_the_gradient_and_alpha_times_its_change():
     rule = jm.anticipate(0.3)
     g = [{"w": jnp.asarray([1.0, 2.0])}, {"w": jnp.asarray([4.0, 0.0])}, {"w": jnp.asarray([5.0, 5.0])}]
-    state, found = rule.init(g[0]), []
+    state, actual = rule.init(g[0]), []
     for gradient in g:
         ahead, state = rule.update(gradient, state)
-        found.append(ahead["w"])
-    np.testing.assert_allclose(found, [[1.0, 2.0], [4.9, -0.6], [5.3, 6.5]], rtol=1e-15)
+        actual.append(ahead["w"])
+    np.testing.assert_allclose(actual, [[1.0, 2.0], [4.9, -0.6], [5.3, 6.5]], rtol=1e-15)
 
 
 def test_anticipate_by_zero_changes_nothing():
@@ -393,8 +393,8 @@ def test_anticipate_by_zero_changes_nothing():
 def test_the_gradient_in_l2_is_the_layers_divided_by_the_step_size():
     gradient = jm.Params(jnp.ones(2), {"w": jnp.asarray([1.0, 2.0])}, jnp.ones(1))
     rule = jm.l2_gradient(0.25)
-    found, _ = rule.update(gradient, rule.init(gradient))
-    assert nets.distance(found, gradient._replace(layers={"w": jnp.asarray([4.0, 8.0])})) == 0.0
+    actual, _ = rule.update(gradient, rule.init(gradient))
+    assert nets.distance(actual, gradient._replace(layers={"w": jnp.asarray([4.0, 8.0])})) == 0.0
     with pytest.raises(ValueError, match=r"l2_gradient: h=-1\.0"):
         jm.l2_gradient(-1.0)
 

@@ -35,8 +35,8 @@ def by_formula(params, gamma_tik, gamma_class, gamma_ddt, scale=1.0):
 def test_the_published_penalties_are_their_formula(kept, scaled):
     params = nets.classification(LAYERS)[1]
     weights = {name: value if name in kept else 0.0 for name, value in WEIGHTS.items()}
-    found = jm.published_penalty(H, **weights, mesh_independent=scaled)(params)
-    assert float(found) == pytest.approx(by_formula(params, **weights, scale=H if scaled else 1.0), rel=1e-12)
+    actual = jm.published_penalty(H, **weights, mesh_independent=scaled)(params)
+    assert float(actual) == pytest.approx(by_formula(params, **weights, scale=H if scaled else 1.0), rel=1e-12)
 
 
 def test_scaled_with_the_step_size_they_penalise_a_theta_of_t_alike_at_any_depth():
@@ -123,7 +123,7 @@ def test_an_iteration_over_devices_is_that_with_a_general_function(devices):
         state, info = jax.jit(trainer.step)(trainer.init(params, batch), batch)
         return trainer.params(state), info.objective
 
-    found, value = one_iteration(penalty, devices)
+    actual, value = one_iteration(penalty, devices)
     expected, expected_value = one_iteration(lambda p: penalty(p), 1)
-    assert nets.distance(found, expected) < 1e-12
+    assert nets.distance(actual, expected) < 1e-12
     assert float(value) == pytest.approx(float(expected_value), rel=1e-13)

@@ -129,8 +129,8 @@ class Inexact:
             )
             d_layers = jm.layer_gradients(problem.step, params.layers, sol, adj, h=problem.h)
             d_opening = jax.vjp(lambda p: problem.opening(p, batch[0]), params.opening)[1](adj.lam_initial)[0]
-            found = jm.Params(d_opening, d_layers, d_closing)
-            return adj.c_points, jax.tree.map(jnp.add, found, jax.grad(problem.penalty)(params))
+            actual = jm.Params(d_opening, d_layers, d_closing)
+            return adj.c_points, jax.tree.map(jnp.add, actual, jax.grad(problem.penalty)(params))
 
         self.solve, self.adjoint = jax.jit(solve), jax.jit(adjoint)
 
@@ -145,8 +145,8 @@ class Inexact:
 
     def gradient(self, x):
         params, sol, value = self.state(x)
-        self.lam_guess, found = self.adjoint(params, sol, self.lam_guess)
-        return value, np.asarray(ravel_pytree(found)[0])
+        self.lam_guess, actual = self.adjoint(params, sol, self.lam_guess)
+        return value, np.asarray(ravel_pytree(actual)[0])
 
 
 @pytest.mark.slow
@@ -168,10 +168,10 @@ def test_with_one_cycle_every_solve_starts_from_what_the_last_one_left():
 @pytest.mark.slow
 def test_two_published_cycles_stay_within_a_few_per_cent_of_exact_training():
     problem, params, batch = nets.classification(32, batch=100, penalty=nets.penalty)
-    found = run(jm.PublishedLoop(problem), params, batch, 40)[1]
+    actual = run(jm.PublishedLoop(problem), params, batch, 40)[1]
     exact = run(jm.PublishedLoop(problem, EXACT, EXACT), params, batch, 40)[1]
-    np.testing.assert_allclose(found.objective, exact.objective, rtol=0.1)
-    assert np.median(np.abs(found.objective / exact.objective - 1)) < 0.03
+    np.testing.assert_allclose(actual.objective, exact.objective, rtol=0.1)
+    assert np.median(np.abs(actual.objective / exact.objective - 1)) < 0.03
     assert exact.objective[-1] < 0.7 * exact.objective[0]
 
 
@@ -286,17 +286,17 @@ def test_twelve_iterations_over_devices_are_those_of_one_device(name, inner_prod
     problem, params, batch = nets.classification(
         27, penalty=jm.published_penalty(0.1, gamma_tik=1e-3, gamma_ddt=1e-4, gamma_class=1e-3)
     )
-    found = []
+    actual = []
     for devices in (1, 4):
         trainer = jm.PublishedLoop(
             problem, hessian=HESSIANS[name], initial_step=4.0, inner_product=inner_product, backend=nets.mesh(devices)
         )
         history, infos = run(trainer, params, batch, 12)
-        found.append((history[-1], infos))
-    assert found[0][1].trials.max() > 1
-    np.testing.assert_array_equal(found[1][1].trials, found[0][1].trials)
-    np.testing.assert_allclose(found[1][1].objective, found[0][1].objective, rtol=1e-10)
-    assert nets.distance(found[1][0], found[0][0]) < 1e-8
+        actual.append((history[-1], infos))
+    assert actual[0][1].trials.max() > 1
+    np.testing.assert_array_equal(actual[1][1].trials, actual[0][1].trials)
+    np.testing.assert_allclose(actual[1][1].objective, actual[0][1].objective, rtol=1e-10)
+    assert nets.distance(actual[1][0], actual[0][0]) < 1e-8
 
 
 @pytest.mark.slow
@@ -327,15 +327,15 @@ def test_a_snapshot_goes_on_from_on_another_number_of_devices(name):
     for _ in range(4):
         state, _ = update(state, batch)
     snapshot = trainer(1).export(state)
-    found = []
+    actual = []
     for devices in (1, 4):
-        there = trainer(devices)
-        state, update = there.restore(there.init(params, batch), snapshot), jax.jit(there.step)
+        other = trainer(devices)
+        state, update = other.restore(other.init(params, batch), snapshot), jax.jit(other.step)
         for _ in range(4):
             state, info = update(state, batch)
         assert state.iteration == 8
-        found.append((there.params(state), info.objective))
-    assert nets.distance(found[1], found[0]) < 1e-9
+        actual.append((other.params(state), info.objective))
+    assert nets.distance(actual[1], actual[0]) < 1e-9
 
 
 # --- what a training state is ----------------------------------------------------------------------------------------
@@ -374,9 +374,9 @@ def test_integer_and_key_leaves_are_carried_and_single_precision_stays_single():
         x for x in jax.tree.leaves((state, info[0], info[2:6], info.step_size)) if jnp.issubdtype(x.dtype, jnp.floating)
     ]
     assert {leaf.dtype.name for leaf in floats} == {"float32"}
-    found = run(trainer, params, batch, 2)[0][-1]
-    assert (found.layers["kind"] == fixed["kind"]).all()
-    assert (found.layers["key"] == fixed["key"]).all()
+    actual = run(trainer, params, batch, 2)[0][-1]
+    assert (actual.layers["kind"] == fixed["kind"]).all()
+    assert (actual.layers["key"] == fixed["key"]).all()
 
 
 # --- options ---------------------------------------------------------------------------------------------------------

@@ -97,8 +97,8 @@ def test_pairs_of_bad_curvature_are_dropped_and_the_others_stay(name, kind):
         "not finite": (s[0], np.inf * y[0]),
     }[kind]
     expected = direction(RULES[name], s[1:], y[1:], gradient)
-    found = direction(RULES[name], [s[1], bad_s, s[2], bad_s], [y[1], bad_y, y[2], bad_y], gradient)
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    actual = direction(RULES[name], [s[1], bad_s, s[2], bad_s], [y[1], bad_y, y[2], bad_y], gradient)
+    np.testing.assert_allclose(actual, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["L-BFGS", "BFGS"])

@@ -40,8 +40,8 @@ def test_the_refined_network_computes_nearly_the_same_and_ever_more_so(kind):
     for layers in (32, 64):
         problem, start, batch = nets.classification(layers, initial=nets.smooth)
         deeper = nets.classification(4 * layers)[0]
-        found = deeper.evaluate(jm.refine(start, 4, kind), batch)[0]
-        errors.append(abs(float(found - problem.evaluate(start, batch)[0])))
+        actual = deeper.evaluate(jm.refine(start, 4, kind), batch)[0]
+        errors.append(abs(float(actual - problem.evaluate(start, batch)[0])))
     assert errors[0] < 0.2
     assert errors[1] < 0.6 * errors[0]
 

@@ -54,9 +54,9 @@ def gradients(problem, params, batch, solver, schedule, iterations, devices=1):
 )
 def test_at_unchanged_parameters_the_gradient_becomes_the_exact_one(layers, solver, devices):
     problem, params, batch = general(layers)
-    found, norms = gradients(problem, params, batch, solver, jm.PredictThenSweep(), 8, devices)
+    actual, norms = gradients(problem, params, batch, solver, jm.PredictThenSweep(), 8, devices)
     expected = jax.grad(lambda p: nets.exact_objective(problem, p, batch))(params)
-    assert nets.distance(found, expected) < 1e-9
+    assert nets.distance(actual, expected) < 1e-9
     assert norms[-1] < 1e-9 * norms[0]
 
 
@@ -80,8 +80,8 @@ def test_as_many_sweeps_as_layers_give_the_exact_gradient_at_once(inner_values):
     problem, params, batch = general(18)
     # A running cost is known to the adjoint's coarse level only from the first sweep on.
     problem = dataclasses.replace(problem, running_cost=None)
-    found, _ = gradients(problem, params, batch, rough(4, inner_values=inner_values), jm.PredictThenSweep(), 1)
-    assert nets.distance(found, jax.grad(lambda p: nets.exact_objective(problem, p, batch))(params)) < 1e-12
+    actual, _ = gradients(problem, params, batch, rough(4, inner_values=inner_values), jm.PredictThenSweep(), 1)
+    assert nets.distance(actual, jax.grad(lambda p: nets.exact_objective(problem, p, batch))(params)) < 1e-12
 
 
 @pytest.mark.parametrize("inner_values", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -89,8 +89,8 @@ def test_as_many_sweeps_as_layers_give_the_exact_gradient_at_once(inner_values):
 def test_adjoint_cycles_on_inner_values_converge_to_the_adjoint_of_scan(layers, inner_values):
     problem, params, batch = general(layers)
     solver = rough(2, inner_values=inner_values, cycles=6)
-    found, _ = gradients(problem, params, batch, solver, jm.CyclesThenGradient(), 2)
-    assert nets.distance(found, jax.grad(lambda p: nets.exact_objective(problem, p, batch))(params)) < 1e-10
+    actual, _ = gradients(problem, params, batch, solver, jm.CyclesThenGradient(), 2)
+    assert nets.distance(actual, jax.grad(lambda p: nets.exact_objective(problem, p, batch))(params)) < 1e-10
 
 
 def exact_losses(problem, params, batch, solver, schedule, iterations):

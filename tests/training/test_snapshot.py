@@ -74,8 +74,8 @@ def test_another_number_of_devices_goes_on_up_to_rounding(schedule):
     _, expected = run(one, state, batch, 4)
     for devices in (2, 4):
         other, fresh, batch = trainer_of(schedule, devices)
-        _, found = run(other, other.restore(fresh, one.export(state)), batch, 4)
-        for a, b in zip(leaves(found), leaves(expected), strict=True):
+        _, actual = run(other, other.restore(fresh, one.export(state)), batch, 4)
+        for a, b in zip(leaves(actual), leaves(expected), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-13)
 
 
