@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -136,6 +137,16 @@ def norm_dtype(state: State) -> Any:
     """The real dtype of a state's norms: its own, float32 at least."""
     dtype = real_dtype(state)
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def size_in_bytes(tree: Arrays) -> int:
+    """Bytes of all leaves, to choose a program by; an axis of open length (`jax.export`) counts as one entry."""
+
+    def one(x: Any) -> int:
+        known = (n for n in x.shape if isinstance(n, int))
+        return math.prod(known) * int(x.dtype.itemsize)
+
+    return sum(map(one, jax.tree.leaves(tree)))
 
 
 def all_finite(tree: Arrays) -> jax.Array:

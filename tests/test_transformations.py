@@ -69,15 +69,23 @@ def test_reverse_over_reverse_is_that_of_a_scan(way):
     assert nets.distance(twice(propagated(way)), twice(scanned)) < 1e-12
 
 
-@with_ways
-def test_a_mean_over_an_axis_of_the_users_vmap_is_that_of_a_scan(way):
-    def normalised(theta, u, h):
-        return nets.tanh_step(theta, u - jax.lax.pmean(u, "batch"), h)
+def normalised(theta, u, h):
+    """A layer with a mean over the axis of the user's vmap."""
+    return nets.tanh_step(theta, u - jax.lax.pmean(u, "batch"), h)
 
-    def mapped(propagate):
-        def of(step, theta, u0):
-            return jax.vmap(lambda u: propagate(step, theta, u), axis_name="batch")(u0[:, None])
 
-        return value_and_gradients(of, normalised)(THETA, U0)
+def mapped(propagate):
+    return lambda step, theta, u0: jax.vmap(lambda u: propagate(step, theta, u), axis_name="batch")(u0[:, None])
 
-    assert nets.distance(mapped(propagated(way)), mapped(scanned)) < 1e-12
+
+def test_a_mean_over_an_axis_of_the_users_vmap_is_that_of_a_scan():
+    expected = value_and_gradients(mapped(scanned), normalised)(THETA, U0)
+    assert nets.distance(value_and_gradients(mapped(propagated("default")), normalised)(THETA, U0), expected) < 1e-12
+    value = mapped(propagated("multigrid"))(normalised, THETA, U0)
+    assert nets.distance(value, mapped(scanned)(normalised, THETA, U0)) < 1e-12
+
+
+@pytest.mark.parametrize("way", nets.slow_but(["multigrid"], ["multigrid", "newton"]))
+def test_its_gradient_by_a_named_solver_is_refused_by_name(way):
+    with pytest.raises(NameError, match=r"(?s)propagate: .*axis.* differentiate inside the vmap"):
+        value_and_gradients(mapped(propagated(way)), normalised)(THETA, U0)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmgrit._pytree import add, fold, unfold, where
+from jaxmgrit._pytree import add, fold, size_in_bytes, unfold, where
 from jaxmgrit.system.linearise import AdjointBlock, Tape, pull_linear, record, unroll
 from jaxmgrit.system.step import Equation, Shared, Slot
 
@@ -61,7 +61,7 @@ def record_side_by_side(
     else:
         blocks = fold(grid.blocks, chunk)
         shapes = jax.eval_shape(lambda x: jax.lax.map(record_chunk, x), blocks)
-        if sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)) > _TAPES_BYTES:
+        if size_in_bytes(shapes) > _TAPES_BYTES:
             return None
         tapes = jax.lax.map(record_chunk, blocks)
     return SideBySide(tapes, chunk, equation.running_cost is None and not equation.outputs)

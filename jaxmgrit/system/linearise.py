@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmgrit._pytree import fold, where
+from jaxmgrit._pytree import fold, size_in_bytes, where
 from jaxmgrit.system.grid import Grid, by_intervals, points, run_interval
 from jaxmgrit.system.partition import Level, relayout
 
@@ -70,7 +70,7 @@ _SMALL_LAYER = 1 << 15
 def unroll(slots: Slot, state: PyTree) -> int:
     """Layers in one pass of a loop through an interval, by the bytes of a layer and a state."""
     layers = jax.tree.leaves(slots)[0].shape[0]
-    size = sum(x.nbytes for x in jax.tree.leaves(slots)) // layers + sum(x.nbytes for x in jax.tree.leaves(state))
+    size = size_in_bytes(slots) // layers + size_in_bytes(state)
     return 2 if size <= _SMALL_LAYER else 1
 
 

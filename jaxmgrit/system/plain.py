@@ -13,7 +13,7 @@ import jax.extend.core as core
 import jax.numpy as jnp
 
 from jaxmgrit._checks import alike
-from jaxmgrit._pytree import merge, split
+from jaxmgrit._pytree import merge, size_in_bytes, split
 
 if TYPE_CHECKING:
     from jaxmgrit._types import Arrays, Layers, State
@@ -85,4 +85,4 @@ def _kept(f: Layer, init: State, x: Arrays) -> int:
         return 0
     given = {*program.invars, *program.constvars}
     own = {v for v in program.outvars if not isinstance(v, core.Literal)} - given
-    return sum(v.aval.size * v.aval.dtype.itemsize for v in own)
+    return size_in_bytes([v.aval for v in own])

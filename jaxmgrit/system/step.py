@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmgrit._pytree import merge, real_dtype, split
+from jaxmgrit._pytree import merge, real_dtype, size_in_bytes, split
 from jaxmgrit.backend.base import REPLICATED, STATE
 from jaxmgrit.system.kept_layers import Kept, over_kept_layers
 
@@ -228,7 +228,7 @@ def keeping_little(f: Callable[..., Any], state: State) -> Callable[..., Any]:
     A tanh layer, say, keeps its state and the tanh, from which the derivative is a subtraction, and no transposed
     weights: two thirds of the memory traffic.
     """
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    size = size_in_bytes(state)
     # Layers are differentiated inside loops, where XLA cannot merge the second evaluation with the first.
     return jax.checkpoint(f, prevent_cse=False, policy=_worth_keeping if size < _LARGE_STATE else None)
 

@@ -198,7 +198,17 @@ def _backward(problem: _Static, kept: Any, cotangents: Arrays) -> Any:
         d_slots: Slot = jax.tree.map(lambda x: x[: problem.layers], backend.gather(swept.slots))
         return (d_slots, swept.shared), backend.join_batch(adj.lam_initial)
 
-    gradients, lam_initial = problem.once(solve, problem.adjoint)(kept, u_bar, ys_bar)
+    try:
+        gradients, lam_initial = problem.once(solve, problem.adjoint)(kept, u_bar, ys_bar)
+    except NameError as error:
+        # JAX runs a custom rule's way back outside the `vmap` that has named the axis.
+        if "axis name" not in str(error):
+            raise
+        raise NameError(
+            f"{problem.name}: {error} The gradient of a solve by a named solver cannot use the axis of a vmap around "
+            "it (jax.lax.pmean(u, axis_name), say): give the whole batch as one state and take jnp.mean over its axis, "
+            "differentiate inside the vmap, or leave out solver= and adjoint= on one device."
+        ) from error
     # None: integers and keys have no cotangent.
     return gradients, None, lam_initial
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from jaxmgrit._pytree import fold, real_dtype, where
+from jaxmgrit._pytree import fold, real_dtype, size_in_bytes, where
 from jaxmgrit.backend.local import Local
 from jaxmgrit.solvers.mgrit.coarse import all_layers
 from jaxmgrit.solvers.mgrit.fas import restrict
@@ -51,7 +51,7 @@ def sweep_batch(solver: Solver, state: State, platform: str, share: int) -> int:
         return min(solver.intervals_per_sweep, share)
     if platform != "cpu":
         return share
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    size = size_in_bytes(state)
     return _divisor_near(share, max(1, _STATES_BYTES // max(1, size)))
 
 
