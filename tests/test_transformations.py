@@ -28,14 +28,22 @@ def value_and_gradients(propagate, step=nets.tanh_step):
     return jax.jit(jax.value_and_grad(lambda theta, u0: jnp.sum(jnp.sin(propagate(step, theta, u0))), argnums=(0, 1)))
 
 
-@with_ways
-def test_a_program_exported_for_any_batch_and_read_again_gives_value_and_gradients(way):
+def for_any_batch(way):
     (batch,) = export.symbolic_shape("batch")
     theta = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), THETA)
-    exported = export.export(value_and_gradients(propagated(way)))(theta, jax.ShapeDtypeStruct((batch, 4), U0.dtype))
-    again = export.deserialize(exported.serialize())
+    return export.export(value_and_gradients(propagated(way)))(theta, jax.ShapeDtypeStruct((batch, 4), U0.dtype))
+
+
+@pytest.mark.parametrize("way", nets.slow_but(["multigrid"], ["multigrid", "default"]))
+def test_a_program_exported_for_any_batch_and_read_again_gives_value_and_gradients(way):
+    again = export.deserialize(for_any_batch(way).serialize())
     for u0 in (U0, U0[:3]):
         assert nets.distance(again.call(THETA, u0), value_and_gradients(scanned)(THETA, u0)) < 1e-12
+
+
+def test_newton_must_know_the_number_of_samples():
+    with pytest.raises(ValueError, match=r"Newton: the state's leaves have shapes \(batch, 4\).*export with numbers"):
+        for_any_batch("newton")
 
 
 @with_ways

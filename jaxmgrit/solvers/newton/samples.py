@@ -105,12 +105,17 @@ def samples_of(state: State, jacobian: Jacobian, batch_axis: int | None) -> Samp
     """How to read states like this one (shapes will do).
 
     Raises:
-        ValueError: leaves that have no such axis or not the same number of samples; for "channels", leaves of
-            different shapes.
+        ValueError: leaves that have no such axis or not the same number of samples; an axis of open length; for
+            "channels", leaves of different shapes.
     """
     leaves, tree = jax.tree.flatten(state)
     shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
     listed = ", ".join(str(x.shape) for x in shapes)
+    if not all(isinstance(n, int) for x in shapes for n in x.shape):
+        raise ValueError(
+            f"Newton: the state's leaves have shapes {listed}, but how many samples there are must be known (Jacobians "
+            "are tried on signs drawn for each): export with numbers, or take solver=jm.MGRIT(...) or jm.Sequential()."
+        )
     if jacobian == "channels":
         if len({x.shape for x in shapes}) > 1:
             raise ValueError(
