@@ -106,7 +106,7 @@ class Walk:
         if name in MARKS:
             return _marks(name, params, where), []
         if name == "scan":
-            return self._scan(params, inputs, where)
+            return self._scan(equation, inputs, where)
         if name == "while":
             times = where.passes if where.scope.times is None else where.scope.times
             return _times(times, self._each(equation, where._replace(again=False))), []
@@ -126,17 +126,19 @@ class Walk:
             tally.update(self._program(program, [None] * len(program[0].invars), where)[0])
         return tally
 
-    def _scan(self, params: Any, inputs: list[Known], where: _Where) -> tuple[Tally, list[Known]]:
-        program, length = (params["jaxpr"].jaxpr, params["jaxpr"].consts), params["length"]
+    def _scan(self, equation: Any, inputs: list[Known], where: _Where) -> tuple[Tally, list[Known]]:
+        (program,), length = _programs(equation), equation.params["length"]
         where = where._replace(again=False)
-        consts, carry = params["num_consts"], params["num_consts"] + params["num_carry"]
+        # By the axis of the passes, since versions of JAX differ in what a scan says of itself.
+        carry = len(inputs) - _stacked(equation.invars, program[0].invars)
+        consts = carry - len(equation.outvars) + _stacked(equation.outvars, program[0].outvars)
         # All passes do the same, unless the marks of one are behind a branch: then each is walked through.
         if not self._any(program[0], "branch"):
             unknown = [*inputs[:consts], *[None] * (len(inputs) - consts)]
             return _times(length, self._program(program, unknown, where)[0]), []
         tally: Tally = Counter()
         carried = inputs[consts:carry]
-        for number in reversed(range(length)) if params["reverse"] else range(length):
+        for number in reversed(range(length)) if equation.params["reverse"] else range(length):
             entries = [None if x is None else x[number] for x in inputs[carry:]]
             counted, outputs = self._program(program, [*inputs[:consts], *carried, *entries], where)
             tally.update(counted)
@@ -151,6 +153,11 @@ class Walk:
             return self._program(branches[int(np.clip(which, 0, len(branches) - 1))], operands, where)
         counted = [self._program(branch, operands, where)[0] for branch in branches]
         return max(counted, key=lambda tally: tally.total()), []
+
+
+def _stacked(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+    """Of a scan's arguments or results, how many have an entry for every pass."""
+    return sum(x.aval.ndim > y.aval.ndim for x, y in zip(outside, inside, strict=True))
 
 
 def _start(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Known]) -> dict[Any, Known]:

@@ -213,8 +213,8 @@ class Equation:
 # Cheap enough to be computed again in the pullback from what is kept: one pass over values that are at hand.
 _CHEAP = frozenset(
     "abs add add_any and broadcast_in_dim ceil clamp complex concatenate conj convert_element_type copy dynamic_slice "
-    "eq floor ge gt imag integer_pow is_finite le lt max min mul ne neg not or pad real reshape rev round select_n "
-    "sign slice square squeeze sub transpose xor".split()
+    "eq floor ge gt imag integer_pow is_finite le lt max min mul ne neg not one_minus_square or pad real reshape rev "
+    "round select_n sign slice square squeeze sub transpose xor".split()
 )
 
 
