@@ -133,10 +133,13 @@ def _npy(data: bytes) -> np.ndarray:
 
 def _npz(path: Path, data: bytes, name: str) -> np.ndarray:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        members = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
-        if name not in members:
-            raise corrupt(path, f"expected an array '{name}', found {', '.join(members)[:200] or 'none'}")
-        entry = members[name]
+        entries = archive.infolist()
+        names = [entry.filename.removesuffix(".npy") for entry in entries]
+        if name not in names:
+            raise corrupt(path, f"expected an array '{name}', found {', '.join(names)[:200] or 'none'}")
+        if names.count(name) > 1:
+            raise ValueError(f"it holds '{name}' twice")
+        entry = entries[names.index(name)]
         if entry.compress_type not in NPZ_METHODS or entry.flag_bits & 1:
             raise ValueError("encrypted, or compressed in a way that numpy.savez_compressed does not use")
         if entry.file_size > LARGEST:

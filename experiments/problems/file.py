@@ -167,8 +167,9 @@ def _columns(path: Path) -> tuple[list[str], list[list[str]]]:
     except (UnicodeDecodeError, csv.Error, ValueError):
         raise sources.corrupt(path, "expected a .csv file in UTF-8 whose first line names its columns") from None
     header = [name.strip() for name in header]
-    if twice := [name for name in header if header.count(name) > 1]:
-        raise sources.corrupt(path, f"the column {twice[0]!r} is there twice")
+    if len(set(header)) < len(header):
+        twice = next(name for name in header if header.count(name) > 1)
+        raise sources.corrupt(path, f"the column {twice!r} is there twice")
     if not rows:
         raise sources.corrupt(path, "expected lines of values after the first")
     for number, row in enumerate(rows, 2):
@@ -188,7 +189,8 @@ def _place(path: Path, header: list[str], name: str, key: str) -> int:
 def _numbers(
     path: Path, header: list[str], rows: list[list[str]], names: list[str], key: str = "problem.inputs"
 ) -> np.ndarray:
-    places = [_place(path, header, name, key) for name in names]
+    known = {name: place for place, name in enumerate(header)}  # `_place` would go through them all for each
+    places = [known[name] if name in known else _place(path, header, name, key) for name in names]
     values = np.empty((len(rows), len(places)))
     for i, row in enumerate(rows):
         for j, place in enumerate(places):

@@ -87,4 +87,9 @@ def _array(flags: int, shape: list[int], parts: Iterator[tuple[int, bytes]], ord
     values = np.frombuffer(content, f"{order}{TYPES[kind]}")
     if values.size != math.prod(shape):
         raise ValueError(f"an array of shape {shape} has {values.size} numbers")
-    return values.astype(dtype).reshape(shape, order="F")
+    with np.errstate(invalid="ignore"):
+        array = values.astype(dtype)
+    # NumPy would wrap around, and take nan for 0.
+    if array.dtype.kind != "f" and not np.array_equal(array, values):
+        raise ValueError(f"numbers that are no {np.dtype(dtype)}, as which the array is said to be")
+    return array.reshape(shape, order="F")

@@ -6,9 +6,12 @@ sentence on the other. Characters that a terminal's encoding lacks are written a
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TextIO
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tabs and ends of lines
 
 
 class Stream:
@@ -44,8 +47,11 @@ class Stream:
         return getattr(self._stream, "encoding", None) or "ascii"
 
     def say(self, *lines: str) -> None:
-        """Write lines, at once."""
-        self.write("".join(line + "\n" for line in lines))
+        """Write lines, at once; what a terminal would take for commands is written as escapes.
+
+        Names in a file that somebody else has made may hold such.
+        """
+        self.write("".join(_CONTROL.sub(lambda character: repr(character[0])[1:-1], line) + "\n" for line in lines))
         self.flush()
 
     def take(self) -> None:

@@ -7,6 +7,7 @@ import os
 import struct
 import time
 import tracemalloc
+import warnings
 import zipfile
 from collections.abc import Callable
 from typing import NamedTuple
@@ -43,6 +44,26 @@ def npz(flag=0, method=0, content=None, compression=zipfile.ZIP_STORED):
     return bytes(data)
 
 
+def twice(*names):
+    """An archive with arrays of these names."""
+    file = io.BytesIO()
+    with warnings.catch_warnings(), zipfile.ZipFile(file, "w") as archive:
+        warnings.simplefilter("ignore")  # of equal names
+        for name in names:
+            archive.writestr(name, npy("(2,)", data=b"ab"))
+    return file.getvalue()
+
+
+def numbers(kind, value):
+    """A .mat file with a double in an array that is said to be of another class."""
+
+    def element(number, content):
+        return struct.pack("<II", number, len(content)) + content + bytes(-len(content) % 8)
+
+    parts = [(6, struct.pack("<II", kind, 0)), (5, struct.pack("<ii", 1, 1)), (1, b"x"), (9, struct.pack("<d", value))]
+    return b"MATLAB 5.0".ljust(124) + b"\x00\x01IM" + element(14, b"".join(element(*part) for part in parts))
+
+
 def mat(**values):
     file = io.BytesIO()
     compressed = values.pop("compressed", False)
@@ -70,7 +91,13 @@ HOSTILE = {
     "hdf5.mat": (b"\x89HDF\r\n\x1a\n" + bytes(512), r"version 7\.3.*-v7"),
     "struct.mat": (mat(x={"a": 1}), "expected real numbers, found an array of another class"),
     "cell.mat": (mat(x=np.array(["a", 1], object)), "expected real numbers, found an array of another class"),
+    "300 as a byte.mat": (numbers(9, 300.0), "numbers that are no uint8"),
+    "half as an integer.mat": (numbers(12, 0.5), "numbers that are no int32"),
+    "1e300 as an integer.mat": (numbers(14, 1e300), "numbers that are no int64"),
+    "nan as an integer.mat": (numbers(8, float("nan")), "numbers that are no int8"),
     "empty.mat": (b"", "not a valid"),
+    "twice.npz": (twice("x.npy", "x.npy"), "it holds 'x' twice"),
+    "twice by other names.npz": (twice("x", "x.npy"), "it holds 'x' twice"),
 }
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+import time
 
 import jax
 import numpy as np
@@ -156,6 +157,19 @@ def test_labels_that_are_written_differently_are_never_one_class(labels, names, 
     for part in data[:2]:
         for x, y in zip(part.x[:, 0].astype(int), part.y, strict=True):
             assert labels[x % 3].lstrip("+0") == names[y].lstrip("0") or labels[x % 3] == names[y]
+
+
+def test_a_file_of_many_columns_takes_time_in_proportion_to_them(tmp_path):
+    count = 50_000
+    names = ",".join(f"c{i}" for i in range(count))
+    rows = "".join(f"{label}," + ",".join("1" * count) + "\n" for label in "abab")
+    (tmp_path / "x.csv").write_text(f"y,{names}\n{rows}")
+    start = time.process_time()
+    assert (
+        problems.load(File(name="file", file=str(tmp_path / "x.csv"), validation_share=0.5), 0).train.x.shape[1]
+        == count
+    )
+    assert time.process_time() - start < 10
 
 
 @pytest.mark.parametrize("key", ["file", "validation_file"])

@@ -80,6 +80,13 @@ def test_a_stream_that_is_taken_writes_to_what_was_there_until_it_is_lost(monkey
     assert pipe.getvalue() == "gr\\xfcn\n"
 
 
+def test_what_a_terminal_would_obey_is_written_as_escapes(monkeypatch):
+    """A name in a data file, say, that would clear the screen or name the window."""
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    Stream("stdout").say("found \x1b[2Jx, \x9b1mgr\u00fcn\r\tend", "next")
+    assert sys.stdout.getvalue() == "found \\x1b[2Jx, \\x9b1mgr\u00fcn\\r\tend\nnext\n"
+
+
 def test_every_command_is_run_like_this():
     files = [*(ROOT / "experiments").glob("*.py"), *(ROOT / "experiments").glob("*/__main__.py")]
     commands = [path for path in files if "__main__" in path.read_text()]
