@@ -93,7 +93,8 @@ def path(word: str) -> Path:
 def output_file(word: str) -> Path:
     """A file that can be written, so far as can be seen without making it: asked before what it is for is measured."""
     file = path(word)
-    if file.is_dir() or not os.access(file if file.exists() else file.absolute().parent, os.W_OK):
+    folder = file.absolute().parent
+    if file.is_dir() or not folder.is_dir() or not os.access(file if file.exists() else folder, os.W_OK):
         raise argparse.ArgumentTypeError(
             f"expected a file that may be written, in a folder that is there, given {word!r}"
         )
