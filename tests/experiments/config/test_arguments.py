@@ -32,7 +32,10 @@ def test_numbers_in_range(parse, word, value):
             (above(0), word, "expected a number > 0")
             for word in (".inf", ".nan", "true", "1e400", "-1", "[", "9" * 400)
         ),
-        *((output_file, word, "expected a file that may be written") for word in ("/", "/no/such/folder/file", "/dev/null/file", "")),
+        *(
+            (output_file, word, "expected a file that may be written")
+            for word in ("/", "/no/such/folder/file", "/dev/null/file", "")
+        ),
     ],
 )
 def test_others_are_refused(parse, word, message):
