@@ -66,8 +66,8 @@ def read_run(arguments: Sequence[str], program: str) -> tuple[Config, Path | Non
         raise ConfigError(
             f"--resume {folder}: expected the folder of a run, with its config.yaml. Name one under runs/."
         )
-    # The run's own file takes the place of CONFIG, which the parser expects.
-    overrides = command_line.parse([str(file), *rest], program, yaml_values.parse_word)[1]
+    # The run's own file takes the place of CONFIG, which the parser expects; absolute, as a name may begin with a dash.
+    overrides = command_line.parse([str(file.absolute()), *rest], program, yaml_values.parse_word)[1]
     for key in overrides:
         # The section output is free, but its folder is what --resume names.
         if (key.partition(".")[0] not in FREE and key not in PLACES) or key == "output.folder":

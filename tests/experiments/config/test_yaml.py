@@ -83,13 +83,14 @@ def test_a_text_that_is_written_is_read_again_as_that_text(word):
     assert yaml.safe_load(written) == values  # and by everybody else
 
 
-@pytest.mark.parametrize("name", ["08", "1e3", "12e03"])
-def test_a_run_whose_folder_looks_like_a_number_can_be_read_again(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["08", "1e3", "12e03", "-x", "--x", "a b", "a\nb", "\u00e9"])
+def test_a_run_whose_folder_has_an_odd_name_can_be_read_again(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.yaml").write_text(PLAIN)
-    given = config.read(["c.yaml", "--output.folder", name, "--name", name], "experiments.train")
-    config.write(given, tmp_path / "again.yaml")
-    assert config.read(["again.yaml"], "experiments.train") == given
+    given = config.read(["c.yaml", f"--output.folder={name}"], "experiments.train")
+    (tmp_path / name).mkdir()
+    config.write(given, tmp_path / name / "config.yaml")
+    assert config.reader.read_run([f"--resume={name}"], "experiments.train") == (given, Path(name))
 
 
 @pytest.mark.parametrize(
