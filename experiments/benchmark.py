@@ -182,8 +182,10 @@ def _case(case: Case, places: list[Devices], options: argparse.Namespace) -> dic
         print_table(result)
         return result
     finally:
-        for started in (*workers, *peers):
-            started.close()
+        for worker in workers:
+            worker.close()
+        for peer in peers:
+            peer.close()
 
 
 def _worth_timing(rows: list[Measured]) -> list[Measured]:

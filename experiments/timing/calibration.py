@@ -36,6 +36,7 @@ KINDS: dict[str, Callable[[Any, jax.Array], jax.Array]] = {
 }
 
 PyTree = Any
+Choice = Callable[[list[float]], float]
 
 
 class Network(NamedTuple):
@@ -194,7 +195,9 @@ def messages(state: State, devices: Devices) -> tuple[float, float]:
     return message, max(0.0, longer - message) / large.nbytes
 
 
-def message_seconds(kind: str, array: jax.Array, devices: Devices, hops: int = HOPS) -> float:
+def message_seconds(
+    kind: str, array: jax.Array, devices: Devices, hops: int = HOPS, of: Choice = statistics.median
+) -> float:
     """Seconds of an operation that communicates: what a loop of some work takes longer with one in every pass.
 
     Args:
@@ -202,6 +205,7 @@ def message_seconds(kind: str, array: jax.Array, devices: Devices, hops: int = H
         array: what every device sends.
         devices: between which.
         hops: messages in the loop.
+        of: which of several times to take.
     """
     backend = devices.backend
 
@@ -214,7 +218,7 @@ def message_seconds(kind: str, array: jax.Array, devices: Devices, hops: int = H
 
         work = jnp.zeros((32, 32), array.dtype)
         f = _everywhere(lambda y, work: jax.lax.fori_loop(0, hops, one, (y, work)), devices)
-        return _seconds(f, array, work) / hops
+        return _seconds(f, array, work, of=of) / hops
 
     return max(0.0, seconds(True) - seconds(False))
 
@@ -232,7 +236,7 @@ def _everywhere(f: Callable[..., Any], devices: Devices) -> Callable[..., Any]:
     return jax.jit(jax.shard_map(on_one, mesh=mesh, in_specs=none, out_specs=each, check_vma=False))
 
 
-def _seconds(f: Callable[..., Any], *args: Any) -> float:
+def _seconds(f: Callable[..., Any], *args: Any, of: Choice = statistics.median) -> float:
     jax.block_until_ready(f(*args))
     start = time.perf_counter()
     jax.block_until_ready(f(*args))
@@ -246,4 +250,4 @@ def _seconds(f: Callable[..., Any], *args: Any) -> float:
             last = f(*args)
         jax.block_until_ready(last)
         seconds.append((time.perf_counter() - start) / times)
-    return statistics.median(seconds)
+    return of(seconds)
