@@ -15,7 +15,7 @@ exact one. Then follows what `jm.advise` says of the network.
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
 
@@ -55,6 +55,7 @@ class Calibration:
         message: (seconds per message, seconds per byte).
         sizes: bytes of what is sent.
         like: a state, as shapes.
+        kept: `coarse` of steps that keep all layers, by how many they are; empty where steps stand for one layer.
     """
 
     swept: dict[int, tuple[float, float, float]]
@@ -63,6 +64,7 @@ class Calibration:
     message: tuple[float, float]
     sizes: Sizes
     like: Any
+    kept: dict[int, tuple[float, float]] = field(default_factory=dict)
 
     def seconds(self, config: Config, solver: jm.MGRIT, devices: int) -> float:
         """Predicted time of an iteration.
@@ -78,7 +80,10 @@ class Calibration:
         batch = sweep_batch(solver, self.like, jax.default_backend(), level.share)
         # Some numbers of intervals were measured, mostly powers of two.
         nearest = min(self.swept, key=lambda known: abs(known - batch))
-        costs = Costs(*self.swept[nearest], *self.swept[1], *self.coarse, *self.message, evaluations(solver))
+        coarse = self.coarse
+        if self.kept:
+            coarse = self.kept[min(self.kept, key=lambda known: abs(known - levels[-1].stride))]
+        costs = Costs(*self.swept[nearest], *self.swept[1], *coarse, *self.message, evaluations(solver))
         counts = iteration_counts(schedule, config.network.layers, solver, solver, devices, self.sizes)
         return sum(costs.seconds(part) for part in counts)
 
@@ -125,8 +130,12 @@ def measure(memory: Any, config: Config) -> Calibration:
     most = sweep_batch(jm.MGRIT(INTERVAL), state, jax.default_backend(), share)
     sizes = sorted({1, most, *(2**k for k in range(6) if 2**k < most)})
     swept = {batch: three(own, 1, INTERVAL, batch, Devices()) for batch in sizes}
-    coarse = coarse_steps(own, build.solver(config.solver), INTERVAL, Devices())
-    return Calibration(swept, coarse, sequential(own, INTERVAL), (0.0, 0.0), own.sizes, state)
+    made = build.solver(config.solver)
+    coarse = coarse_steps(own, made, INTERVAL, Devices())
+    kept: dict[int, tuple[float, float]] = {}
+    if made.coarse_params is jm.all_layers:
+        kept = {m: coarse_steps(own, made, m, Devices()) for m in FACTORS if 2 * m <= config.network.layers}
+    return Calibration(swept, coarse, sequential(own, INTERVAL), (0.0, 0.0), own.sizes, state, kept)
 
 
 def measure_messages(memory: Any, config: Config) -> tuple[float, float]:

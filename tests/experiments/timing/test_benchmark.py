@@ -1,5 +1,6 @@
 """The benchmark and the plan: what they refuse, and that their figures are what they say."""
 
+import dataclasses
 import json
 
 import jax
@@ -93,6 +94,9 @@ def test_the_predicted_time_of_an_iteration_is_that_of_its_counts():
     assert (predict.serial_phi, sweep.phi, sweep.grad, sweep.serial_vjp) == (32, 256, 256, 32)
     by_hand = 32 * 3e-6 + 256 * 5e-6 + 32 * (3e-6 + 5e-6)
     assert known.seconds(config, solver, 1) == pytest.approx(by_hand)
+    # A step that keeps all layers has the time of as many as it keeps.
+    by_layers = dataclasses.replace(known, kept={8: (6e-6, 1e-5), 32: (1.0, 1.0)})
+    assert by_layers.seconds(config, solver, 1) == pytest.approx(by_hand + 32 * 3e-6 + 32 * (3e-6 + 5e-6))
     assert known.seconds(config, solver, 4) < known.seconds(config, solver, 1)
     with pytest.raises(ValueError, match="devices"):
         known.seconds(config, solver, 64)
