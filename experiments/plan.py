@@ -76,13 +76,10 @@ class Calibration:
         levels = solver.hierarchy(config.network.layers, devices)
         if len(levels) == 1:
             raise ValueError(f"{config.network.layers} layers have one level only with {solver}")
-        level = levels[0]
-        batch = sweep_batch(solver, self.like, jax.default_backend(), level.share)
+        batch = sweep_batch(solver, self.like, jax.default_backend(), levels[0].share)
         # Some numbers of intervals were measured, mostly powers of two.
         nearest = min(self.swept, key=lambda known: abs(known - batch))
-        coarse = self.coarse
-        if self.kept:
-            coarse = self.kept[min(self.kept, key=lambda known: abs(known - levels[-1].stride))]
+        coarse = self.kept[min(self.kept, key=lambda m: abs(m - levels[-1].stride))] if self.kept else self.coarse
         costs = Costs(*self.swept[nearest], *self.swept[1], *coarse, *self.message, evaluations(solver))
         counts = iteration_counts(schedule, config.network.layers, solver, solver, devices, self.sizes)
         return sum(costs.seconds(part) for part in counts)
@@ -110,9 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser("python -m experiments.plan", "%(prog)s CONFIG|MODULE:FUNCTION [--devices P ...] [--key VALUE ...]")
-    parser.add_argument(
-        "--devices", type=at_least(1), nargs="+", default=POWERS, metavar="P", help="devices to plan for"
-    )
+    parser.add_argument("--devices", type=at_least(1), nargs="+", default=POWERS, metavar="P", help="to plan for")
     parser.add_argument("--micro-batches", type=at_least(1), default=8, metavar="M", help="of the pipeline")
     parser.add_argument("--tolerance", type=above(0), default=0.05, help="relative error of the gradient that is borne")
     parser.add_argument("--seconds", type=above(0), default=60.0, metavar="T", help="the advice may take")
@@ -131,10 +126,9 @@ def measure(memory: Any, config: Config) -> Calibration:
     sizes = sorted({1, most, *(2**k for k in range(6) if 2**k < most)})
     swept = {batch: three(own, 1, INTERVAL, batch, Devices()) for batch in sizes}
     made = build.solver(config.solver)
-    coarse = coarse_steps(own, made, INTERVAL, Devices())
-    kept: dict[int, tuple[float, float]] = {}
-    if made.coarse_params is jm.all_layers:
-        kept = {m: coarse_steps(own, made, m, Devices()) for m in FACTORS if 2 * m <= config.network.layers}
+    coarse = coarse_steps(own, made, min(INTERVAL, config.network.layers), Devices())
+    factors = [m for m in FACTORS if made.coarse_params is jm.all_layers and 2 * m <= config.network.layers]
+    kept = {m: coarse_steps(own, made, m, Devices()) for m in factors}
     return Calibration(swept, coarse, sequential(own, INTERVAL), (0.0, 0.0), own.sizes, state, kept)
 
 
@@ -154,11 +148,8 @@ def _problem(config: Config) -> tuple[jm.Problem, jm.Params, tuple[jax.Array, ja
     """The problem, its initial parameters and the first batch."""
     data = problems.load(config.problem, config.seed)
     x, y = (part[: config.training.batch_size] for part in (data.train.x, data.train.y))
-    return (
-        build.problem(config),
-        build.initial_params(config, data),
-        (jnp.asarray(cast(x, config.dtype)), jnp.asarray(y)),
-    )
+    batch = jnp.asarray(cast(x, config.dtype)), jnp.asarray(y)
+    return build.problem(config), build.initial_params(config, data), batch
 
 
 def gradient_error(memory: Any, config: Config, solver: jm.MGRIT) -> float:
