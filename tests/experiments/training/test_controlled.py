@@ -1,5 +1,6 @@
 """Trainings under control: networks on which one cycle fails, and one on which it does well."""
 
+import functools
 import json
 
 import jax
@@ -33,14 +34,16 @@ def _precision():
     jax.config.update("jax_enable_x64", before)
 
 
-@pytest.fixture
-def train(tmp_path):
-    """From words of the command line to (exact final loss, decisions)."""
-    (tmp_path / "hard.yaml").write_text(HARD)
+@pytest.fixture(scope="module")
+def train(tmp_path_factory):
+    """From words of the command line to (exact final loss, decisions); the same words train once."""
+    file = tmp_path_factory.mktemp("config") / "hard.yaml"
+    file.write_text(HARD)
 
+    @functools.cache
     def run(*words):
-        folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        assert main([str(tmp_path / "hard.yaml"), "--output.folder", str(folder), *words]) == 0
+        folder = tmp_path_factory.mktemp("runs") / "run"
+        assert main([str(file), "--output.folder", str(folder), *words]) == 0
         events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
         return json.loads((folder / "summary.json").read_text())["exact_train_loss"], events
 
@@ -117,10 +120,9 @@ def test_an_easy_network_keeps_its_one_cycle(train):
 
 
 def test_predicting_and_sweeping_is_left_for_cycles_or_sequential_sweeps_where_it_fails(train):
-    words = "--training.schedule predict_then_sweep --network.final-time 20 --network.initialisation independent"
-    sequential, _ = train(
-        "--network.final-time", "20", "--network.initialisation", "independent", "--training.method", "sequential"
-    )
-    controlled, events = train(*words.split(), "--solver.levels", "2", "--control.active", "true")
+    words = DEFEATING["rough in depth, large T"].split()
+    sequential, _ = train(*words, "--training.method", "sequential")
+    predicted = ["--training.schedule", "predict_then_sweep", "--solver.levels", "2", "--control.active", "true"]
+    controlled, events = train(*words, *predicted)
     assert events[0]["action"].startswith("predict, then sweep -> ")
     assert controlled <= 1.05 * sequential
