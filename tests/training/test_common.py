@@ -66,6 +66,7 @@ def test_many_cycles_are_conventional_training(name, everything):
     assert nets.distance(trainer.params(state), everything) < 1e-10
 
 
+@pytest.mark.slow
 def test_other_masks_are_other_gradients():
     """What the tests above would see if a layer's key were another's in a cycle, the adjoint or the gradient."""
     own, other = (jax.grad(objective)(PARAMS, CONTEXT, KEYS[0], shift) for shift in (0, 1))
@@ -135,7 +136,8 @@ def backtracked(params, context, keys):
     return params, trials
 
 
-@pytest.mark.parametrize("devices", [None, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [None, 2])
 def test_the_published_loop_trains_with_context_and_keys(devices):
     """Gradient and trials of an iteration have the masks of its key, those documented."""
     trainer = published(jm.MGRIT(2, **MANY), jm.SteepestDescent(), nets.mesh(devices) if devices else jm.Local())

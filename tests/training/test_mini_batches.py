@@ -50,6 +50,7 @@ def test_all_samples_in_another_order_are_the_fixed_batch(schedule, devices):
         assert nets.distance(mixed, fixed) < 1e-10
 
 
+@pytest.mark.slow
 @both_schedules
 def test_each_half_keeps_warm_values_of_its_own(schedule):
     """Two halves in turn, out of one state, against one training that swaps the warm values of two fixed batches."""

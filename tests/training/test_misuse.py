@@ -45,6 +45,7 @@ def test_the_same_batch_passes_also_after_a_restore_and_a_cold_start(warm):
         jm.check(update(known, batch)[1].result)
 
 
+@pytest.mark.slow
 def test_repeated_samples_are_noticed(warm):
     trainer, state, update = warm
     samples = jnp.asarray([0, 2, 2])
@@ -55,6 +56,7 @@ def test_repeated_samples_are_noticed(warm):
         jm.check(update(state, batch, samples)[1].result)
 
 
+@pytest.mark.slow
 def test_cold_starts_take_batches_of_any_size():
     """Also a smaller last one; nothing of one batch is kept for the next."""
     trainer = one_shot(jm.MGRIT(2), jm.Local())
