@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-from experiments.config.arguments import Parser, at_least, output_file
+from experiments.config.arguments import Parser, at_least, output_file, path
 from experiments.errors import ConfigError
 from experiments.hosts import probe
 from experiments.hosts.namespaces import ADDRESSES, Hosts, HostsError
@@ -46,14 +46,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--links", type=_link, nargs="+", default=LINKS, help="Gbit/s:ms ..., the model is fitted to the first"
     )
+    crossings_of = [kind.upper() for kind in KINDS]
+    parser.add_argument("--crossings", type=at_least(0), nargs=3, metavar=tuple(crossings_of), help="given, not fitted")
+    parser.add_argument("--figures", type=path, help="predict from what --output wrote before; measure nothing")
     parser.add_argument("--output", type=output_file, help="for the figures, as JSON")
     try:
         options = parser.parse(sys.argv[1:] if arguments is None else arguments)
-        rows = [_measured(options, *link) for link in _shown(options.links)]
+        rows = _read(options.figures) if options.figures else [_measured(options, *x) for x in _shown(options.links)]
     except (ConfigError, HostsError, subprocess.TimeoutExpired) as error:
         print(f"hosts: {error}", file=sys.stderr)
         return 2
-    counts, trips = _messages(options), crossings(rows)
+    counts = _messages(options)
+    trips = dict(zip(KINDS, options.crossings, strict=True)) if options.crossings else crossings(rows)
     for row in rows:
         row["predicted"] = predicted(rows[0], row, counts, trips)
     print(table(rows, trips))
@@ -102,9 +106,7 @@ def table(rows: Sequence[dict[str, Any]], trips: dict[str, float]) -> str:
             lines.append(f"{link}  {name:<22} {figures}")
             link = " " * len(link)
     each = ", ".join(f"{kind} {value:.2f}" for kind, value in trips.items())
-    return "\n".join(
-        [*lines, "", f"Times in ms, the quickest of some turns. Crossings of the link by a message: {each}."]
-    )
+    return "\n".join([*lines, "", f"Times in ms. Crossings of the link by a message: {each}."])
 
 
 def _measured(options: argparse.Namespace, bandwidth: float, latency: float) -> dict[str, Any]:
@@ -119,6 +121,14 @@ def _measured(options: argparse.Namespace, bandwidth: float, latency: float) -> 
         _run(commands)
         measured: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     return {"bandwidth": bandwidth, "latency": latency, **measured}
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["links"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"--figures {file}: expected what --output wrote ({error}).") from None
+    return rows
 
 
 def _run(commands: list[list[str]]) -> None:

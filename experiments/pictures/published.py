@@ -25,7 +25,7 @@ def draw(result: dict[str, Any], file: Path) -> None:
     """
     strong = result["published_strong"]
     figure = Figure(figsize=(5.0 * (1 + len(strong)), 4.6), layout="constrained")
-    first, *others = figure.subplots(1, 1 + len(strong))
+    first, *others = figure.subplots(1, 1 + len(strong), squeeze=False)[0]
     _weak(first, result["published_weak"])
     for axes, (name, case) in zip(others, strong.items(), strict=True):
         _strong(axes, name, case, result["micro_batches"])

@@ -1,4 +1,4 @@
-"""Scaling as published: `python -m experiments.published [--folder F] [--batch B] [--devices P ...]`.
+"""Scaling as published: `python -m experiments.published [--folder F] [--cases NAME ...] [--devices P ...]`.
 
 Weak: one gradient of N = 4 P layers on P devices by multilevel V- and F-cycles (m = 4, two for the state and two for
 the adjoint), and a one-shot step. Strong: N = 1024 layers as wide as the level-set network's, and N = 512 as wide as
@@ -12,7 +12,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from experiments.timing.devices import Devices, count_cores, last_cores
 from experiments.timing.workers import Worker, WorkerError
 
 MICRO_BATCHES = 8
-CASES = {"level sets": (1024, 8), "Indian Pines size": (512, 200)}  # layers, features
+CASES = {"level sets": (1024, 8, 500), "Indian Pines size": (512, 200, 64)}  # layers, features, points
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,13 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser("python -m experiments.published", description="Weak and strong scaling as published.")
     powers = [2**k for k in range(11)]
     parser.add_argument("--folder", type=path, default=Path("runs/published"), help="for figures and picture")
-    parser.add_argument("--batch", type=at_least(1), default=500, metavar="B", help="points")
+    parser.add_argument("--cases", choices=CASES, nargs="*", default=list(CASES), help="of strong scaling")
     parser.add_argument("--devices", type=at_least(1), nargs="+", default=powers, metavar="P", help="all are modelled")
     try:
         options = parser.parse(sys.argv[1:] if arguments is None else arguments)
         make_folder(options.folder)
-        result = scale(options)
-        (options.folder / "published.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        for result in scale(options):  # after every part, so that an interruption loses but the one that runs
+            (options.folder / "published.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         draw(result, options.folder / "published.png")
     except (ConfigError, WorkerError) as error:
         print("published:", *str(error).splitlines(), sep="\n  ", file=sys.stderr)
@@ -52,26 +52,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def scale(options: argparse.Namespace) -> dict[str, Any]:
-    """Milliseconds of iterations by devices and way, measured and modelled, and the counts of the weak ones."""
+def scale(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Milliseconds of iterations by devices and way, measured and modelled, and the counts of the weak ones, so far."""
     most = min(2, count_cores())
     one, *more = (Worker(Devices(n, cores=last_cores(n))) for n in range(1, most + 1))
     try:
         places = [one, *more]
-        weak_case = Case(256, CASES["level sets"][1], options.batch, "float32", 16)
-        result: dict[str, Any] = {"jax": jax.__version__, "batch": options.batch, "micro_batches": MICRO_BATCHES}
+        _, width, batch = CASES["level sets"]
+        weak_case = Case(256, width, batch, "float32", 16)
+        result: dict[str, Any] = {"jax": jax.__version__, "batch": batch, "micro_batches": MICRO_BATCHES}
         message = more[0].ask(ways.message, weak_case) if more else (0.0, 0.0)
         result["message"] = message
         known = ways.Known(one.ask, weak_case, message)
         result["published_weak"] = [_weak(n, known, weak_case, places) for n in sorted(options.devices)]
-        result["published_strong"] = {
-            name: _strong(Case(layers, width, options.batch, "float32", 16), options, places)
-            for name, (layers, width) in CASES.items()
-        }
+        result["published_strong"] = {}
+        yield result
+        for name in options.cases:
+            layers, width, batch = CASES[name]
+            result["published_strong"][name] = _strong(Case(layers, width, batch, "float32", 16), options, places)
+            yield result
     finally:
         for worker in (one, *more):
             worker.close()
-    return result
 
 
 def _weak(devices: int, known: ways.Known, case: Case, places: list[Worker]) -> dict[str, Any]:

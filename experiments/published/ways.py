@@ -17,7 +17,7 @@ from jaxmgrit.analysis.cost_model import Costs, Counts, Sizes, iteration_counts,
 from jaxmgrit.solvers.mgrit.grids import sweep_batch
 
 LAYOUT: Layout = "width_first"
-REPEATS = 15
+REPEATS = 9
 SHARE = 4  # layers per device in weak scaling, the coarsening factor too
 
 Schedule = jm.CyclesThenGradient | jm.PredictThenSweep

@@ -1,5 +1,6 @@
 """Training over two hosts, network namespaces of this machine: as in one process, and a cut link is told."""
 
+import json
 import os
 import subprocess
 import sys
@@ -135,6 +136,24 @@ def test_steps_are_predicted_from_the_fitted_link_and_the_crossings_of_each_kind
     np.testing.assert_allclose(one["a"], 0.01 + 1000 * 8 * (1e-8 - 1e-9))
     np.testing.assert_allclose(two["a"], 0.01 + (5 * 1 + 2 * 2 + 1 * 3) * 1e-3)
     assert set(command.crossings([fitted]).values()) == {0.0}
+
+
+def test_figures_are_predicted_anew_with_given_crossings_and_others_are_refused_by_name(tmp_path, capsys):
+    steps = {"predict, then sweep": 0.01, "1 + 1 cycles": 0.02, "2 + 2 V-cycles": 0.03}
+    links = [{"bandwidth": 1e9, "latency": latency, "steps": steps} for latency in (0.0, 1e-3)]
+    file = tmp_path / "figures.json"
+    file.write_text(json.dumps({"links": links}))
+    output = tmp_path / "out.json"
+    assert command.main(["--figures", str(file), "--crossings", "2", "2", "3", "--output", str(output)]) == 0
+    assert "Crossings of the link by a message: sends 2.00, gathers 2.00, sums 3.00" in capsys.readouterr().out
+    record = json.loads(output.read_text())
+    predicted, counts = record["links"][1]["predicted"], record["counts"]
+    for name, seconds in steps.items():
+        trips = 2 * counts[name]["sends"] + 2 * counts[name]["gathers"] + 3 * counts[name]["sums"]
+        np.testing.assert_allclose(predicted[name], seconds + trips * 1e-3)
+    file.write_text("[]")
+    assert command.main(["--figures", str(file)]) == 2
+    assert "figures.json: expected what --output wrote" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("word", ["x", "0:1", "1:-1", "1:2000", "1000"])
