@@ -30,7 +30,10 @@ def default_propagate() -> Ratios:
     swapped = {"swap": lambda theta, u0: jm.propagate(step, theta, u0, h=problem.h)}
     programs = {name: gradient_of(f) for name, f in {**ways, **swapped}.items()}
     timed = turns.in_turns(programs, (params.layers, x), SECONDS)
-    return {"jm.propagate, batch 32": timed["swap"].seconds / min(timed[name].seconds for name in ways)}
+    return {
+        "jm.propagate, batch 32": timed["swap"].seconds / min(timed[name].seconds for name in ways),
+        "jm.propagate over the plain scan, batch 32": timed["swap"].seconds / timed["plain"].seconds,
+    }
 
 
 def thin() -> Ratios:
