@@ -68,8 +68,6 @@ class Solver:
         coarse_step: (step, theta, u, h, m) -> u_next of a coarse level, or None.
         own_adjoint: whether `propagate` and `scan` take it for the adjoint too where it is named for the state alone;
             else that is exact.
-        transposes: whether the adjoint pulls back through every layer before the sweep for the gradients does, so that
-            it is worth to linearise the layers once for both: `Grid.transposed`.
         exact_first: how many intervals from the first layer on have an exact coarse step.
     """
 
@@ -77,7 +75,6 @@ class Solver:
     coarse_params: Callable[[PyTree], PyTree] | None = None
     coarse_step: Callable[..., PyTree] | None = None
     own_adjoint: ClassVar[bool] = False
-    transposes: ClassVar[bool] = False
     exact_first: int = 0
 
     @property
@@ -117,6 +114,13 @@ class Solver:
             ValueError: more devices than intervals.
         """
         raise TypeError(f"{type(self).__name__} does not define hierarchy(steps, devices, *, front, ragged).")
+
+    def tangents(self, state: State) -> PyTree:
+        """Tangents whose way through all intervals the adjoint wants to know, leaves (tangents, ...); None: none.
+
+        They are pushed on while the layers are linearised for the gradients: `Grid.linearised`.
+        """
+        return None
 
     def is_sequential(self, levels: Sequence[Level]) -> bool:
         """Whether the solve is one run through all layers, which needs no guess and is exact."""

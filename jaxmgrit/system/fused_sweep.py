@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import add, fold, size_in_bytes, unfold, where
-from jaxmgrit.system.linearise import AdjointBlock, Tape, pull_linear, record, unroll
+from jaxmgrit.system.grid import Linearised
+from jaxmgrit.system.linearise import AdjointBlock, Tape, record, unroll
 from jaxmgrit.system.step import Equation, Shared, Slot
 
 if TYPE_CHECKING:
@@ -43,18 +44,22 @@ class SideBySide(NamedTuple):
 
 
 def record_side_by_side(
-    equation: Equation, grid: Grid, shared: Shared, offset: int, step_sizes: bool
+    equation: Equation, grid: Grid, shared: Shared, offset: int, step_sizes: bool, tangents: State
 ) -> SideBySide | None:
-    """Linearise all layers once, for whoever pulls back through them more than once; None where that is not possible.
+    """Linearise all layers once, for the intervals' Jacobians and the gradients; None where that is not possible.
 
-    It is where no interval is incomplete, and where all tapes are at most `_TAPES_BYTES` or one sweep's anyway.
+    It is where no interval is incomplete, and where all tapes are at most `_TAPES_BYTES` or one sweep's anyway. The
+    tangents, leaves (tangents, ...), are pushed through all intervals on the way forward: as a row of a Jacobian costs
+    as much as a column, and on a CPU less than half as much.
     """
     chunk = _chunk(grid)
     if chunk == 0:
         return None
 
+    beside = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], (x.shape[0], chunk, *x.shape[1:])), tangents)
+
     def record_chunk(block: AdjointBlock) -> Tape:
-        return _record(equation, shared, _beside(block), offset, step_sizes, True)
+        return _record(equation, shared, _beside(block), offset, step_sizes, True, beside)
 
     if chunk == grid.level.share:
         tapes = record_chunk(grid.blocks)
@@ -67,31 +72,24 @@ def record_side_by_side(
     return SideBySide(tapes, chunk, equation.running_cost is None and not equation.outputs)
 
 
-def transposed(recorded: SideBySide, share: int, tangents: State) -> tuple[PyTree, PyTree]:
-    """See `Grid.transposed`: tangents carry no running cost, or each would add it."""
-    tangents = jax.tree.map(
-        lambda x: jnp.broadcast_to(x[:, None], (x.shape[0], recorded.chunk, *x.shape[1:])), tangents
-    )
-    nothing = None if recorded.linear else jax.tree.map(lambda x: jnp.zeros_like(x[0]), tangents)
+def linearised(recorded: SideBySide, share: int) -> Linearised:
+    """All intervals as affine maps of the adjoint, from what has been recorded."""
 
-    def one(carry: State, taped: PyTree) -> tuple[PyTree, None]:
-        rows, value = carry
-        rows = jax.vmap(partial(pull_linear, 1, taped))(rows)
-        if value is not None:
-            pullback, seed = taped
-            value = pullback((value, seed))[1]
-        return (rows, value), None
+    def one(value: State, taped: PyTree) -> tuple[PyTree, None]:
+        pullback, seed = taped
+        return pullback((value, seed))[1], None
 
-    def through(tape: Tape) -> PyTree:
-        rows, value = jax.lax.scan(one, (tangents, nothing), tape.taped, reverse=True)[0]
+    def through(tape: Tape) -> Linearised:
+        constant = None
+        if not recorded.linear:
+            constant = jax.lax.scan(one, jax.tree.map(jnp.zeros_like, tape.end), tape.taped, reverse=True)[0]
         # Leaves (chunk, d, ...): whatever belongs to intervals has them as the first axis.
-        return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rows), value
+        return Linearised(jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tape.pushed), constant)
 
     if recorded.chunk == share:
-        rows, value = through(recorded.tapes)
-    else:
-        rows, value = unfold(jax.lax.map(through, recorded.tapes))
-    return rows, value
+        return through(recorded.tapes)
+    made: Linearised = unfold(jax.lax.map(through, recorded.tapes))
+    return made
 
 
 # Tapes of so many bytes are kept rather than recorded again.
@@ -114,9 +112,20 @@ def _beside(block: AdjointBlock) -> AdjointBlock:
 
 
 def _record(
-    equation: Equation, shared: Shared, block: AdjointBlock, offset: int, step_sizes: bool, together: bool
+    equation: Equation,
+    shared: Shared,
+    block: AdjointBlock,
+    offset: int,
+    step_sizes: bool,
+    together: bool,
+    tangents: State = None,
 ) -> Tape:
-    return record(lambda slot, u: equation.vjp_all(slot, u, shared, step_sizes, together), block, offset)
+    def advance(slot: Slot, u: State) -> PyTree:
+        return jax.vmap(partial(equation.advance, shared=shared))(slot, u)
+
+    return record(
+        lambda slot, u: equation.vjp_all(slot, u, shared, step_sizes, together), block, offset, advance, tangents
+    )
 
 
 def vjp_sweep(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,18 @@ def as_slots(block: Layers) -> PyTree:
     return block
 
 
+class Linearised(NamedTuple):
+    """The intervals of an adjoint as affine maps.
+
+    Attributes:
+        pushed: tangents of the state pushed through each interval of it, leaves (share, tangents, ...).
+        constant: what intervals of adjoint 0 arrive at, leaves (share, ...); None where that is 0.
+    """
+
+    pushed: PyTree
+    constant: PyTree
+
+
 @dataclass(frozen=True)
 class Grid:
     """A level ready to run on this device: its data, how one step is made, in which direction.
@@ -42,9 +54,7 @@ class Grid:
         expand: data of one interval -> data of its slots (leading axis factor).
         backward: whether the run goes from the last slot to the first (the adjoint).
         batch: how many intervals go through one batched sweep at a time.
-        transposed: of an adjoint whose layers are linearised already, the transpose of all intervals:
-            (tangents, leaves (d, share, ...)) -> (tangents at the intervals' ends, what intervals of adjoint 0 arrive
-            at: leaves (share, ...), None where that is 0).
+        linearised: of an adjoint, its intervals as affine maps, where they are known before it is solved.
     """
 
     level: Level
@@ -54,7 +64,7 @@ class Grid:
     expand: Callable[[PyTree], PyTree] = as_slots
     backward: bool = False
     batch: int = 1
-    transposed: Callable[[PyTree], tuple[PyTree, PyTree]] | None = None
+    linearised: Linearised | None = None
 
     @property
     def mask(self) -> Any:

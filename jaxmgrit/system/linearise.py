@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -107,34 +108,57 @@ class Tape(NamedTuple):
         end: the state at the interval's end.
         costs: running cost of each slot, (factor,).
         taped: of each slot what `pull_state` takes: its pullback and the seed, see `Vjp`; leaves (factor, ...).
+        pushed: what tangents at the interval's start become at its end, where any were given; leaves (tangents, ...).
     """
 
     end: PyTree
     costs: Any
     taped: tuple[PyTree, PyTree]
+    pushed: PyTree = None
 
 
-def record(vjp: Callable[[Slot, PyTree], Vjp], block: AdjointBlock, offset: int) -> Tape:
+def record(
+    vjp: Callable[[Slot, PyTree], Vjp],
+    block: AdjointBlock,
+    offset: int,
+    advance: Callable[[Slot, PyTree], PyTree] | None = None,
+    tangents: PyTree = None,
+) -> Tape:
     """Run an interval forward from its start, through the C-point inside if there is one, and keep the pullbacks.
 
     Recomputing the state and linearising it in one pass evaluates every layer once. What a pullback takes from the
     slot as it is (parameters, say) is not stored again: `lax.scan` hands on inputs that are returned unchanged.
+
+    Args:
+        vjp: (slot, state) -> the layer with its pullback.
+        block: the interval.
+        offset: at which slot the state is reset to the C-point inside.
+        advance: (slot, state) -> next state; needed where there are tangents.
+        tangents: to be pushed through all layers, leaves (tangents, ...), or None.
     """
     position = None
     if block.resets is not None:
         position = jnp.arange(jax.tree.leaves(block.slots)[0].shape[0]) == offset
 
-    def one(u: State, inputs: Arrays) -> tuple[PyTree, PyTree]:
+    def one(carry: State, inputs: Arrays) -> tuple[PyTree, PyTree]:
+        u, tangents = carry
         slot, inside, at_reset, given = inputs
         if given is not None:
             u = given
         if at_reset is not None:
             u = where(at_reset, block.resets, u)
         made = vjp(slot, u)
-        return where(inside, made.after, u), (made.cost, (made.pullback, made.seed))
+        after = made.after, None
+        if tangents is not None:
+            # In one pass with the pullback, so that XLA evaluates the layer once for both.
+            assert advance is not None
+            _, push = jax.linearize(partial(advance, slot), u)
+            after = made.after, jax.vmap(push)(tangents)
+        return where(inside, after, (u, tangents)), (made.cost, (made.pullback, made.seed))
 
-    end, (costs, taped) = jax.lax.scan(one, block.starts, (block.slots, block.mask, position, block.states))
-    return Tape(end, costs, taped)
+    inputs = block.slots, block.mask, position, block.states
+    (end, pushed), (costs, taped) = jax.lax.scan(one, (block.starts, tangents), inputs)
+    return Tape(end, costs, taped, pushed)
 
 
 def record_all(vjp: Callable[[Slot, PyTree], Vjp], blocks: AdjointBlock, offset: int, share: int, batch: int) -> Tape:

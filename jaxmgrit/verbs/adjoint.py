@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from jaxmgrit._programs import cached
@@ -14,7 +13,7 @@ from jaxmgrit.solution import STATE_SPECS, AdjointSolution, CPoints, Solution, c
 from jaxmgrit.solvers.base import OUTCOME_SPECS, Outcome, Solver
 from jaxmgrit.solvers.mgrit.grids import adjoint_grids, finest_grid, state_grids, sweep_batch
 from jaxmgrit.solvers.sequential import SEQUENTIAL, sequential_outcome
-from jaxmgrit.system.fused_sweep import Gradients, record_side_by_side, sequential_gradient, transposed, vjp_sweep
+from jaxmgrit.system.fused_sweep import Gradients, linearised, record_side_by_side, sequential_gradient, vjp_sweep
 from jaxmgrit.system.grid import Grid, points
 from jaxmgrit.system.linearise import Linearisation, linearise
 from jaxmgrit.system.partition import Level, relayout
@@ -101,10 +100,10 @@ def _adjoint_program(
 
         recorded = None
         # Linearised once for solve and gradients, where the tapes of all layers are not too large.
-        if solver.transposes:
-            recorded = record_side_by_side(equation, grids[0], shared, lin.offset, step_sizes)
+        if (tangents := solver.tangents(lam_final)) is not None:
+            recorded = record_side_by_side(equation, grids[0], shared, lin.offset, step_sizes, tangents)
         if recorded is not None:
-            grids = (replace(grids[0], transposed=partial(transposed, recorded, levels[0].share)),)
+            grids = (replace(grids[0], linearised=linearised(recorded, levels[0].share)),)
 
         def sweep(ends: State) -> tuple[PyTree, Gradients]:
             swept, arrived, _ = vjp_sweep(

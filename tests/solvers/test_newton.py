@@ -258,6 +258,14 @@ def test_complex_states_have_jacobians_of_real_and_imaginary_parts():
     exact = jm.adjoint_solve(step, theta, sol, 0.5 * sol.u_final, h=0.2, solver=jm.Sequential())
     assert nets.distance(adj.lam_initial, exact.lam_initial) < 1e-13
 
+    def gradient(**solvers):  # of 28 layers, so that all intervals are complete and linearised with the gradients
+        def total(theta):
+            return jnp.sum(jnp.abs(jm.propagate(step, theta, u0, h=0.2, **solvers)) ** 2)
+
+        return jax.grad(total)(theta[:28])
+
+    assert nets.distance(gradient(solver=jm.Sequential(), adjoint=jm.Newton(4)), gradient()) < 1e-13
+
 
 @pytest.mark.slow
 def test_samples_may_lie_along_another_axis():

@@ -165,12 +165,12 @@ class Transpose(NamedTuple):
 
 def _transpose(grid: Grid, samples: Samples, initial: State) -> Transpose:
     """All intervals of the adjoint, from their layers' linearisations where those are at hand."""
-    if grid.transposed is not None:
-        tangents, value = grid.transposed(samples.basis())
-        jacobian = jax.vmap(jax.vmap(samples.ravel))(tangents)
-        if value is None:
+    if grid.linearised is not None:
+        pushed, constant = grid.linearised
+        jacobian = samples.transpose(jax.vmap(jax.vmap(samples.ravel))(pushed))
+        if constant is None:
             return Transpose(jacobian, jnp.zeros((grid.level.share, *jacobian.shape[2:]), jacobian.dtype))
-        return Transpose(jacobian, jax.vmap(samples.ravel)(value))
+        return Transpose(jacobian, jax.vmap(samples.ravel)(constant))
     nothing = jax.tree.map(jnp.zeros_like, initial)
     through = partial(linearise_interval, grid, samples, False)
     swept = grid.sweep(through, repeat(nothing, grid.level.share), nothing, grid.blocks, grid.mask)

@@ -94,6 +94,15 @@ class Samples:
         eye = jnp.eye(self.size, dtype=self.dtype)[:, None]
         return jax.vmap(self.unravel)(jnp.broadcast_to(eye, (self.size, self.count, self.size)))
 
+    def transpose(self, jacobian: jax.Array) -> jax.Array:
+        """The adjoint's Jacobian from the state's, (..., d, samples, d) with the input's component first."""
+        # JAX's adjoint of x + iy is (dL/dx) - i (dL/dy).
+        widths = zip(self.leaves, self._widths(), strict=True)
+        halves = [(w // 2, w // 2) if jnp.issubdtype(x.dtype, jnp.complexfloating) else (w, 0) for x, w in widths]
+        signs = np.concatenate([np.repeat((1.0, -1.0), half) for half in halves])
+        signs = jnp.asarray(signs, jacobian.dtype)
+        return jnp.einsum("...isk,i,k->...ksi", jacobian, signs, signs)
+
     def signs(self) -> jax.Array:
         """Random signs in the place of rows: a tangent in which no two samples are alike."""
         # By NumPy with a fixed seed: a constant of the program, alike on all devices, that takes no key from the user.

@@ -86,7 +86,6 @@ class Newton(Options, Solver):
     """
 
     own_adjoint: ClassVar[bool] = True
-    transposes: ClassVar[bool] = True
 
     @property
     def interval(self) -> int:
@@ -111,6 +110,10 @@ class Newton(Options, Solver):
         """One level; the incomplete interval, where there is one, leads to a C-point too."""
         m = self.interval if self.coarsening_factor is not None else _at_most(INTERVAL, steps, devices)
         return cut([steps], [min(m, steps)], devices, front=front, ragged=True)
+
+    def tangents(self, state: State) -> PyTree:
+        """Those of all components of a sample."""
+        return samples_of(state, self.jacobian, self.batch_axis).basis()
 
     def is_sequential(self, levels: Sequence[Level]) -> bool:
         """With one interval alone."""
