@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxmgrit._pytree import add, fold, size_in_bytes, unfold, where
 from jaxmgrit.system.grid import Linearised
 from jaxmgrit.system.linearise import AdjointBlock, Tape, record, unroll
+from jaxmgrit.system.products import flat_products
 from jaxmgrit.system.step import Equation, Shared, Slot
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ def interval_gradient(
     def one(carry: State, inputs: Arrays) -> tuple[PyTree, PyTree]:
         lam, total = carry
         (pullback, seed), cost, inside = inputs
-        d_slot, before, d_shared = pullback((lam, seed))
+        d_slot, before, d_shared = (flat_products(pullback) if together else pullback)((lam, seed))
         # Padding repeats an edge layer, whose gradient and cost must not count again.
         own = (d_slot, d_shared, cost)
         d_slot, d_shared, cost = where(inside, own, jax.tree.map(jnp.zeros_like, own))
