@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmgrit._pytree import PyTree, euclidean_norm, repeat, where
+from jaxmgrit._scopes import at_most
 from jaxmgrit.solvers.base import Outcome, Sweep, at_last_interval, is_finite
 from jaxmgrit.solvers.convergence import ROUNDING, Gauge, gauge, total
 from jaxmgrit.solvers.newton.recurrence import apply, recur
@@ -31,6 +32,9 @@ ADJOINT_ROUNDING = 1e3
 # After so many iterations so many of the intervals must meet the tolerance, those aside which are exact by then anyway.
 PATIENCE, ENOUGH = 8, 0.25
 
+# Relaxation goes on as long as it leaves at most so much of the residual: an iteration costs several relaxations.
+FORGETS = 0.1
+
 # By how much the Jacobians of single samples may miss a tangent that differs between samples.
 COUPLED = 1e-3
 
@@ -43,7 +47,7 @@ class Progress(NamedTuple):
         norms: recorded residual norms, (iterations,).
         done: iterations done, ().
         coupled: whether the Jacobians of single samples missed something, ().
-        arrived: of the adjoint what the intervals arrive at from the C-points, leaves (share, ...).
+        arrived: what the intervals arrive at from the C-points, leaves (share, ...), where that is wanted.
     """
 
     ends: PyTree
@@ -232,11 +236,14 @@ def _until_tolerance(
 ) -> tuple[Progress, Gauge, jax.Array, jax.Array, PyTree]:
     """Iterations until `sweep`, which follows each, finds the tolerance met; else the sequential fallback.
 
+    The state is relaxed first, which costs nothing beside the sweep that measures it: where intervals forget, that is
+    all there is to do.
+
     What runs once only is a loop of at most one pass rather than a `cond`, which under `vmap` would run both branches.
     """
     if not grid.backward:
-        # A relaxation costs a tenth of an iteration, and where intervals forget it replaces the first one.
-        start = start._replace(ends=arrive(grid, start.ends, initial))
+        start = start._replace(arrived=arrive(grid, start.ends, initial))
+    first = total(grid, _gauges(options, start.arrived, start.ends, ROUNDING)).residual
     # C-points in all parts of the batch, which is how `total` counts.
     intervals = -(-grid.level.steps // grid.level.factor) * grid.backend.data_size
     rounding = ADJOINT_ROUNDING if grid.backward else ROUNDING
@@ -248,13 +255,16 @@ def _until_tolerance(
         return jnp.max(jnp.stack(bounds))
 
     def one(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        now, hopeless, *_ = carry
+        now, hopeless, relaxing, before, *_ = carry
+        if not grid.backward:
+            now = now._replace(ends=where(relaxing, now.arrived, now.ends))
         # The fallback is one more pass of this loop, so that `sweep`, which may hold all gradients, is compiled once.
-        now = _once(~hopeless, lambda now: improve(now)[0], now)
-        now = now._replace(ends=_once(hopeless, lambda _: sequential(grid, initial), now.ends))
+        with at_most(1):
+            now = _once(~(hopeless | relaxing), lambda now: improve(now)[0], now)
+        with at_most(0):  # so the cost model does not count what is the exception
+            now = now._replace(ends=_once(hopeless, lambda _: sequential(grid, initial), now.ends))
         arrived, made = sweep(now.ends)
-        if grid.backward:
-            now = now._replace(arrived=arrived)
+        now = now._replace(arrived=arrived)
         bound = allowed(now.norms[0])
         gauges = _gauges(options, arrived, now.ends, rounding)
         # An interval's share of the bound: where all keep to theirs, the root of the sum of squares keeps to the bound.
@@ -270,13 +280,15 @@ def _until_tolerance(
             missed = ~met & ~hopeless & (now.done == 1) & (whole.residual > COUPLED * whole.scale)
             now = now._replace(coupled=now.coupled | missed)
         stop = met | hopeless | (failed & (not options.sequential_fallback))
-        return now, failed & options.sequential_fallback, stop, met & ~hopeless, hopeless, whole, made
+        relaxing = relaxing & (whole.residual <= FORGETS * before)
+        rescue = failed & options.sequential_fallback
+        return now, rescue, relaxing, whole.residual, stop, met & ~hopeless, hopeless, whole, made
 
     # Shapes alone: a first pass outside the loop would compile its body twice.
-    shapes = jax.eval_shape(one, (start, jnp.asarray(False)))
-    blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[2:])
-    start_carry = (start, jnp.asarray(False), *blank)
-    now, _, _, met, rescued, whole, made = jax.lax.while_loop(lambda carry: ~carry[2], one, start_carry)
+    begin = (start, jnp.asarray(False), jnp.asarray(not grid.backward), first)
+    blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, begin)[4:])
+    with at_most(options.iterations):
+        now, *_, met, rescued, whole, made = jax.lax.while_loop(lambda carry: ~carry[4], one, (*begin, *blank))
     return now, whole, met, rescued, made
 
 

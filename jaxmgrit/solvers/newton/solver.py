@@ -70,8 +70,10 @@ class Newton(Options, Solver):
         ValueError, TypeError: an option is out of its range; the message names it.
 
     A recorded residual is that before the iteration's correction. With a tolerance, the state's first iteration follows
-    a relaxation, and a sweep without tangents (for the adjoint with its gradient: the gradient's own sweep) follows
-    each correction and decides. All Jacobians together are K B d^2 numbers for K intervals and B samples.
+    relaxations, which go on while they reduce the residual tenfold (where intervals forget they do without any
+    iteration, and no residual is recorded), and a sweep without tangents (for the adjoint with its gradient: the
+    gradient's own sweep) follows each correction and decides. All Jacobians together are K B d^2 numbers for K
+    intervals and B samples.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxmgrit as jm
