@@ -6,10 +6,12 @@ the passes of the loops around them. So whatever a solver or schedule does is co
 subclasses `Solver` or follows `Schedule`; the tests compare the counts with what is counted while programs run.
 
 All devices do the same, so a figure is that of one device; a level that several devices solve each for itself counts on
-each of them, and padding counts like layers. Of a `while_loop` the most passes it can make are counted
-(`solver.cycles`, where the solver has them, and never the sequential fallback), of a branch that the walk cannot tell
+each of them, and padding counts like layers. Of a `while_loop` the most passes it can make are counted (`solver.cycles`
+or `iterations`, where the solver has them, and never the sequential fallback), of a branch that the walk cannot tell
 the one that does more. That a pullback of large states evaluates Phi once more, rather than keep what it needs, counts
-as part of the pullback. A coarse step counts as one evaluation, whatever it is made of.
+as part of the pullback. A tangent that Newton pushes through a layer counts as a pullback to the state, as many as a
+sample of the state has components; so it is counted from `Shapes` alone. A coarse step counts as one evaluation,
+whatever it is made of.
 
 Messages and bytes of one cycle, for states of S bytes, on P > 1 devices. Level l is *spread* if its intervals are cut
 into parts (`Level.devices` > 1) of s_l intervals, each the part of one device or of some neighbours; the finest is, the
@@ -34,6 +36,7 @@ from typing import TYPE_CHECKING
 
 from jaxmgrit.analysis.counts import NOTHING, Costs, Counts, Sizes, total
 from jaxmgrit.analysis.traced import Case, Shapes, counts, iteration, solve_alone, then_adjoint
+from jaxmgrit.solvers.newton.solver import Newton
 from jaxmgrit.solvers.sequential import match_segments
 
 if TYPE_CHECKING:
@@ -165,7 +168,7 @@ def cycle_counts(
 
     Args:
         layers: N.
-        solver: one that has `cycles`, such as `MGRIT`.
+        solver: one that has `cycles` or `iterations`, such as `MGRIT` and `Newton`.
         devices: as in `solve_counts`.
         sizes: as in `solve_counts`.
         adjoint: whether the cycle is the adjoint's.
@@ -178,7 +181,8 @@ def cycle_counts(
     """
     case = Case(layers, devices, sizes, data)
     # Not one and two: the first cycle may be another (`skip_first_down`).
-    two, three = (replace(solver, cycles=cycles) for cycles in (2, 3))  # type: ignore[type-var]
+    field = "iterations" if isinstance(solver, Newton) else "cycles"
+    two, three = (replace(solver, **{field: count}) for count in (2, 3))  # type: ignore[type-var]
     if adjoint:
         fewer, more = (counts(case, then_adjoint(False), solver, one)[1] for one in (two, three))
     else:

@@ -59,7 +59,7 @@ def _differentiate(primals: Arrays, tangents: Arrays, *, stride: int, times: int
     out = step_p.bind(*primals, stride=stride, times=times)
     # A symbolic zero is not pushed: its pullback is never done. A step without parameters has one operand.
     pushed = [
-        push_p.bind(t, of=of, stride=stride, times=times, shapes=((x.shape, x.dtype), (out.shape, out.dtype)))
+        push_p.bind(t, out, of=of, stride=stride, times=times, shapes=((x.shape, x.dtype), (out.shape, out.dtype)))
         for of, x, t in zip(("state", "parameters"), primals, tangents, strict=False)
         if type(t) is not ad.Zero
     ]
@@ -69,17 +69,31 @@ def _differentiate(primals: Arrays, tangents: Arrays, *, stride: int, times: int
 ad.primitive_jvps[step_p] = _differentiate
 
 
+# The second operand of both is the layer's value: as a layer's derivative would, it tells one layer from the next, so
+# that what one tangent becomes in a batch of layers is as many marks.
 @push_p.def_abstract_eval
-def _(t: Arrays, *, shapes: Any, **_: Any) -> Any:
+def _(t: Arrays, value: Arrays, *, shapes: Any, **_: Any) -> Any:
     return jax.core.ShapedArray(*shapes[1])
 
 
 @pull_p.def_abstract_eval
-def _(ct: Any, *, shapes: Any, **_: Any) -> Any:
+def _(ct: Any, value: Arrays, *, shapes: Any, **_: Any) -> Any:
     return jax.core.ShapedArray(*shapes[0])
 
 
-ad.deflinear2(push_p, lambda ct, t, **params: [pull_p.bind(ad.instantiate_zeros(ct), **params)])
+def _differentiate_linear(primitive: Any, primals: Arrays, tangents: Arrays, **params: Any) -> Any:
+    out, (t, _) = primitive.bind(*primals, **params), tangents
+    if type(t) is ad.Zero:
+        return out, ad.Zero.from_primal_value(out)
+    return out, primitive.bind(t, primals[1], **params)
+
+
+for _linear in (push_p, pull_p):
+    ad.primitive_jvps[_linear] = partial(_differentiate_linear, _linear)
+ad.primitive_transposes[push_p] = lambda ct, t, value, **params: [
+    pull_p.bind(ad.instantiate_zeros(ct), value, **params),
+    None,
+]
 
 
 def _batch(primitive: Any, args: Arrays, axes: Any, *, times: int, **params: Any) -> Any:

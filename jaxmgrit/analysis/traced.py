@@ -15,6 +15,7 @@ from jaxmgrit.analysis import marks
 from jaxmgrit.analysis.counting import Counting
 from jaxmgrit.analysis.counts import NOTHING, Counts, Sizes
 from jaxmgrit.analysis.walk import Tally, Walk
+from jaxmgrit.solvers.newton.solver import Newton
 from jaxmgrit.system.network import Network
 from jaxmgrit.system.step import Equation, Shared, Slot
 from jaxmgrit.training.schedules.base import Head, Schedule, Setting
@@ -143,6 +144,11 @@ def counts(
     case: Case, program: Program, solver: Solver, adjoint: Solver
 ) -> tuple[tuple[Counts, ...], tuple[Counts, ...]]:
     """Counts of a program of (case, setting, one layer's parameters, a state), up to its loss and from there on."""
+    if not isinstance(case.sizes, Shapes) and any(isinstance(one, Newton) for one in (solver, adjoint)):
+        raise ValueError(
+            "cost_model: Newton pushes a tangent on for every component of a sample, and bytes do not tell how many "
+            "there are; give sizes=jm.cost_model.Shapes(layer, state)."
+        )
     shapes, setting = case.shapes, case.setting(solver, adjoint)
     arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (shapes.layer, shapes.state))
     with shapes.precision:

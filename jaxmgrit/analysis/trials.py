@@ -11,7 +11,7 @@ import jax
 
 from jaxmgrit._pytree import PyTree, fold, merge, split
 from jaxmgrit.analysis.candidates import MISSES, NO_TIME, SLOW, Candidate, Layer, Row, components
-from jaxmgrit.analysis.cost_model import Sizes, iteration_counts, total
+from jaxmgrit.analysis.cost_model import Shapes, Sizes, iteration_counts, total
 from jaxmgrit.solvers.mgrit.coarse import Picard, midpoint, zero_step
 from jaxmgrit.solvers.mgrit.grids import sweep_batch
 from jaxmgrit.solvers.sequential import Sequential
@@ -222,15 +222,13 @@ class Trials:
         """Seconds that messages take."""
         if devices == 1:
             return 0.0
-        leaves = jax.tree.leaves(self.subject.u0)
-        item = max(x.dtype.itemsize for x in leaves)
-        state = sum(x.size * x.dtype.itemsize for x in leaves)
+        sizes: Sizes | Shapes
         if candidate.is_newton:
-            # Per iteration, of state and adjoint: a neighbour's state, Jacobians of all devices, norms and votes.
-            count = 1 + (candidate.cycles if candidate.is_iterated else 0)
-            sent = count * (state + state * components(self.subject.u0))
-            return 4 * count * self.latency + sent / self.bandwidth
-        sizes = Sizes(state, item, item)
+            sizes = Shapes(jax.tree.map(lambda x: x[0], self.subject.theta), self.subject.u0)
+        else:
+            leaves = jax.tree.leaves(self.subject.u0)
+            item = max(x.dtype.itemsize for x in leaves)
+            sizes = Sizes(sum(x.size * x.dtype.itemsize for x in leaves), item, item)
         parts = iteration_counts(
             CyclesThenGradient(), self.subject.layers, candidate.solver, candidate.adjoint, devices, sizes
         )

@@ -254,6 +254,38 @@ def test_the_messages_counted_are_the_collectives_of_the_traced_program(name, de
     assert collectives(run.trace().jaxpr.jaxpr) == modelled(parts)[1]
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+def test_of_newton_every_tangent_of_every_iteration_is_counted(devices):
+    layers, (theta, u0) = 32, network(32)
+    shapes = cost_model.Shapes(theta[0], u0)
+    here, tangents = layers // devices, 1 + nets.WIDTH  # one of them differs between samples
+
+    def newton(iterations):
+        return jm.Newton(4, iterations=iterations, rtol=None, sequential_fallback=False)
+
+    (counts,) = cost_model.solve_counts(layers, newton(3), devices, shapes)
+    # With a last sweep that measures nothing, but is whoever's who wants the intervals' ends.
+    assert (counts.phi, counts.vjp, counts.all_phi) == (4 * here, 3 * tangents * here, 4 * here)
+    one_more = cost_model.cycle_counts(layers, newton(3), devices, shapes)
+    assert (one_more[0].phi, one_more[0].vjp) == (here, tangents * here)
+    (bounded,) = cost_model.solve_counts(layers, jm.Newton(4, iterations=3), devices, shapes)
+    assert bounded.vjp == counts.vjp and bounded.serial_phi == 0
+    _, (adjoint,) = cost_model.iteration_counts(
+        jm.CyclesThenGradient(), layers, jm.Sequential(4), newton(1), devices, shapes
+    )
+    assert (adjoint.vjp, adjoint.grad) == (nets.WIDTH * here, here)
+    with pytest.raises(ValueError, match="Newton pushes a tangent.*Shapes"):
+        cost_model.solve_counts(layers, newton(1), devices, SIZES)
+    run = jax.jit(lambda: jm.solve(step_by_tanh, theta, u0, h=0.1, solver=newton(3), backend=nets.mesh(devices)))
+    sent = {name: getattr(counts, name) for name in ("sends", "gathers", "sums", "bytes")}
+    assert collectives(run.trace().jaxpr.jaxpr) == +collections.Counter(sent)
+
+
+def step_by_tanh(theta, u, h):
+    """A layer that is not counted."""
+    return u + h * jnp.tanh(u @ theta)
+
+
 @pytest.mark.parametrize("devices", [1, 2, 3, 8])
 @pytest.mark.parametrize(
     "name",
