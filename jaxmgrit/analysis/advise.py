@@ -20,6 +20,7 @@ from jaxmgrit.backend.local import LOCAL
 from jaxmgrit.solvers.sequential import SEQUENTIAL
 from jaxmgrit.system.network import make_network
 from jaxmgrit.training.schedules.cycles_then_gradient import CyclesThenGradient
+from jaxmgrit.training.schedules.predict_then_sweep import PredictThenSweep
 
 if TYPE_CHECKING:
     from jaxmgrit._pytree import PyTree
@@ -42,7 +43,8 @@ class Advice:
     Attributes:
         solver: for the state, ready for `propagate(solver=...)` and `OneShot(solver=...)`.
         adjoint: for the adjoint, likewise.
-        schedule: for `OneShot(schedule=...)`: state cycles, adjoint cycles, gradient, as they were measured.
+        schedule: for `OneShot(schedule=...)`: state cycles, adjoint cycles, gradient, as they were measured; or
+            predict, then sweep, where layers are smooth in depth and the solvers have a coarse problem.
         table: what was measured and modelled, one `Row` per candidate, the sequential program first. A row has name,
             solver and adjoint (None where it was dropped), error (of its gradient, relative), state_factor and
             adjoint_factor (by which a cycle reduces the residuals), seconds (by number of devices) and reason (why it
@@ -141,7 +143,8 @@ def advise(
     report = Report(rows, best, subject.layers, trials.layer, roughness(theta), size, tolerance, latency, bandwidth)
     solver, adjoint = rows[best].solver, rows[best].adjoint
     assert solver is not None and adjoint is not None
-    return Advice(solver, adjoint, CyclesThenGradient(), tuple(rows), report.sentences())
+    schedule = PredictThenSweep() if report.predicts else CyclesThenGradient()
+    return Advice(solver, adjoint, schedule, tuple(rows), report.sentences())
 
 
 def _checked(

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from jaxmgrit.analysis.candidates import MISSES, NO_TIME, Layer, Row
+from jaxmgrit.solvers.mgrit.coarse import zero_step
+from jaxmgrit.solvers.mgrit.solver import MGRIT
 
 # Of the layers' size: smaller differences are those of a function of depth, larger ones those of independent layers.
 SMOOTH, ROUGH = 0.2, 0.7
@@ -38,6 +40,14 @@ class Report:
     latency: float
     bandwidth: float
 
+    @property
+    def predicts(self) -> bool:
+        """Whether one-shot training is to predict, then sweep: smooth layers, and a choice with a coarse problem."""
+        solver = self.rows[self.chosen].solver
+        smooth = self.roughness is not None and self.roughness < SMOOTH
+        # Of more cycles than two that schedule would make nothing.
+        return smooth and isinstance(solver, MGRIT) and solver.coarse_step is not zero_step and solver.cycles <= 2
+
     def sentences(self) -> tuple[str, ...]:
         """What it means, in sentences a user understands."""
         return tuple(filter(None, self._sentences()))
@@ -50,6 +60,11 @@ class Report:
         if relaxed is not None and relaxed.error <= self.tolerance:
             yield "The network forgets within an interval: relaxation alone gives the gradient."
         yield self._choice()
+        if self.predicts:
+            yield (
+                "For one-shot training the schedule is to predict, then sweep: the coarse problem predicts state and "
+                "adjoint at new parameters, and an iteration takes one sweep. Its gradients were not measured here."
+            )
         yield self._break_even()
         if names := [row.name for row in self.rows if row.reason.startswith(MISSES)]:
             yield f"Dropped, since their gradients are off by more than {self.tolerance:g}: {'; '.join(names)}."

@@ -14,8 +14,9 @@ import jaxmgrit as jm
 from jaxmgrit.analysis import advise as module
 from jaxmgrit.analysis import candidates as tries
 from jaxmgrit.analysis.candidates import MISSES, Layer, Row
-from jaxmgrit.analysis.report import table
+from jaxmgrit.analysis.report import Report, table
 from jaxmgrit.analysis.trials import Trials
+from jaxmgrit.training.schedules.base import Setting
 
 TOLERANCE = 1e-2
 WEIGHTS = recurrences.gru_weights(2, 3)
@@ -96,8 +97,8 @@ def test_the_recommendation_is_the_fastest_of_those_within_the_tolerance_or_sequ
     usable = [row.seconds[1] for row in advice.table if row.solver is not None]
     assert pick.seconds[1] <= min(usable) / module.WORTH
     assert pick is advice.table[0] or pick.seconds[1] <= module.WORTH * advice.table[0].seconds[1]
-    assert isinstance(advice.schedule, jm.CyclesThenGradient)
     text = str(advice)
+    assert isinstance(advice.schedule, jm.PredictThenSweep) == ("predict, then sweep" in text)
     assert all(row.name in text for row in advice.table) and all(sentence in text for sentence in advice.sentences)
 
 
@@ -231,6 +232,28 @@ def test_on_several_devices_the_backend_itself_is_measured(monkeypatch):
 def test_a_backend_tells_the_first_process_number():
     assert jm.Local().agreed(0.25) == 0.25
     assert nets.mesh(2).agreed(0.25) == 0.25
+
+
+@pytest.mark.parametrize(
+    "roughness, solver, predicts",
+    [
+        (0.05, jm.MGRIT(8, levels=2, cycles=2, coarse_params=jm.average, coarse_step=jm.midpoint), True),
+        (1.4, jm.MGRIT(8, levels=2, cycles=2, coarse_params=jm.average, coarse_step=jm.midpoint), False),
+        (0.05, jm.MGRIT(8, levels=2, cycles=4), False),
+        (0.05, jm.MGRIT(8, levels=2, cycles=1, coarse_step=jm.zero_step), False),
+        (0.05, jm.Newton(8), False),
+        (None, jm.MGRIT(8, levels=2, cycles=1), False),
+    ],
+)
+def test_smooth_layers_with_a_coarse_problem_are_to_be_predicted_and_the_schedule_takes_the_solver(
+    roughness, solver, predicts
+):
+    rows = [Row("sequential", jm.Sequential(), jm.Sequential(), 0.0, 0.0, 0.0, {1: 2e-3})]
+    rows += [Row("other", solver, solver, 1e-3, 0.1, 0.1, {1: 1e-3})]
+    report = Report(rows, 1, 64, Layer(1e-5, 2e-5), roughness, 1, TOLERANCE, 2e-5, 1e10)
+    assert report.predicts == predicts == any("predict, then sweep" in sentence for sentence in report.sentences())
+    if predicts:
+        assert jm.PredictThenSweep().level(64, Setting(solver, solver, jm.Local())).factor == 8
 
 
 def test_tables_show_what_is_missing_as_a_dash():

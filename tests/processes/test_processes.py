@@ -57,3 +57,9 @@ def test_distributed_processes_give_the_results_of_one_device(processes, devices
     options = ["--backend", "mesh", "--devices", str(devices), "--data", str(data), *["--brief"] * brief]
     launch.distributed(processes, PROGRAM, str(out), *options)
     assert_same(out, local, brief)
+
+
+def test_two_ranks_get_the_same_advice_down_to_the_measured_seconds():
+    launch.needs_mpi()
+    printed = launch.mpirun(2, str(Path(__file__).parent / "advice.py"), limit=120)
+    assert "2 ranks agree on" in printed
