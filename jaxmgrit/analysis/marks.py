@@ -84,7 +84,7 @@ def _(ct: Any, value: Arrays, *, shapes: Any, **_: Any) -> Any:
 def _differentiate_linear(primitive: Any, primals: Arrays, tangents: Arrays, **params: Any) -> Any:
     out, (t, _) = primitive.bind(*primals, **params), tangents
     if type(t) is ad.Zero:
-        return out, ad.Zero.from_primal_value(out)
+        return out, ad.Zero(jax.typeof(out).to_tangent_aval())
     return out, primitive.bind(t, primals[1], **params)
 
 

@@ -44,7 +44,8 @@ def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[An
                 inner, own = inner.jaxpr, inner.consts
             outputs = _evaluate(inner, own, operands)
         elif name == "dot_general" and _is_over_leading_axes(params):
-            outputs = [_product(*operands, params)]
+            a, b = operands
+            outputs = [_product(a, b, params)]
         else:
             bound = equation.primitive.get_bind_params(params)
             # Older versions of JAX give functions apart.

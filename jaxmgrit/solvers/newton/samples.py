@@ -99,8 +99,8 @@ class Samples:
         # JAX's adjoint of x + iy is (dL/dx) - i (dL/dy).
         widths = zip(self.leaves, self._widths(), strict=True)
         halves = [(w // 2, w // 2) if jnp.issubdtype(x.dtype, jnp.complexfloating) else (w, 0) for x, w in widths]
-        signs = np.concatenate([np.repeat((1.0, -1.0), half) for half in halves])
-        signs = jnp.asarray(signs, jacobian.dtype)
+        each = np.concatenate([np.repeat((1.0, -1.0), half) for half in halves])
+        signs = jnp.asarray(each, jacobian.dtype)
         return jnp.einsum("...isk,i,k->...ksi", jacobian, signs, signs)
 
     def signs(self) -> jax.Array:
