@@ -273,9 +273,9 @@ class Training:
 
     def mask(self, tree: Arrays, layers: int) -> PyTree:
         """Zero what belongs to padding, in arrays by slot."""
-        backend = self.backend
 
         def one(x: Arrays) -> Any:
+            backend = self.backend
             if backend.blocks * x.shape[0] == layers:
                 return x
             # By process: outside `lift` a process has one block, however many devices it drives.
