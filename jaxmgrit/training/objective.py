@@ -275,11 +275,10 @@ class Training:
         """Zero what belongs to padding, in arrays by slot."""
 
         def one(x: Arrays) -> Any:
-            backend = self.backend
-            if backend.blocks * x.shape[0] == layers:
+            if self.backend.blocks * x.shape[0] == layers:
                 return x
             # By process: outside `lift` a process has one block, however many devices it drives.
-            slot = backend.block * x.shape[0] + jnp.arange(x.shape[0], dtype=jnp.int32)
+            slot = self.backend.block * x.shape[0] + jnp.arange(x.shape[0], dtype=jnp.int32)
             return where(slot < layers, x, jnp.zeros_like(x))
 
         return jax.tree.map(one, tree)
