@@ -35,7 +35,8 @@ def test_an_earlier_versions_run_goes_on_from_its_checkpoint(name, tmp_path):
     shutil.rmtree(folder / "checkpoints" / f"{LAST[name]:08d}")
     assert main(["--resume", str(folder)]) == 0
     for row, own in zip(rows(folder), rows(BEFORE / name), strict=True):
-        assert row == pytest.approx(own, rel=1e-9, abs=1e-12)
+        assert row.keys() - own.keys() <= {"mismatch"}  # measured since
+        assert {key: row[key] for key in own} == pytest.approx(own, rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.slow
