@@ -14,6 +14,7 @@ from jaxmgrit._checks import check_pair, check_solver, check_state, check_step, 
 from jaxmgrit._programs import cached
 from jaxmgrit._pytree import merge, split, vary, varying_axes
 from jaxmgrit.backend.base import Backend, check_parts
+from jaxmgrit.solvers.newton.solver import Newton
 from jaxmgrit.solvers.sequential import SEQUENTIAL, Sequential, match_segments
 from jaxmgrit.system.network import Network, make_network
 from jaxmgrit.system.plain import plain_scan
@@ -128,6 +129,12 @@ def solved(
         if varying_axes(network.shared) <= axes:
             break
         axes |= varying_axes(network.shared)
+    if axes and any(isinstance(one, Newton) for one in (solver, adjoint)):
+        raise ValueError(
+            f"{name}: jm.Newton inside a jax.shard_map over {', '.join(map(str, sorted(axes, key=str)))} is not "
+            "supported, since each device iterates as often as its own part of the batch needs. Give "
+            "backend=jm.Mesh(mesh, axis=..., data_axis=...) outside the shard_map, or solver= and adjoint= of jm.MGRIT."
+        )
     solver, adjoint = match_segments(*(s.fitted(network.layers, u0, backend) for s in (solver, adjoint)))
     differentiable, others = split((network.slots, network.shared))
     problem = _Static(network.equation, network.layers, solver, adjoint, backend, name)
