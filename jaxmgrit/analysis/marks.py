@@ -37,8 +37,10 @@ def marked_step(theta: Layers, u: State, h: StepSize, *constants: Any) -> PyTree
     return _mark(theta, u, 1)
 
 
-def marked_coarse_step(step: Any, theta: Layers, u: State, h: StepSize, m: int, *rest: Any) -> PyTree:
-    """A step of the level whose steps replace m layers."""
+def marked_coarse_step(
+    step: Any, theta: Layers, u: State, h: StepSize, m: int, *rest: Any, reverse: bool = False
+) -> PyTree:
+    """A step of the level whose steps replace m layers, in either direction."""
     return _mark(theta, u, m)
 
 
