@@ -10,8 +10,6 @@ from experiments.errors import ConfigError
 from experiments.problems import Data
 from experiments.runs.binding import Binding
 from experiments.runs.checkpoints import Checkpoints
-from experiments.runs.files import Unreadable
-from experiments.runs.metrics import METRICS, read_table
 from experiments.runs.parameters import PARAMETERS
 from experiments.training import build
 from experiments.training.loop import Loop
@@ -67,7 +65,7 @@ def resume(loop: Loop, config: Config, data: Data, folder: Path) -> Resumed:
         if refused:
             raise ConfigError("\n".join([*refused, f"--resume {folder}: expected a checkpoint that can be used."]))
         _refuse_to_begin_again(folder)
-        return Resumed(checkpoints, 0, remarks)
+        return Resumed(checkpoints, 0, ["no checkpoint: it begins again"])
     iteration = checkpoint.iteration
     if iteration > most_iterations(config):
         raise ConfigError(
@@ -78,15 +76,11 @@ def resume(loop: Loop, config: Config, data: Data, folder: Path) -> Resumed:
 
 
 def _refuse_to_begin_again(folder: Path) -> None:
-    """Raise a ConfigError where a run without checkpoints has had some: to begin it again would remove what is left.
+    """Raise a ConfigError where a run without checkpoints has been trained to its end: its parameters are all of it.
 
-    A run writes its first checkpoint after the row of iteration 0.
+    Rows alone may be those of a run that was killed before its first checkpoint was whole; they will be the same again.
     """
-    try:
-        rows = read_table(folder / METRICS).rows
-    except Unreadable:  # said when the folder is opened
-        rows = []
-    if (folder / PARAMETERS).exists() or any(row["iteration"] > 0 for row in rows):
+    if (folder / PARAMETERS).exists():
         raise ConfigError(
             f"--resume {folder}: expected its checkpoints, as it has been trained, but there are none in "
             f"{folder / 'checkpoints'}. Put them back; or begin a new run in another folder."

@@ -97,8 +97,7 @@ def _new_program(
 
 @cached
 def _remembered_program(*static: Any) -> Callable[..., tuple[PyTree, PyTree]]:
-    # Inside the user's own `jit` nothing is left of this one: the program is that of the scan, to the letter.
-    return jax.jit(_new_program(*static), inline=True)
+    return jax.jit(_new_program(*static))
 
 
 def solved(

@@ -142,7 +142,7 @@ def test_one_command_begins_goes_on_and_does_no_harm_to_what_is_done(tiny, undis
     assert "--resume auto: expected --output.folder with it" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("left", [["metrics.jsonl", "parameters.npz"], ["metrics.jsonl"], ["parameters.npz"]])
+@pytest.mark.parametrize("left", [["metrics.jsonl", "parameters.npz"], ["parameters.npz"]])
 def test_a_run_whose_checkpoints_are_lost_is_not_begun_again(left, finished, capsys):
     """That would remove the rows and the parameters, which are all that is left of it."""
     for path in finished.iterdir():
