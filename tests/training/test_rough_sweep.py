@@ -54,7 +54,7 @@ def gradients(problem, params, batch, solver, schedule, iterations, devices=1):
 )
 def test_at_unchanged_parameters_the_gradient_becomes_the_exact_one(layers, solver, devices):
     problem, params, batch = general(layers)
-    actual, norms = gradients(problem, params, batch, solver, jm.PredictThenSweep(), 8, devices)
+    actual, norms = gradients(problem, params, batch, solver, jm.PredictThenSweep(), 24, devices)
     expected = jax.grad(lambda p: nets.exact_objective(problem, p, batch))(params)
     assert nets.distance(actual, expected) < 1e-9
     assert norms[-1] < 1e-9 * norms[0]
