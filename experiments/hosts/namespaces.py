@@ -104,7 +104,9 @@ class Hosts:
     @staticmethod
     def _enter(name: str, address: str) -> list[str]:
         # Programs listen at the address that their host's name means, so each host has its address for a name.
-        named = ["unshare", "--uts", "sh", "-c", f'hostname {address} && exec "$@"', "sh"]
+        # Programs look for network interfaces in /sys, which shows those of the namespace that it was mounted in.
+        own = f'mount -t sysfs none /sys && hostname {address} && exec "$@"'
+        named = ["unshare", "--uts", "--mount", "sh", "-c", own, "sh"]
         return ["nsenter", f"--net=/run/netns/{name}", *named]
 
     def cut(self) -> None:
@@ -128,7 +130,9 @@ class Hosts:
         launcher.chmod(0o755)
         # Options of Hydra, the mpirun of MPICH.
         hosts = ["-hosts", ",".join(ADDRESSES), "-localhost", ADDRESSES[0]]
-        start = ["mpirun", "-launcher", "ssh", "-launcher-exec", str(launcher), "-iface", INTERFACE]
+        # Else ranks would talk through memory, whatever their hosts are called.
+        link = ["-genv", "UCX_TLS", "tcp,self"]
+        start = ["mpirun", *link, "-launcher", "ssh", "-launcher-exec", str(launcher), "-iface", INTERFACE]
         return self.on(0, [*start, *hosts, "-n", "2", "-ppn", "1"])
 
     def _make_relay(self) -> None:

@@ -16,6 +16,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
 from experiments.timing.devices import Devices
 
 ENDING = 10.0  # seconds that mpirun has to end its ranks
@@ -111,8 +115,11 @@ def connect(folder: str, rank: int) -> Pipe:
 
 
 def agreed(value: Any) -> Any:
-    """The first rank's value on all ranks of an MPI job, which wait for each other; elsewhere the value itself."""
+    """The first process's number on all ranks or processes of a job, which wait for each other; else the number."""
     # Looked up, not imported: to import it would initialise MPI.
-    if "mpi4py.MPI" not in sys.modules:
-        return value
-    return sys.modules["mpi4py.MPI"].COMM_WORLD.bcast(value)
+    if "mpi4py.MPI" in sys.modules:
+        return sys.modules["mpi4py.MPI"].COMM_WORLD.bcast(value)
+    if jax.process_count() > 1:
+        first = multihost_utils.broadcast_one_to_all(np.asarray(0 if value is None else value))
+        return None if value is None else type(value)(first)
+    return value
