@@ -283,7 +283,7 @@ def _when_not(steps: dict[str, float], cores: int) -> str:
         mine, split = steps[f"one-shot, {cores} cores"], steps[f"batch split, {cores} cores"]
         here += f" Here, with {BATCH} points, it takes {split / mine:.2f} of one-shot's time." * (split < mine)
         if (faster := steps[f"one-shot, {_cores(1)}"] / mine) < SCALES:
-            here += f" On {cores} cores one-shot's step is {faster:.2f} x as fast as on one: they are busy."
+            here += f" On {cores} cores one-shot's step is {faster:.2f} x as fast as on one: they are busy, or shared."
     return (
         "When it does not help: with large batches of cheap layers splitting the batch over devices is as fast and "
         f"exact.{here} Few or wide layers leave a device busy by themselves: python -m experiments.plan CONFIG tells."
