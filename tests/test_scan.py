@@ -75,7 +75,7 @@ def test_single_precision_is_as_good_as_that_of_lax_scan(way):
     nets.slow_but(
         [(2, dict(h=H))],
         [(n, o) for n in (2, 4) for o in (dict(h=H), dict(), WAYS["multigrid"])]
-        + [(2, WAYS["relaxation"]), (2, WAYS["newton"])],
+        + [(2, WAYS["relaxation"]), (4, dict(solver=jm.Newton(4)))],
     ),
 )
 def test_steps_spread_over_devices_give_the_same(devices, options):

@@ -180,8 +180,9 @@ class Picard:
 
 
 # Up to so many layers prefix sums are one product, and their total is written out: on a CPU twice as fast as a cumsum
-# and a reduction, which XLA puts into one slow kernel with the layers that make the summands.
-_FEW = 64
+# and a reduction, which XLA puts into one slow kernel with the layers that make the summands. With more of them the
+# product's matrix, m x m, would count beside the states of thin layers.
+_FEW = 32
 
 
 def _sum(x: jax.Array) -> jax.Array:
