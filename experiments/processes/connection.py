@@ -19,7 +19,6 @@ from experiments.processes.launchers import launched
 CONNECTING = 60  # seconds that processes wait for each other at the start
 ENDING = 600  # and at the end, where the first draws pictures
 HEARTBEAT = 20  # seconds after which a process of `jax.distributed` that is silent counts as lost, by default
-DETECTED = ("detect", "mpi4py")  # coordinators that have no address of the user's
 
 
 def ranks(asked: bool) -> Job:

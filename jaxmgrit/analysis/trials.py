@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from jaxmgrit._pytree import PyTree, fold, merge, split
+from jaxmgrit._pytree import PyTree, fold, merge, size_in_bytes, split
 from jaxmgrit.analysis.candidates import MISSES, NO_TIME, SLOW, Candidate, Layer, Row, components
 from jaxmgrit.analysis.cost_model import Shapes, Sizes, iteration_counts, total
 from jaxmgrit.solvers.mgrit.coarse import Picard, midpoint, zero_step
@@ -226,9 +226,8 @@ class Trials:
         if candidate.is_newton:
             sizes = Shapes(jax.tree.map(lambda x: x[0], self.subject.theta), self.subject.u0)
         else:
-            leaves = jax.tree.leaves(self.subject.u0)
-            item = max(x.dtype.itemsize for x in leaves)
-            sizes = Sizes(sum(x.size * x.dtype.itemsize for x in leaves), item, item)
+            item = max(x.dtype.itemsize for x in jax.tree.leaves(self.subject.u0))
+            sizes = Sizes(size_in_bytes(self.subject.u0), item, item)
         parts = iteration_counts(
             CyclesThenGradient(), self.subject.layers, candidate.solver, candidate.adjoint, devices, sizes
         )
