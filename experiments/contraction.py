@@ -123,12 +123,12 @@ def trained(subject: Subject, iterations: int) -> jm.Params:
     return after
 
 
-def table(name: str, found: dict[str, dict[str, tuple[float, float]]], iterations: int) -> list[str]:
+def table(name: str, factors: dict[str, dict[str, tuple[float, float]]], iterations: int) -> list[str]:
     """One line per coarse step."""
     columns = [f"{when}: state  adjoint" for when in ("at init", f"after {iterations}")]
     lines = [f"\n{name}", f"{'coarse step':<12}" + "".join(f"{column:>28}" for column in columns)]
     for coarse in COARSE:
-        cells = [f"{a:.2g}  {b:>7.2g}" for a, b in (found[when][coarse] for when in found)]
+        cells = [f"{a:.2g}  {b:>7.2g}" for a, b in (factors[when][coarse] for when in factors)]
         lines.append(f"{coarse:<12}" + "".join(f"{cell:>28}" for cell in cells))
     return lines
 

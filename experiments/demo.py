@@ -215,8 +215,8 @@ def _devices(workers: dict[int, Worker], layers: int, steps: dict[str, float]) -
     factors = {n: max(2, min(_factor(layers), layers // n)) for n in MODELLED if 2 * n <= layers}
     most, own = max(workers), _factor(layers)
     costs = {m: workers[most].ask(_calibrate, layers, m) for m in sorted({own, *factors.values()})}
-    here = _modelled(layers, most, own, costs[own]) / steps[f"one-shot, {_cores(most)}"]
-    gains = {n: steps["best sequential"] * here / _modelled(layers, n, m, costs[m]) for n, m in factors.items()}
+    of_most = _modelled(layers, most, own, costs[own]) / steps[f"one-shot, {_cores(most)}"]
+    gains = {n: steps["best sequential"] * of_most / _modelled(layers, n, m, costs[m]) for n, m in factors.items()}
     _say("")
     messages = "messages between this machine's devices" if most > 1 else "no time for messages (here is one core)"
     print(f"\nmodelled from these times and {messages}, not measured")
@@ -278,15 +278,17 @@ def _cycles() -> dict[int, int]:
 
 def _when_not(steps: dict[str, float], cores: int) -> str:
     """When it does not help, with what was measured here."""
-    here = ""
+    limits = ""
     if cores > 1:
         mine, split = steps[f"one-shot, {cores} cores"], steps[f"batch split, {cores} cores"]
-        here += f" Here, with {BATCH} points, it takes {split / mine:.2f} of one-shot's time." * (split < mine)
+        limits += f" Here, with {BATCH} points, it takes {split / mine:.2f} of one-shot's time." * (split < mine)
         if (faster := steps[f"one-shot, {_cores(1)}"] / mine) < SCALES:
-            here += f" On {cores} cores one-shot's step is {faster:.2f} x as fast as on one: they are busy, or shared."
+            limits += (
+                f" On {cores} cores one-shot's step is {faster:.2f} x as fast as on one: they are busy, or shared."
+            )
     return (
         "When it does not help: with large batches of cheap layers splitting the batch over devices is as fast and "
-        f"exact.{here} Few or wide layers leave a device busy by themselves: python -m experiments.plan CONFIG tells."
+        f"exact.{limits} Few or wide layers leave a device busy by themselves: python -m experiments.plan CONFIG tells."
     )
 
 

@@ -48,12 +48,12 @@ def _measured(known: dict[str, float]) -> list[record.Change]:
 
     ratios: dict[str, float] = {}
     for group in GROUPS:
-        found = group()
-        compared = {name: known[name] for name in found if name in known}
-        if any(row.slower for row in record.changes(compared, found)):
+        measured = group()
+        compared = {name: known[name] for name in measured if name in known}
+        if any(row.slower for row in record.changes(compared, measured)):
             again = group()
-            found = {name: min(value, again[name]) for name, value in found.items()}
-        ratios |= found
+            measured = {name: min(value, again[name]) for name, value in measured.items()}
+        ratios |= measured
     return record.changes(known, ratios)
 
 

@@ -36,8 +36,8 @@ def describe(case: Case, cores: Sequence[int] | None) -> dict[str, Any]:
         case: Network and batch.
         cores: Those it is pinned to; None: it is not.
     """
-    told = {key: value for key, value in asdict(case).items() if key != "factor"}
-    return told | {"step_size": FINAL_TIME / case.layers, "threads": len(cores) if cores else None}
+    described = {key: value for key, value in asdict(case).items() if key != "factor"}
+    return described | {"step_size": FINAL_TIME / case.layers, "threads": len(cores) if cores else None}
 
 
 class Peer:

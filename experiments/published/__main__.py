@@ -133,8 +133,8 @@ def _times(
         if devices <= len(places):
             place = places[devices - 1]
             row["measured"][name] = 1e3 * place.ask(ways.step, case, place.devices, way)
-    told = (f"{n}: {ms:.2f} ({row['measured'].get(n, math.nan):.2f})" for n, ms in row["modelled"].items())
-    print(f"{case.layers} layers on {devices}, ms modelled (measured):", *told, sep="  ", flush=True)
+    figures = (f"{n}: {ms:.2f} ({row['measured'].get(n, math.nan):.2f})" for n, ms in row["modelled"].items())
+    print(f"{case.layers} layers on {devices}, ms modelled (measured):", *figures, sep="  ", flush=True)
 
 
 if __name__ == "__main__":

@@ -92,13 +92,13 @@ def measuring(problem: jm.Problem, solver: jm.MGRIT) -> Callable[[jm.Params, Any
             return problem.loss(params.closing, u, y)[0]
 
         state, adjoint, exact = residuals(step, theta, problem.opening(params.opening, x), loss, h, twice)
-        found = {"state_factor": state[1] / state[0], "adjoint_factor": adjoint[1] / adjoint[0]}
+        factors = {"state_factor": state[1] / state[0], "adjoint_factor": adjoint[1] / adjoint[0]}
         if isinstance(solver.coarse_step, Picard):
             layers = jax.tree.leaves(theta)[0].shape[0]
             states = jm.trajectory(step, theta, exact, h=h)
             assert solver.interval is not None
             says = law(step, theta, states, h, solver.coarse_step.sweeps, -(-layers // solver.interval))
-            found |= {"law": says.independent, "coherent_law": says.coherent}
-        return found
+            factors |= {"law": says.independent, "coherent_law": says.coherent}
+        return factors
 
     return lambda params, batch: {key: float(value) for key, value in of(params, batch).items()}

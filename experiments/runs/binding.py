@@ -79,8 +79,8 @@ def _difference(given: Any, own: Any, default: Any, key: str = "") -> str:
         inner = default if isinstance(default, dict) else {}
         for name in {**own, **given}:
             was = given.get(name, inner.get(name))
-            if found := _difference(was, own.get(name), inner.get(name), f"{key}.{name}".lstrip(".")):
-                return found
+            if difference := _difference(was, own.get(name), inner.get(name), f"{key}.{name}".lstrip(".")):
+                return difference
         return ""
     # In Python 1 == 1.0 == True.
     same = given == own and type(given) is type(own)

@@ -34,10 +34,10 @@ def draw(path: Path, result: dict[str, Any]) -> None:
 
     count, speed = list(result["devices"]), list(result["devices"].values())
     devices.loglog(count, speed, "o--", color="C0", base=2, label="one-shot, modelled")
-    here = [(result["cores"], result["steps"]["best sequential"] / value)
+    measured = [(result["cores"], result["steps"]["best sequential"] / value)
             for name, value in result["steps"].items() if name == f"one-shot, {result['cores']} cores"]  # fmt: skip
-    if here:
-        devices.plot(*zip(*here, strict=True), "s", color="C0", label="measured here")
+    if measured:
+        devices.plot(*zip(*measured, strict=True), "s", color="C0", label="measured here")
     devices.axhline(1, color="0.45", lw=1)
     shown = sorted({result["cores"], *count})
     devices.plot(shown, shown, ":", color="0.45", lw=1, label="ideal")

@@ -218,5 +218,5 @@ def broadcast(backend: Collectives, x: Arrays, source: int) -> PyTree:
     if backend.size == 1:
         return x
     # All terms but one are zero; selected, not multiplied, since other devices may hold NaN.
-    here = backend.index() == source
-    return backend.all_sum(jax.tree.map(lambda y: jnp.where(here, y, jnp.zeros_like(y)), x))
+    is_source = backend.index() == source
+    return backend.all_sum(jax.tree.map(lambda y: jnp.where(is_source, y, jnp.zeros_like(y)), x))

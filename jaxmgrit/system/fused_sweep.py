@@ -57,10 +57,10 @@ def record_side_by_side(
     if chunk == 0:
         return None
 
-    beside = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], (x.shape[0], chunk, *x.shape[1:])), tangents)
+    pushed = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], (x.shape[0], chunk, *x.shape[1:])), tangents)
 
     def record_chunk(block: AdjointBlock) -> Tape:
-        return _record(equation, shared, _beside(block), offset, step_sizes, True, beside)
+        return _record(equation, shared, _beside(block), offset, step_sizes, True, pushed)
 
     if chunk == grid.level.share:
         tapes = record_chunk(grid.blocks)

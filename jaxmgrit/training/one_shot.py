@@ -164,31 +164,31 @@ class OneShot(Trainer):
         """
         training, layers, extra = self.training, state.layers, Extra(context, key)
         opening = self.opening_values(state, batch, samples, key)
-        here = training.evaluate(state.params, opening.warm, batch, layers, extra)
+        evaluated = training.evaluate(state.params, opening.warm, batch, layers, extra)
         seen = training.trainable(state.params, layers)
         updates, optimizer = update_optimizer(
             self.optimizer,
-            here.gradients,
+            evaluated.gradients,
             state.optimizer,
             seen,
             training.storage(layers),
-            here.objective,
+            evaluated.objective,
             # Trials along a line start from the states that this iteration has found.
-            training.objective_of(split(state.params)[1], here.solved.warm, batch, layers, extra),
+            training.objective_of(split(state.params)[1], evaluated.solved.warm, batch, layers, extra),
         )
         # An optimiser may move what has gradient 0 (adding noise, say); padding stays where it is.
         updates = updates._replace(layers=training.mask(updates.layers, layers))
         differentiable, others = split(state.params)
         params = training.place(merge(optax.apply_updates(differentiable, updates), others))
-        solved = here.solved
+        solved = evaluated.solved
         info = Info(
             solved.head.loss,
             solved.head.aux,
-            here.objective,
-            training.norm(here.gradients),
+            evaluated.objective,
+            training.norm(evaluated.gradients),
             solved.residual_norm,
             solved.adjoint_residual_norm,
-            worse(here.result, opening.result),
+            worse(evaluated.result, opening.result),
             jnp.asarray(solved.mismatch),
         )
         warm = solved.warm if samples is None else training.place_warm(put(state.warm, samples, solved.warm))

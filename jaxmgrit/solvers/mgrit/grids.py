@@ -103,8 +103,8 @@ def _exact(count: int, level: Level, interval: int, backend: Backend) -> Any:
     if count == 0:
         return None
     # Slot j of the level begins with the finest level's interval j * stride / m.
-    here = level.share * level.factor
-    slot = backend.index() * here + jnp.arange(here, dtype=jnp.int32) - level.first
+    slots = level.share * level.factor
+    slot = backend.index() * slots + jnp.arange(slots, dtype=jnp.int32) - level.first
     return ((slot >= 0) & (slot * (level.stride // interval) < count)).reshape(level.share, level.factor)
 
 

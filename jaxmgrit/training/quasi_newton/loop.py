@@ -179,11 +179,11 @@ class PublishedLoop(Trainer):
         self._check_key(state, key)
         space, memory = Space(self.backend, layers), state.optimizer
         opening = self._opening(state, batch)
-        here = training.evaluate(state.params, opening.warm, batch, layers, extra)
-        here = here._replace(result=worse(here.result, opening.result))
+        evaluated = training.evaluate(state.params, opening.warm, batch, layers, extra)
+        evaluated = evaluated._replace(result=worse(evaluated.result, opening.result))
         level = training.schedule.level(layers, training.setting)
         x = self._scaled(training.trainable(state.params, layers), 1.0, level)
-        gradient = self._scaled(here.gradients, -1.0, level)
+        gradient = self._scaled(evaluated.gradients, -1.0, level)
         pair = subtract(x, memory.x), subtract(gradient, memory.gradient)
         hessian = self.hessian.remember(memory.hessian, *pair, space)
         direction = self.hessian.direction(hessian, gradient, space)
@@ -191,7 +191,7 @@ class PublishedLoop(Trainer):
         norm = jnp.sqrt(dot(gradient, gradient, space))
         converged = (norm < self.gtol) | (norm == 0)
         descent = self._scaled(direction, -1.0, level)
-        ends, lam_ends = here.solved.warm
+        ends, lam_ends = evaluated.solved.warm
 
         def trial(step_size: jax.Array, start: State) -> tuple[jax.Array, PyTree]:
             moved = training.place(_moved(state.params, descent, step_size, jnp.ones((), bool)))
@@ -200,7 +200,7 @@ class PublishedLoop(Trainer):
         search = backtrack(
             trial,
             ends,
-            here.objective,
+            evaluated.objective,
             slope,
             initial_step=self.initial_step,
             c1=self.c1,
@@ -217,7 +217,7 @@ class PublishedLoop(Trainer):
         warm = training.carried(warm) if self.start == "cold" else warm
         iteration = self.backend.replicate(state.iteration + 1)
         after = TrainState(params, memory, warm, iteration, layers, opening.batch)
-        return after, _info(here, norm, search, converged, failed)
+        return after, _info(evaluated, norm, search, converged, failed)
 
     def _scaled(self, tree: Params, power: float, level: Level | None = None) -> Params:
         """Layers times h^(power/2), which turns the inner product of L2(0, T) into the Euclidean one.
@@ -243,17 +243,19 @@ def _moved(params: Params, descent: Params, step_size: jax.Array, moved: jax.Arr
     return merge(where(moved, lowered, differentiable), others)
 
 
-def _info(here: Evaluated, norm: jax.Array, search: Search, converged: jax.Array, failed: jax.Array) -> PublishedInfo:
-    solved = here.solved
+def _info(
+    evaluated: Evaluated, norm: jax.Array, search: Search, converged: jax.Array, failed: jax.Array
+) -> PublishedInfo:
+    solved = evaluated.solved
     outcome = jnp.where(converged, Outcome.CONVERGED.value, Outcome.STEP.value)
     return PublishedInfo(
         solved.head.loss,
         solved.head.aux,
-        here.objective,
+        evaluated.objective,
         norm,
         solved.residual_norm,
         solved.adjoint_residual_norm,
-        here.result,
+        evaluated.result,
         jnp.where(search.accepted, search.step_size, 0.0),
         search.trials,
         jnp.where(failed, Outcome.LINE_SEARCH_FAILED.value, outcome).astype(jnp.int32),

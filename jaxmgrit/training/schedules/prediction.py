@@ -123,8 +123,8 @@ def predict_program(
         values = _coarse_problem(grids, solver, own[1], own[0], u0)
         if coarse.devices > 1:
             # A spread coarse level has u^N on one device only, and padding may follow it.
-            device, here = divmod(level.last_interval, level.share)
-            u_final = broadcast(backend, entry(fine_grid_data(values, level, coarse, backend), here), device)
+            device, interval = divmod(level.last_interval, level.share)
+            u_final = broadcast(backend, entry(fine_grid_data(values, level, coarse, backend), interval), device)
         else:
             u_final = entry(values, level.last_interval)
         return Predicted(values, lam_blocks, *reverse), u_final
