@@ -64,7 +64,7 @@ def _strong(axes: Axes, title: str, case: dict[str, Any], micro_batches: int) ->
     axes.set_yticks(ticks, [f"{n:g} x" for n in ticks])
     axes.set_ylim(2**-3.5, 2**8)
     what = f"{case['case']['layers']} layers of {case['case']['width']}, {case['case']['batch']} points"
-    axes.set(title=f"strong, {title}: {what}\n(triangles: cross-over)", ylabel="speed-up over the sequential gradient")
+    axes.set(title=f"strong, {title} (triangles: cross-over)\n{what}", ylabel="speed-up over the sequential gradient")
     axes.legend(frameon=False, fontsize=7.5, loc="upper left")
 
 
