@@ -7,6 +7,7 @@ sentence on the other. Characters that a terminal's encoding lacks are written a
 import contextlib
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TextIO
@@ -111,8 +112,11 @@ def run(main: Callable[[], int]) -> NoReturn:
 
     Args:
         main: From the command line to the exit code. Ctrl-C ends it with a word and the code 130, a file that cannot be
-            read or written with its name and the code 2.
+            read or written with its name and the code 2. SIGTERM ends it with 143, after its `finally` blocks: what it
+            has started and made for the time being (processes, network namespaces) does not outlive it.
     """
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     occupy_closed_streams()
     OUT.take()
     ERR.take()

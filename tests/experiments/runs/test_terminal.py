@@ -11,7 +11,7 @@ import pytest
 from experiments.runs.terminal import Stream
 
 PROGRAM = """
-import sys
+import os, signal, sys
 from experiments.runs import terminal
 def main():
     for i in range(20_000):
@@ -23,6 +23,11 @@ def main():
         open("/proc/x/y", "w")
     if "fault" in sys.argv:
         raise OSError("of the program itself")
+    if "terminated" in sys.argv:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            print("tidied", file=sys.stderr)
     return 3
 terminal.run(main)
 """
@@ -47,6 +52,10 @@ def test_a_lost_stderr_is_borne_too_and_ctrl_c_is_a_word():
     assert run("2> /dev/full") == (3, "")
     code, said = run("> /dev/null", "interrupted")
     assert (code, said) == (130, "at the end\ninterrupted\n")
+
+
+def test_sigterm_ends_it_after_what_must_be_tidied():
+    assert run("> /dev/null", "terminated") == (143, "at the end\ntidied\n")
 
 
 def test_a_file_that_cannot_be_written_is_named_and_a_fault_of_the_program_is_not_hidden():
