@@ -171,9 +171,10 @@ def wait_for(training: Training, done: Callable[[], bool]) -> bool:
     return False
 
 
-def until(training: Training, folder: Path, choice: random.Random, iterations: int) -> bool:
-    """Wait for a random moment of a training; False if it has ended before."""
-    target = min(len(rows(folder)) + choice.randrange(1, iterations // 4), iterations - 5)
+def until(training: Training, folder: Path, choice: random.Random, iterations: int, left: int) -> bool:
+    """Wait for a random moment of a training that is to end so often yet; False if it has ended before."""
+    count, last = len(rows(folder)), iterations - 5
+    target = min(count + choice.randrange(1, max(2, 2 * (last - count) // (left + 1))), last)
     writing = choice.random() < 0.5
     reached = wait_for(
         training,
@@ -261,7 +262,7 @@ def crash(
         by = left[0]
         patience = ["--backend.patience", str(PATIENCE)] if by == "STOP" and under in SEVERAL else []
         with Training(under, [*words, *patience], folder, cache, by == "reader") as training:
-            if until(training, folder, choice, iterations):
+            if until(training, folder, choice, iterations, len(left)):
                 act(by, training, folder, under)
                 left = left[1:]
             else:
