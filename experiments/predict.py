@@ -18,6 +18,7 @@ from experiments.config.arguments import Parser, at_least, output_file, path
 from experiments.config.reader import read_run
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
+from experiments.foundation.files import is_file
 from experiments.problems.file import File, read_inputs
 from experiments.problems.sources import read_bytes
 from experiments.runs import terminal
@@ -85,12 +86,19 @@ def classified(config: Config, data: problems.Data, params: jm.Params, path: Pat
             f"--input {path}: expected inputs of shape (points, {', '.join(map(str, shape))}), numbers as in training, "
             f"found {given.dtype} of shape {given.shape}."
         )
+    x = x.astype(np.float64)
+    # Of what the training's precision cannot hold, or is no number, the network would make a class nevertheless.
+    if len(wrong := np.flatnonzero(~(np.abs(x) <= np.finfo(config.dtype).max).reshape(len(x), -1).all(axis=1))):
+        raise ConfigError(
+            f"--input {path}: expected finite numbers that {config.dtype} can hold, but those of point {wrong[0]} are "
+            "not (after scaling). Correct them."
+        )
     if data.scale is not None:
-        numbers = predict(build.problem(config), params, x.astype(np.float64), config.dtype)
+        numbers = predict(build.problem(config), params, x, config.dtype)
         rows = enumerate(numbers * data.scale.deviation + data.scale.mean)
         lines = [",".join([str(i), *(f"{value:.7g}" for value in row)]) for i, row in rows]
         return "\n".join([",".join(["point", *data.names]), *lines, ""])
-    shares = probabilities(build.problem(config), params, x.astype(np.float64), config.dtype)
+    shares = probabilities(build.problem(config), params, x, config.dtype)
     best = shares.argmax(axis=1)
     lines = [f"{i},{data.names[k]},{shares[i, k]:.4f}" for i, k in enumerate(best)]
     return "\n".join(["point,class,probability", *lines, ""])
@@ -102,7 +110,7 @@ def written(config: Config, data: problems.Data, params: jm.Params, path: Path, 
     Raises:
         ConfigError: The text has characters that the training's had not.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise ConfigError(f"--input {path}: no such file. Name a text in UTF-8.")
     # What is not UTF-8 becomes U+FFFD, which the message below then names.
     text = read_bytes(path).decode("utf-8", errors="replace").replace("\r\n", "\n")

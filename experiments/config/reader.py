@@ -17,7 +17,7 @@ from experiments.config.describe import SCHEMA, Rule, expected, fields, flag, re
 from experiments.config.idle import idle as idle_keys
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
-from experiments.foundation.files import expanded, read_limited
+from experiments.foundation.files import expanded, is_file, read_limited
 
 LARGEST = 2**16  # bytes of a config; a whole one has 3000
 FREE = ("iterations", "evaluation", "checkpoints", "backend", "output")  # what --resume may change
@@ -62,7 +62,7 @@ def read_run(arguments: Sequence[str], program: str) -> tuple[Config, Path | Non
     if folder == AUTO:
         return _started_or_not(read(rest, program))
     file = folder / "config.yaml"
-    if not file.is_file():
+    if not is_file(file):
         raise ConfigError(
             f"--resume {folder}: expected the folder of a run, with its config.yaml. Name one under runs/."
         )
@@ -155,6 +155,8 @@ def _load(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         # RecursionError: brackets nested by the thousand; ValueError: more digits than Python makes an integer of.
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "cannot be parsed"
+        if isinstance(error, yaml.reader.ReaderError):
+            problem = f"character {error.position + 1} has code {error.character}, which a text has not"
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ConfigError(f"{path}{place}: not valid YAML: {problem}. Correct it there.") from None
     if values is None:

@@ -21,6 +21,18 @@ def problems(config: Config) -> list[str]:
     return [line if layers == deepest else f"nested network of {layers} layers: {line}" for layers, line in broken]
 
 
+def _precision(config: Config) -> Iterator[str]:
+    """Numbers that become 0 or infinite in the training's precision: a rate of 1e-50 would train nothing."""
+    least, most = 1.2e-38, 3.4e38  # of float32
+    for section in ("network", "optimizer", "penalty") if config.dtype == "float32" else ():
+        for key, value in getattr(config, section):
+            if isinstance(value, float) and value and not least <= abs(value) <= most:
+                yield (
+                    f"{section}.{key} = {value!r}: expected a number from {least:g} to "
+                    f"{most:g}, which dtype = 'float32' can hold. Give such a one, or dtype float64."
+                )
+
+
 def _devices(config: Config) -> Iterator[str]:
     backend = config.backend
     if backend.kind == "mpi" and backend.devices is not None:
@@ -179,6 +191,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     hierarchies.hierarchy,
     hierarchies.predict_then_sweep,
     hierarchies.moving_average,
+    _precision,
     _layout,
     _characters,
     _targets,

@@ -67,6 +67,9 @@ class _Loader(yaml.SafeLoader):
             if name in seen:
                 raise yaml.MarkedYAMLError(problem=f"the key {name!r} is given twice", problem_mark=key.start_mark)
             seen.add(name)
+            # Keys are names: `on` is no truth value here, and what is said of it is what was written.
+            if isinstance(key, yaml.ScalarNode) and key.tag != _TAG + "merge":
+                key.tag = _TAG + "str"
         return super().construct_mapping(node, deep)
 
     def construct_decimal(self, node: yaml.ScalarNode) -> int | float | bool:

@@ -77,6 +77,14 @@ def expanded(name: str, key: str) -> Path:
         raise ConfigError(f"{key} = {name!r}: {str(error).rstrip('.')}. Write the path in full.") from None
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is a regular file of this name; none that can be reached has a name that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long a name, say
+        return False
+
+
 def home() -> Path:
     """The user's home folder; where none is known, as for bare user numbers in containers, one that is not there."""
     try:

@@ -145,7 +145,10 @@ def _npz(path: Path, data: bytes, name: str) -> np.ndarray:
         if entry.file_size > LARGEST:
             raise ValueError(f"'{name}' has {entry.file_size} bytes, expected at most {LARGEST}")
         with archive.open(entry) as member:
-            content = member.read()
+            # By blocks: at once all would be unpacked, however little the archive says that it is.
+            content = read_blocks(member, entry.file_size)
+    if content is None:
+        raise ValueError(f"'{name}' has more than the {entry.file_size} bytes that the archive tells of")
     return _npy(content)
 
 

@@ -111,9 +111,11 @@ def stratified(labels: np.ndarray, sizes: tuple[int, ...], random: np.random.Gen
     """
     order = random.permutation(len(labels))
     counts = np.bincount(labels)
+    # Class after class, each in this order: not a pass over all points for every class, of which there may be many.
+    grouped = order[np.argsort(labels[order], kind="stable")]
+    rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
     position = np.empty(len(labels))
-    for k, count in enumerate(counts):
-        position[order[labels[order] == k]] = (np.arange(count) + 0.5) / count
+    position[grouped] = (rank + 0.5) / np.repeat(counts, counts)
     # Points in the order of their rank within their class, relative to its size: any stretch is in proportion.
     ranked = order[np.argsort(position[order], kind="stable")]
     # Ranks make the classes alternate, so every set is shuffled; the rest behind the last set was not asked for.

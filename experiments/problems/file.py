@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from experiments.errors import ConfigError
-from experiments.foundation.files import expanded
+from experiments.foundation.files import expanded, is_file
 from experiments.foundation.functions import Function, own_function
 from experiments.foundation.section import FolderName, Section
 from experiments.problems import points, sources
@@ -64,8 +64,15 @@ def load(section: File, seed: int) -> Data:
         ConfigError: A file that cannot be read, or holds something else.
     """
     digest = hashlib.sha256()
+    if section.targets is None and section.label in (section.inputs or ()):
+        raise ConfigError(
+            f"problem.inputs = {section.inputs}: expected columns without the label {section.label!r}, which is to be "
+            "predicted. Leave it out."
+        )
     train = _read(section, "file", digest)
-    validation = None if section.validation_file is None else _read(section, "validation_file", digest)
+    validation = None
+    if section.validation_file is not None:
+        validation = _read(section.model_copy(update={"inputs": _names(section)}), "validation_file", digest)
     return points.data(
         train,
         validation,
@@ -86,8 +93,9 @@ def call(section: Own, seed: int) -> Data:
     """
     function = own_function(section.function, "problem.function", "problem")
     try:
-        x, y, x_validation, y_validation = function(seed)
-    except Exception as error:  # a user's program may raise anything
+        # As arrays at once: what cannot be one (a ragged list, a tensor on a device) says so while it becomes one.
+        x, y, x_validation, y_validation = map(np.asarray, function(seed))
+    except (Exception, SystemExit) as error:  # a user's program may raise anything
         raise ConfigError(
             f"problem.function = {section.function!r}: expected it to return (x, y, x_validation, y_validation): "
             f"{type(error).__name__}: {error}."
@@ -98,19 +106,18 @@ def call(section: Own, seed: int) -> Data:
 
 def _read(section: File, key: str, digest: "hashlib._Hash") -> Points:
     path = expanded(getattr(section, key), f"problem.{key}")
-    if not path.is_file():
+    if not is_file(path):
         raise ConfigError(f"problem.{key} = {str(path)!r}: no such file. Name a .npz or .csv file.")
-    suffixes = [suffix.lower() for suffix in path.suffixes]
     # Of the uncompressed bytes: packing a file does not make it another.
     digest.update(sources.read_bytes(path))
-    if suffixes[-1:] == [".npz"]:
+    if path.suffix.lower() == ".npz":
         name = "x" if section.inputs is None else section.inputs[0]
         if section.inputs is not None and len(section.inputs) > 1:
             raise ConfigError(f"problem.inputs = {section.inputs}: expected one array of {path}. Name one.")
         if section.targets is not None and len(section.targets) > 1:
             raise ConfigError(f"problem.targets = {section.targets}: expected one array of {path}. Name one.")
         return sources.read_array(path, name), sources.read_array(path, (section.targets or [section.label])[0])
-    if suffixes[-1:] == [".csv"] or suffixes[-2:] == [".csv", ".gz"]:
+    if _is_csv(path):
         return read_csv(path, section.inputs, section.label, section.targets)
     raise ConfigError(f"problem.{key} = {str(path)!r}: expected a .npz or .csv file. Save it as one of them.")
 
@@ -126,18 +133,24 @@ def read_inputs(path: Path, section: File | None, width: int) -> np.ndarray:
     Raises:
         ConfigError: It cannot be read, or holds something else.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise ConfigError(f"--input {path}: no such file. Name a .npz, .npy or .csv file.")
-    names = section.inputs if section else None
     if path.suffix.lower() in (".npz", ".npy"):
-        return sources.read_array(path, names[0] if names else "x")
-    if names is None and section is not None:
-        # The training's columns, by name: the new file may have more of them, in another order.
-        own = _columns(expanded(section.file, "problem.file"))[0]
-        names = [name for name in own if name not in (section.targets or [section.label])]
+        return sources.read_array(path, section.inputs[0] if section and section.inputs else "x")
+    names = _names(section) if section else None
     header, rows = _columns(path)
-    names = names or header[:width]
-    return _numbers(path, header, rows, names)
+    if names is None and all(map(_is_number, header)):
+        raise sources.corrupt(path, f"expected names of columns in its first line, found {', '.join(header)[:200]}")
+    return _numbers(path, header, rows, names or header[:width])
+
+
+def _names(section: File) -> list[str] | None:
+    """The columns that are trained on, by name: another file may have more of them, in another order."""
+    path = expanded(section.file, "problem.file")
+    if section.inputs is not None or not _is_csv(path):
+        return section.inputs
+    header = _columns(path)[0]
+    return [name for name in header if name not in (section.targets or [section.label])]
 
 
 def read_csv(path: Path, inputs: list[str] | None, label: str, targets: list[str] | None = None) -> Points:
@@ -150,31 +163,48 @@ def read_csv(path: Path, inputs: list[str] | None, label: str, targets: list[str
     if targets:
         return _numbers(path, header, rows, names), _numbers(path, header, rows, targets, "problem.targets")
     place = _place(path, header, label, "problem.label")
-    words = [row[place].strip() for row in rows]
-    if "" in words:
-        raise ConfigError(
-            f"{path}: row {words.index('') + 2}, column {label!r}: expected a label, found none. Give it, or leave the "
-            "row out."
-        )
+    words = [row[place].strip() for row in rows.values()]
+    numbers = all(map(_is_number, words))
+    for line, word in zip(rows, words, strict=True):
+        # Among numbers `nan` is what programs write for one that they do not have.
+        if not word or (numbers and word.lower() == "nan"):
+            raise ConfigError(
+                f"{path}: line {line}, column {label!r}: expected a label, found {word or 'none'}. Give it, or leave "
+                "the line out."
+            )
     return _numbers(path, header, rows, names), _labels(words)
 
 
-def _columns(path: Path) -> tuple[list[str], list[list[str]]]:
+def _is_csv(path: Path) -> bool:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    return suffixes[-1:] == [".csv"] or suffixes[-2:] == [".csv", ".gz"]
+
+
+def _columns(path: Path) -> tuple[list[str], dict[int, list[str]]]:
+    """The names in the first line, and the values in each further one that is not empty, by its number."""
     try:
         # Spreadsheets write a byte order mark, which would become a part of the first name.
         text = sources.read_bytes(path).decode("utf-8-sig")
-        header, *rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
-    except (UnicodeDecodeError, csv.Error, ValueError):
+        # Not strict, a quotation mark without its partner would take the rest of the file for one value.
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        rows = dict((reader.line_num, row) for row in reader if row)
+    except csv.Error as error:
+        raise sources.corrupt(path, f"line {reader.line_num}: expected values between commas: {error}") from None
+    except UnicodeDecodeError:
         raise sources.corrupt(path, "expected a .csv file in UTF-8 whose first line names its columns") from None
-    header = [name.strip() for name in header]
+    if not rows:
+        raise sources.corrupt(path, "expected a .csv file whose first line names its columns, found an empty one")
+    header = [name.strip() for name in rows.pop(next(iter(rows)))]
+    if len(header) == 1 and (marks := [mark for mark in ";\t|" if mark in header[0]]):
+        raise sources.corrupt(path, f"expected commas between columns, found {marks[0]!r}: save it with commas")
     if len(set(header)) < len(header):
         twice = next(name for name in header if header.count(name) > 1)
         raise sources.corrupt(path, f"the column {twice!r} is there twice")
     if not rows:
         raise sources.corrupt(path, "expected lines of values after the first")
-    for number, row in enumerate(rows, 2):
+    for line, row in rows.items():
         if len(row) != len(header):
-            raise sources.corrupt(path, f"row {number} has {len(row)} values, expected {len(header)}")
+            raise sources.corrupt(path, f"line {line} has {len(row)} values, expected {len(header)}")
     return header, rows
 
 
@@ -187,18 +217,18 @@ def _place(path: Path, header: list[str], name: str, key: str) -> int:
 
 
 def _numbers(
-    path: Path, header: list[str], rows: list[list[str]], names: list[str], key: str = "problem.inputs"
+    path: Path, header: list[str], rows: dict[int, list[str]], names: list[str], key: str = "problem.inputs"
 ) -> np.ndarray:
     known = {name: place for place, name in enumerate(header)}  # `_place` would go through them all for each
     places = [known[name] if name in known else _place(path, header, name, key) for name in names]
     values = np.empty((len(rows), len(places)))
-    for i, row in enumerate(rows):
+    for i, (line, row) in enumerate(rows.items()):
         for j, place in enumerate(places):
             try:
                 values[i, j] = _number(row[place])
             except ValueError:
                 raise ConfigError(
-                    f"{path}: row {i + 2}, column {names[j]!r}: expected a number, found {row[place][:40]!r}. Correct "
+                    f"{path}: line {line}, column {names[j]!r}: expected a number, found {row[place][:40]!r}. Correct "
                     f"it, or name other columns: {key}."
                 ) from None
     return values
@@ -213,6 +243,14 @@ def _number(word: str) -> float:
     if "_" in word or not word.isascii():
         raise ValueError(word)
     return float(word)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        _number(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _labels(words: list[str]) -> np.ndarray:

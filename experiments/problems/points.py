@@ -9,6 +9,7 @@ from experiments.problems.data import Data, DataSet, Scale, stratified
 from experiments.problems.sources import whole
 
 Points = tuple[np.ndarray, np.ndarray]  # inputs and labels, not yet checked
+LARGEST = 1e100  # of an input or a target: sums of squares of such numbers are still finite
 
 
 def data(
@@ -56,7 +57,9 @@ def data(
         (x, y), sizes, random = sets[0], _sizes(len(sets[0][1]), share), np.random.default_rng(seed)
         mixed = np.split(random.permutation(len(y)), sizes[:1]) if targets else stratified(y, sizes, random)
         sets = [(x[i], y[i]) for i in mixed]
-    prepare, scale = (_standard(sets[0][0]) if standardise else None), None
+    if targets is None:
+        _check_trained(names, sets, where)
+    prepare, scale = (_standard(sets[0][0], where) if standardise else None), None
     if targets is not None:
         scale = _scale(sets[0][1], names, where)
         sets = [(x, (y - scale.mean) / scale.deviation) for x, y in sets]
@@ -90,6 +93,18 @@ def _numbered(sets: list[Points], where: str) -> tuple[tuple[str, ...], list[Poi
     return tuple(map(str, names.tolist())), [(x, y) for (x, _), y in zip(sets, parts, strict=False)]
 
 
+def _check_trained(names: tuple[str, ...], sets: list[Points], where: str) -> None:
+    """Raise a ConfigError if a class is only among the validation points: nothing could learn it."""
+    absent = np.setdiff1d(sets[1][1], sets[0][1])
+    if len(absent):
+        shown = ", ".join(repr(names[k]) for k in absent[:5]) + (", ..." if len(absent) > 5 else "")
+        raise ConfigError(
+            f"{where}: expected training points of every class, but {len(absent)} of {len(names)} classes are among "
+            f"the validation points only: {shown}. Correct the labels, give more points of each class, or name numbers "
+            "that are to be predicted by problem.targets."
+        )
+
+
 def _named(targets: list[str], count: int) -> tuple[str, ...]:
     """A name for each target."""
     if len(targets) == count:
@@ -114,7 +129,7 @@ def _sizes(points: int, share: float) -> tuple[int, int]:
 
 def _scale(y: np.ndarray, names: tuple[str, ...], where: str) -> Scale:
     """What takes targets to mean 0 and standard deviation 1."""
-    mean, deviation = y.mean(axis=0), y.std(axis=0)
+    mean, deviation = y.mean(axis=0), _deviation(y, where)
     for name, width in zip(names, deviation, strict=True):
         if not width > 0:
             raise ConfigError(
@@ -123,16 +138,37 @@ def _scale(y: np.ndarray, names: tuple[str, ...], where: str) -> Scale:
     return Scale(mean, deviation)
 
 
-def _standard(x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+def _standard(x: np.ndarray, where: str) -> Callable[[np.ndarray], np.ndarray]:
     """What takes these points to mean 0 and standard deviation 1 in each feature that varies."""
-    mean, deviation = x.mean(axis=0), x.std(axis=0)
-    # A feature that never varies becomes 0 rather than nan.
+    deviation = _deviation(x, where)
+    # A feature that never varies becomes 0 rather than nan; its mean, a rounded sum, may be another number.
+    mean = np.where(deviation > 0, x.mean(axis=0), x[0])
     return lambda x: (x - mean) / np.where(deviation > 0, deviation, 1.0)
+
+
+def _deviation(values: np.ndarray, where: str) -> np.ndarray:
+    """The standard deviation over the points, exactly 0 of what never varies.
+
+    Raises:
+        ConfigError: Something varies by so little that squares of it are 0.
+    """
+    varies = values.min(axis=0) < values.max(axis=0)
+    deviation: np.ndarray = np.where(varies, values.std(axis=0), 0.0)
+    if (varies & (deviation == 0)).any():
+        raise ConfigError(f"{where}: expected numbers that vary by more than 1e-150, or not at all. Scale them.")
+    return deviation
 
 
 def _checked(x: np.ndarray, y: np.ndarray, where: str, targets: list[str] | None) -> Points:
     """Inputs as float64 with at least one feature, labels as integers or texts, targets as float64."""
     x, y = np.asarray(x), np.asarray(y) if targets else whole(np.asarray(y))
+    if y.dtype.kind == "S":
+        try:
+            y = np.char.decode(y, "utf-8")
+        except UnicodeDecodeError:
+            raise ConfigError(f"{where}: expected labels that are texts in UTF-8. Save them as such.") from None
+    # Together with others of int64 they would become doubles, which skip integers.
+    y = y.astype(np.int64) if y.dtype.kind == "u" and y.max(initial=0) < 2**63 else y
     if x.dtype.kind not in "biuf" or x.ndim not in (2, 3, 4) or not x.size:
         raise ConfigError(
             f"{where}: expected inputs of numbers, (points, features) or (points, height, width[, channels]), found "
@@ -151,6 +187,7 @@ def _checked(x: np.ndarray, y: np.ndarray, where: str, targets: list[str] | None
     if not np.isfinite(x).all():
         row = int(np.argwhere(~np.isfinite(x))[0, 0])
         raise ConfigError(f"{where}: expected finite inputs, found {x[row][~np.isfinite(x[row])][0]} in point {row}.")
+    _check_size(x, "inputs", where)
     return (x[..., None] if x.ndim == 3 else x), y
 
 
@@ -165,4 +202,10 @@ def _numbers(y: np.ndarray, points: int, where: str) -> np.ndarray:
     if not np.isfinite(y).all():
         row = int(np.argwhere(~np.isfinite(y))[0, 0])
         raise ConfigError(f"{where}: expected finite targets, found {y[row].tolist()} of point {row}.")
+    _check_size(y, "targets", where)
     return y
+
+
+def _check_size(values: np.ndarray, what: str, where: str) -> None:
+    if (size := np.abs(values).max()) > LARGEST:
+        raise ConfigError(f"{where}: expected {what} of at most {LARGEST:g}, found one of size {size:.3g}. Scale them.")

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from experiments.errors import ConfigError
-from experiments.foundation.files import expanded
+from experiments.foundation.files import expanded, is_file
 from experiments.foundation.section import FolderName, Section
 from experiments.problems import sources
 from experiments.problems.data import Data, DataSet
@@ -52,6 +52,12 @@ def load(section: Text, seed: int) -> Data:
     text, where = _text(section)
     # In UTF-32 every character is one number, so that NumPy can sort and number them.
     characters, codes = np.unique(np.frombuffer(text.encode("utf-32-le"), np.uint32), return_inverse=True)
+    if "\0" in text:
+        raise ConfigError(
+            f"{where}: expected a text in UTF-8, found characters of code 0. If it is in UTF-16, convert it."
+        )
+    if len(characters) == 1:
+        raise ConfigError(f"{where}: expected different characters, found only {text[0]!r}. Name another text.")
     if len(characters) > MOST_CHARACTERS:
         raise ConfigError(
             f"{where}: expected at most {MOST_CHARACTERS} different characters, found {len(characters)}. Name a text "
@@ -94,7 +100,7 @@ def _text(section: Text) -> tuple[str, str]:
     """The text, and where it was."""
     if section.file is not None:
         path = expanded(section.file, "problem.file")
-        if not path.is_file():
+        if not is_file(path):
             raise ConfigError(
                 f"problem.file = {section.file!r}: expected a text file, but there is none. Name one, or leave it out "
                 "for Shakespeare's plays."

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from experiments import problems
 from experiments.config.reader import read
 from experiments.config.schema import Config
@@ -28,12 +30,26 @@ def load(config: Config, resumed: Path | None) -> Data:
         ConfigError: They cannot be had; of a run to go on with, they may have moved, and the message says so.
     """
     try:
-        return problems.load(config.problem, config.seed)
+        data = problems.load(config.problem, config.seed)
+        _check_size(config, data)
+        return data
     except ConfigError as error:
         place = next((key for key in ("folder", "file") if key in type(config.problem).model_fields), None)
         if resumed is None or place is None:
             raise
         raise ConfigError(f"{error}\nIf the data have moved since, name their new place: --problem.{place}.") from None
+
+
+def _check_size(config: Config, data: Data) -> None:
+    """Raise a ConfigError where numbers are too large for the training's precision, and would become infinite."""
+    if config.dtype == "float32":
+        arrays = [array for part in (data.train, data.validation) for array in part if array.dtype.kind == "f"]
+        size = max((np.abs(array).max() for array in arrays), default=0.0)
+        if size > np.finfo(np.float32).max:
+            raise ConfigError(
+                f"dtype = 'float32': expected data of at most 3.4e38, found a number of size {size:.3g}. Scale the "
+                "data (problem.standardise true does where there is that key), or give --dtype float64."
+            )
 
 
 class Resumed(NamedTuple):

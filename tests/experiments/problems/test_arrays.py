@@ -127,6 +127,19 @@ def test_sizes_are_bounded_before_memory_is_taken(tmp_path):
                 read(tmp_path / name)
 
 
+def test_an_archive_that_understates_what_it_holds_takes_no_more_memory_than_it_says(tmp_path):
+    size = 2**27
+    data = bytearray(npz(content=npy((size,), data=bytes(size)), compression=zipfile.ZIP_DEFLATED))
+    struct.pack_into("<I", data, data.find(b"PK\x01\x02") + 24, 1000)
+    (tmp_path / "x.npz").write_bytes(data)
+    tracemalloc.start()
+    with pytest.raises(ConfigError, match="x.npz: not a valid"):
+        sources.read_array(tmp_path / "x.npz", "x")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**24
+
+
 def test_whole_numbers_become_integers_and_others_stay():
     assert arrays.whole(np.array([0.0, 3.0])).dtype == np.int64
     for values in ([0.5], [np.nan], [np.inf], [2.0**60]):

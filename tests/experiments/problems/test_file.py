@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 
 from experiments import problems
+from experiments.config.reader import read
 from experiments.errors import ConfigError
 from experiments.foundation.functions import own_function
+from experiments.problems.data import stratified
 from experiments.problems.file import File, Own
 from experiments.runs.folder import read_metrics
+from experiments.runs.resume import load
 from experiments.train import main
 
 MODULE = """
@@ -120,11 +123,21 @@ def test_named_columns_of_a_file(tmp_path):
     [
         ("x.csv", "a,y\n1,0\n2,one\n", {"inputs": ["b"]}, r"problem\.inputs: no column 'b' in .* has a, y"),
         ("x.csv", "alpha,y\n1,0\n2,1\n", {"label": "alfa"}, r"problem\.label: no column 'alfa'.*Did you mean 'alpha'"),
-        ("x.csv", "a,y\n1,0\ntwo,1\n", {}, r"row 3, column 'a': expected a number, found 'two'"),
-        ("x.csv", "a,y\n1,0\n1_0,1\n", {}, r"row 3, column 'a': expected a number, found '1_0'"),
-        ("x.csv", "a,y\n1,0\n\u0663,1\n", {}, r"row 3, column 'a': expected a number, found '\u0663'"),
-        ("x.csv", "a,y\n1,0\n2, \n", {}, r"row 3, column 'y': expected a label, found none"),
-        ("x.csv", "a,y\n1,0\n2\n", {}, r"row 3 has 1 values, expected 2"),
+        ("x.csv", "a,y\n1,0\ntwo,1\n", {}, r"line 3, column 'a': expected a number, found 'two'"),
+        ("x.csv", "a,y\n1,0\n1_0,1\n", {}, r"line 3, column 'a': expected a number, found '1_0'"),
+        ("x.csv", "a,y\n1,0\n\u0663,1\n", {}, r"line 3, column 'a': expected a number, found '\u0663'"),
+        ("x.csv", "a,y\n1,0\n2, \n", {}, r"line 3, column 'y': expected a label, found none"),
+        ("x.csv", "a,y\n1,0\n2\n", {}, r"line 3 has 1 values, expected 2"),
+        ("x.csv", "a,y\n\n\n1,0\n\ntwo,1\n", {}, r"line 6, column 'a'"),
+        ("x.csv", "a;y\n1,5;0\n2,5;1\n", {}, r"expected commas between columns, found ';'"),
+        ("x.csv", 'a,y\n1,0\n2,"1\n3,0\n', {}, r"line 4: expected values between commas: unexpected end of data"),
+        ("x.csv", "a,y\n1,1\n2,nan\n", {}, r"line 3, column 'y': expected a label, found nan"),
+        ("x.csv", "a,y\n1,0\n2,1\n", {"inputs": ["a", "y"]}, r"inputs = .*: expected columns without the label 'y'"),
+        ("x.csv", "a,y\n1,0\n-1e200,1\n", {}, r"expected inputs of at most 1e\+100, found one of size 1e\+200"),
+        ("x.csv", "a,y\n1e-200,0\n2e-200,1\n3e-200,1\n", {}, r"expected numbers that vary by more than 1e-150"),
+        ("x.csv", "a,y\n" + "3,0.1\n" * 10, {"targets": ["y"]}, r"expected a target that varies, but y is the same"),
+        ("x.csv", "a,y\n1,0\n2,1\n3,2\n", {}, r"but 1 of 3 classes are among the validation points only: '.'\."),
+        ("x.csv", "a,y\n1,0\n2,1\n", {"validation_file": "n" * 999 + ".csv"}, r"validation_file = .*: no such file"),
         ("x.csv", "a,a\n1,0\n", {}, r"the column 'a' is there twice"),
         ("x.csv", "a,y\n", {}, r"expected lines of values"),
         ("x.csv", "a,y\n1,0\n2,0\n", {}, r"expected labels of at least 2 classes, found 1"),
@@ -138,6 +151,46 @@ def test_files_that_do_not_do(tmp_path, name, content, keys, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(ConfigError, match=message):
         problems.load(File(name="file", file=str(tmp_path / name), **keys), 0)
+
+
+def test_columns_of_the_validation_file_are_those_of_the_training_by_name(tmp_path):
+    (tmp_path / "x.csv").write_text("a,b,y\n" + "".join(f"{i},{100 * i},{i % 2}\n" for i in range(8)))
+    (tmp_path / "v.csv").write_text("b,more,y,a\n" + "".join(f"{100 * i},-,{i % 2},{i}\n" for i in range(8)))
+    section = File(name="file", file=str(tmp_path / "x.csv"), validation_file=str(tmp_path / "v.csv"))
+    train, validation = problems.load(section, 0)[:2]
+    np.testing.assert_array_equal(train.x, validation.x)
+    (tmp_path / "v.csv").write_text("a,c,y\n1,2,0\n")
+    with pytest.raises(ConfigError, match=r"no column 'b' in .*v\.csv"):
+        problems.load(section, 0)
+
+
+def test_what_never_varies_becomes_zero_and_what_does_keeps_its_class(tmp_path):
+    # The mean of forty times 0.1 is another double, by which the rest must not be divided.
+    np.savez(
+        tmp_path / "x.npz", x=np.c_[np.full(40, 0.1), np.arange(40)], y=np.array([b"no", b"yes"])[np.arange(40) % 2]
+    )
+    np.savez(tmp_path / "v.npz", x=[[0.1, 1], [0.2, 3]], y=["yes", "no"])
+    data = problems.load(File(name="file", file=f"{tmp_path}/x.npz", validation_file=f"{tmp_path}/v.npz"), 0)
+    assert data.names == ("no", "yes") and data.validation.y.tolist() == [1, 0]
+    np.testing.assert_array_equal(data.train.x[:, 0], 0)
+    np.testing.assert_allclose(data.validation.x[:, 0], [0, 0.1])
+
+
+def test_data_that_the_training_cannot_hold_are_refused(tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.arange(20.0)[:, None] * 1e39, y=np.arange(20) % 2)
+    (tmp_path / "c.yaml").write_text(f"problem: {{name: file, file: {tmp_path}/x.npz, standardise: false}}\n")
+    config = read([str(tmp_path / "c.yaml")], "experiments.train")
+    with pytest.raises(ConfigError, match=r"dtype = 'float32': expected data of at most 3\.4e38, found .* 1\.9e\+40"):
+        load(config, None)
+    assert load(config.model_copy(update={"dtype": "float64"}), None).train.x.max() < 2e40
+
+
+def test_many_classes_are_split_in_proportion_to_the_points(tmp_path):
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(30_000), 5))
+    start = time.process_time()
+    train, validation = stratified(labels, (120_000, 30_000), np.random.default_rng(1))
+    assert time.process_time() - start < 5
+    assert set(np.bincount(labels[train])) == {4} and set(np.bincount(labels[validation])) == {1}
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,8 @@ def test_the_plays_in_a_folder_of_data(tmp_path, monkeypatch):
     [
         (b"short", {}, r"problem\.context = 64: expected at most what the training part of .* has, 5 characters"),
         (b"ab" * 400, {"validation_points": 9}, r"problem\.validation_points = 9: .* validation part .*1 windows"),
+        (b"a" * 4000, {}, r"expected different characters, found only 'a'"),
+        (("ab" * 400).encode("utf-16-le"), {}, r"found characters of code 0\. If it is in UTF-16, convert it"),
         (b"\xff\xfe\xff", {}, r"expected a text in UTF-8, found other bytes at 0"),
         ("".join(map(chr, range(100, 5000))).encode(), {}, r"expected at most 4096 different characters, found 4900"),
     ],

@@ -41,12 +41,17 @@ def test_predictions_are_those_of_the_exact_network(finished, tmp_path, capsys):
         ([], "--input: missing; expected a file of inputs"),
         (["--inptu", "x"], "--inptu: unknown option. Did you mean --input?"),
         (["--input", "nowhere.csv"], "--input nowhere.csv: no such file"),
+        (["--input", "NAN"], "expected finite numbers that float64 can hold, but those of point 1 are not"),
+        (["--input", "HEADLESS"], "expected names of columns in its first line, found 1.5, 2.5"),
         (["--input", "WIDE"], "expected inputs of shape (points, 2), numbers as in training, found float64 of shape"),
     ],
 )
 def test_predictions_that_cannot_be_had(words, message, undisturbed, tmp_path, capsys):
     np.save(tmp_path / "wide.npy", np.zeros((3, 5)))
-    words = [str(tmp_path / "wide.npy") if word == "WIDE" else word for word in words]
+    np.save(tmp_path / "nan.npy", [[0.1, 0.2], [0.1, np.nan]])
+    (tmp_path / "headless.csv").write_text("1.5,2.5\n0.1,0.2\n")
+    files = {"WIDE": "wide.npy", "NAN": "nan.npy", "HEADLESS": "headless.csv"}
+    words = [str(tmp_path / files[word]) if word in files else word for word in words]
     assert predict.main([str(undisturbed), *words]) == 2
     assert message in capsys.readouterr().err
 
