@@ -15,7 +15,7 @@ exact one. Then follows what `jm.advise` says of the network.
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -32,57 +32,16 @@ from experiments.errors import ConfigError
 from experiments.problems.data import cast
 from experiments.runs import terminal
 from experiments.timing import own_function
-from experiments.timing.calibration import Network, coarse_steps, evaluations, messages, sequential, three
+from experiments.timing.calibrated import Calibration
+from experiments.timing.calibration import Network, coarse_steps, messages, sequential, three
 from experiments.timing.devices import Devices, last_cores
 from experiments.timing.workers import Worker, WorkerError
 from experiments.training import build
-from jaxmgrit.analysis.cost_model import Costs, Sizes, iteration_counts
 from jaxmgrit.solvers.mgrit.grids import sweep_batch
 
 FACTORS = (4, 8, 16, 32, 64, 128, 256)
 POWERS, ADVISED = [2**k for k in range(11)], (1, 2, 4, 8, 16, 64)
 INTERVAL = 32  # layers of the intervals in which the times are measured
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What was measured: seconds by intervals per sweep, and of the sequential gradient; and the sizes.
-
-    Attributes:
-        swept: (Phi, pullback to the state, pullback to state and parameters) by intervals per sweep.
-        coarse: (a coarse step by itself, its pullback).
-        sequential: seconds of the sequential gradient.
-        message: (seconds per message, seconds per byte).
-        sizes: bytes of what is sent.
-        like: a state, as shapes.
-        kept: `coarse` of steps that keep all layers, by how many they are; empty where steps stand for one layer.
-    """
-
-    swept: dict[int, tuple[float, float, float]]
-    coarse: tuple[float, float]
-    sequential: float
-    message: tuple[float, float]
-    sizes: Sizes
-    like: Any
-    kept: dict[int, tuple[float, float]] = field(default_factory=dict)
-
-    def seconds(self, config: Config, solver: jm.MGRIT, devices: int) -> float:
-        """Predicted time of an iteration.
-
-        Raises:
-            ValueError: there is no such hierarchy, or it has fewer intervals than devices.
-        """
-        schedule = build.SCHEDULES[config.training.schedule]
-        levels = solver.hierarchy(config.network.layers, devices)
-        if len(levels) == 1:
-            raise ValueError(f"{config.network.layers} layers have one level only with {solver}")
-        batch = sweep_batch(solver, self.like, jax.default_backend(), levels[0].share)
-        # Some numbers of intervals were measured, mostly powers of two.
-        nearest = min(self.swept, key=lambda known: abs(known - batch))
-        coarse = self.kept[min(self.kept, key=lambda m: abs(m - levels[-1].stride))] if self.kept else self.coarse
-        costs = Costs(*self.swept[nearest], *self.swept[1], *coarse, *self.message, evaluations(solver))
-        counts = iteration_counts(schedule, config.network.layers, solver, solver, devices, self.sizes)
-        return sum(costs.seconds(part) for part in counts)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -223,7 +182,7 @@ def best_within(
     known: Calibration, config: Config, devices: int, good: Callable[[jm.MGRIT], bool]
 ) -> tuple[float, str]:
     """Seconds and name of the fastest hierarchy that is good enough, no slower one being looked at; else (inf, "-")."""
-    timed = [(_seconds(known, config, solver, devices), name, solver) for name, solver in hierarchies(config)]
+    timed = [(_seconds(known.seconds, config, solver, devices), name, solver) for name, solver in hierarchies(config)]
     for seconds, name, solver in sorted(timed, key=lambda one: one[0]):
         if seconds < float("inf") and good(solver):
             return seconds, name
@@ -259,11 +218,15 @@ def _report(
         f"{f'pipeline, M = {options.micro_batches}':>18}"
     )
     own, faster = build.solver(config.solver), []
+    cyclic: list[str] = []
     for devices in sorted(dict.fromkeys(options.devices)):
-        mine = _seconds(known, config, own, devices)
+        mine = _seconds(known.seconds, config, own, devices)
         best = best_within(known, config, devices, lambda solver: error(solver) <= options.tolerance)
         if min(mine, best[0]) < known.sequential:
             faster.append(devices)
+        dealt = _seconds(known.cyclic, config, own, devices)
+        if dealt < float("inf"):
+            cyclic.append(f"P = {devices}: {1e3 * dealt:.2f} ms ({known.sequential / dealt:.2f} x)")
         m = options.micro_batches
         print(
             f"{devices:5} {_ms(mine)} {_ratio(known.sequential, mine)} {_share(known.sequential, mine, devices)}   "
@@ -272,12 +235,14 @@ def _report(
     what = f"{faster[0]} of these" if faster else "none of these numbers of devices"
     if (off := error(own)) > options.tolerance:
         print(f"\nthe config's own gradient is off by {off:.2g}, more than --tolerance {options.tolerance:g}")
+    if cyclic:
+        print("\nwere the layers dealt out to the devices in turn, which is modelled only:", "; ".join(cyclic))
     print(f"\nbreak-even with the sequential gradient on one core: {what}; '-' where a hierarchy has too few intervals")
 
 
-def _seconds(known: Calibration, config: Config, solver: jm.MGRIT, devices: int) -> float:
+def _seconds(model: Callable[[Config, jm.MGRIT, int], float], config: Config, solver: jm.MGRIT, devices: int) -> float:
     try:
-        return known.seconds(config, solver, devices)
+        return model(config, solver, devices)
     except ValueError:  # no such hierarchy on so many devices
         return float("inf")
 

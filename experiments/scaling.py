@@ -25,6 +25,7 @@ from experiments.errors import ConfigError
 from experiments.foundation.files import make_folder
 from experiments.pictures.scaling import draw
 from experiments.runs import terminal
+from experiments.timing import calibrated
 from experiments.timing.calibration import sequential
 from experiments.timing.devices import Devices, count_cores, last_cores
 from experiments.timing.workers import Worker, WorkerError
@@ -101,7 +102,7 @@ def share(memory: Any, config: Config, devices: int) -> float:
     return sequential(plan.network(config.model_copy(update={"training": part})), plan.INTERVAL)
 
 
-def split(known: plan.Calibration, layers: int, devices: int, alone: float) -> float:
+def split(known: calibrated.Calibration, layers: int, devices: int, alone: float) -> float:
     """Predicted seconds of a gradient with the batch split: a share's, and the all-reduce of the layers' gradients.
 
     Args:

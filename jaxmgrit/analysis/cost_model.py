@@ -36,11 +36,13 @@ from typing import TYPE_CHECKING
 
 from jaxmgrit.analysis.counts import NOTHING, Costs, Counts, Sizes, total
 from jaxmgrit.analysis.traced import Case, Shapes, counts, iteration, solve_alone, then_adjoint
+from jaxmgrit.solvers.mgrit.coarse import Picard, all_layers
 from jaxmgrit.solvers.newton.solver import Newton
 from jaxmgrit.solvers.sequential import match_segments
 
 if TYPE_CHECKING:
     from jaxmgrit.solvers.base import Solver
+    from jaxmgrit.solvers.mgrit.solver import MGRIT
     from jaxmgrit.training.schedules.base import Schedule
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "Sizes",
     "adjoint_counts",
     "cycle_counts",
+    "cyclic_counts",
     "iteration_counts",
     "solve_counts",
     "total",
@@ -191,3 +194,52 @@ def cycle_counts(
         Counts(**{f.name: getattr(b, f.name) - getattr(a, f.name) for f in fields(Counts)})
         for a, b in zip(fewer, more, strict=True)
     )
+
+
+def cyclic_counts(
+    layers: int, solver: MGRIT, devices: int, sizes: Sizes = NOTHING
+) -> tuple[tuple[Counts, ...], tuple[Counts, ...]]:
+    """Counts of an iteration that predicts, then sweeps, if layers were dealt out to the devices in turn: a thought.
+
+    The library gives each device neighbouring intervals, so that the coarse problem, all p N layers of it, is no
+    shorter on many devices. With layer i of *every* interval on device i (m/P neighbouring ones where m > P) a Picard
+    sweep is m/P layers on every device and a sum over the devices, and the sweep over the intervals is a pipeline whose
+    micro-batches are the K = N/m intervals: K + P - 1 stages of m/P layers and a message. Nothing runs like this; it
+    is counted by formula, to see what it would bring.
+
+    Args:
+        layers: N.
+        solver: two levels with `all_layers` and `picard(p)`, of state and adjoint.
+        devices: P, at most m.
+        sizes: bytes of states.
+
+    Returns:
+        As of `iteration_counts`; a step of the coarse level is p sweeps over m/P layers, at once.
+
+    Raises:
+        ValueError: another solver, or more devices than an interval has layers.
+
+    Example:
+        >>> import jaxmgrit as jm
+        >>> solver = jm.MGRIT(32, levels=2, coarse_params=jm.all_layers, coarse_step=jm.picard(2))
+        >>> predict, sweep = jm.cost_model.cyclic_counts(1024, solver, 32)
+        >>> predict[1].serial_phi, sweep[0].serial_grad
+        (32, 63)
+    """
+    coarse = solver.coarse_step
+    if not isinstance(coarse, Picard) or solver.coarse_params is not all_layers:
+        raise ValueError(f"cyclic_counts: solver={solver} has no Picard sweeps over all layers; see jm.picard.")
+    levels = solver.hierarchy(layers, 1)
+    if len(levels) != 2:
+        raise ValueError(f"cyclic_counts: expected two levels, not {len(levels)}.")
+    m = levels[1].stride
+    if not 1 <= devices <= m:
+        raise ValueError(f"cyclic_counts: devices={devices}: expected 1 to {m}, the layers of an interval.")
+    share, intervals = -(-m // devices), -(-layers // m)
+    stages = intervals + devices - 1
+    sums, sends = (coarse.sweeps * intervals, stages) if devices > 1 else (0, 0)
+    predicted = Counts(serial_phi=intervals, sums=sums, bytes=sums * sizes.state)
+    back = replace(predicted, serial_vjp=0 if coarse.inner_values else intervals)
+    fine = stages * share
+    swept = Counts(serial_phi=fine, serial_grad=fine, sends=2 * sends, bytes=2 * sends * sizes.state)
+    return (Counts(), predicted), (swept, back)

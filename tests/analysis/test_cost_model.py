@@ -318,3 +318,30 @@ def sends_of_a_cycle(solver, depth):
     if depth == 0:
         return 1 + nu
     return 2 + nu if solver.cycle == "V" else (depth + 1) * (1 + nu) + depth
+
+
+@pytest.mark.parametrize("inner_values", [False, True])
+@pytest.mark.parametrize("layers", [64, 60])
+def test_layers_dealt_out_to_one_device_are_the_iteration_as_it_is(layers, inner_values):
+    solver = jm.MGRIT(8, levels=2, coarse_params=jm.all_layers, coarse_step=jm.picard(2, inner_values))
+    for dealt, run in zip(
+        cost_model.cyclic_counts(layers, solver, 1),
+        cost_model.iteration_counts(jm.PredictThenSweep(), layers, solver, solver),
+        strict=True,
+    ):
+        for mine, its in zip(dealt, run, strict=True):
+            assert (mine.all_phi, mine.all_vjp, mine.messages) == (its.all_phi, its.all_vjp, its.messages)
+
+
+def test_layers_dealt_out_make_a_pipeline_of_the_intervals():
+    solver = jm.MGRIT(32, levels=2, coarse_params=jm.all_layers, coarse_step=jm.picard(2, inner_values=True))
+    (_, predicted), (swept, back) = cost_model.cyclic_counts(1024, solver, 32, SIZES)
+    # Wide steps as cheap as a layer, pullbacks twice as dear: eight to eleven times as fast as 1024 layers and back.
+    wide = 2 * predicted.serial_phi + 2 * back.serial_phi
+    assert 8 < 4 * 1024 / (wide + swept.serial_phi + 3 * swept.serial_grad) < 11
+    assert (swept.sends, predicted.sums) == (2 * 63, 2 * 32)
+    assert swept.bytes + predicted.bytes == (2 * 63 + 2 * 32) * SIZES.state
+    three = dataclasses.replace(solver, coarsening_factor=8, levels=3)
+    for devices, refused in ((33, solver), (1, jm.MGRIT(32, levels=2)), (1, three)):
+        with pytest.raises(ValueError, match="cyclic_counts"):
+            cost_model.cyclic_counts(1024, refused, devices)

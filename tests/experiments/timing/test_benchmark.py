@@ -10,6 +10,7 @@ import pytest
 import jaxmgrit as jm
 from experiments import benchmark, plan
 from experiments.config.reader import read
+from experiments.timing import calibrated
 from experiments.timing.contenders import Case, contenders
 from experiments.timing.devices import Devices
 from jaxmgrit.analysis.cost_model import Costs, Counts, Sizes, iteration_counts, total
@@ -88,7 +89,7 @@ def test_the_predicted_time_of_an_iteration_is_that_of_its_counts():
     config = read(["configs/level_sets.yaml", "--network.layers", "256"], "experiments.plan")
     state = jax.ShapeDtypeStruct((5000, 8), np.float32)
     swept = {1: (1e-6, 2e-6, 4e-6)}
-    known = plan.Calibration(swept, (3e-6, 5e-6), 1e-2, (1e-5, 1e-10), Sizes(160000, 288, 4), state)
+    known = calibrated.Calibration(swept, (3e-6, 5e-6), 1e-2, (1e-5, 1e-10), Sizes(160000, 288, 4), state)
     solver = jm.MGRIT(8, levels=2, coarse_params=jm.average, coarse_step=jm.midpoint)
     predict, sweep = map(total, iteration_counts(jm.PredictThenSweep(), 256, solver, solver))
     assert (predict.serial_phi, sweep.phi, sweep.grad, sweep.serial_vjp) == (32, 256, 256, 32)

@@ -9,6 +9,8 @@ import pytest
 import jaxmgrit as jm
 from experiments import plan
 from experiments.config.reader import read
+from experiments.timing import calibrated
+from experiments.training import build
 from jaxmgrit.analysis.cost_model import Sizes
 
 MODULE = """
@@ -80,7 +82,9 @@ def test_what_is_no_such_function_is_refused_with_the_signature(module, word, me
 def test_the_fastest_hierarchy_is_named_only_if_its_gradient_will_do():
     config = read(["configs/level_sets.yaml", "--network.layers", "64"], "experiments.plan")
     state = jax.ShapeDtypeStruct((50, 8), jnp.float32)
-    known = plan.Calibration({1: (1e-6, 2e-6, 4e-6)}, (3e-6, 5e-6), 1e-2, (1e-5, 1e-10), Sizes(1600, 288, 4), state)
+    known = calibrated.Calibration(
+        {1: (1e-6, 2e-6, 4e-6)}, (3e-6, 5e-6), 1e-2, (1e-5, 1e-10), Sizes(1600, 288, 4), state
+    )
     asked = []
 
     def short(solver):
@@ -93,6 +97,22 @@ def test_the_fastest_hierarchy_is_named_only_if_its_gradient_will_do():
     times = [known.seconds(config, solver, 1) for solver in asked]
     assert times == sorted(times) and times[-1] == seconds  # slower ones are not looked at
     assert plan.best_within(known, config, 1, lambda solver: False) == (float("inf"), "-")
+
+
+def test_layers_dealt_out_are_modelled_for_picard_sweeps_alone():
+    words = ["configs/level_sets_rough.yaml", "--network.layers", "1024", "--solver.coarsening-factor", "32"]
+    rough = read(words, "experiments.plan")
+    smooth = read(["configs/level_sets.yaml"], "experiments.plan")
+    state = jax.ShapeDtypeStruct((300, 8), jnp.float32)
+    ones = dict.fromkeys((1, 32), (1.0, 2.0, 3.0))  # so many layers at once take as long as one
+    at_once = {b: tuple(x / b for x in times) for b, times in ones.items()}
+    known = calibrated.Calibration(at_once, (0.0, 0.0), 4096.0, (0.0, 0.0), Sizes(), state)
+    seconds = known.cyclic(rough, build.solver(rough.solver), 1), known.cyclic(rough, build.solver(rough.solver), 32)
+    # Two sweeps of 32 intervals ahead and, with a pullback as dear as two layers, back; 63 stages of a layer and 3.
+    assert seconds[1] == 32 * 2 * (1 + 1 + 2) + 63 * (1 + 3)
+    assert seconds[0] == 32 * 2 * (1 + 1 + 2) + 32 * 32 * (1 + 3)
+    with pytest.raises(ValueError, match="Picard"):
+        known.cyclic(smooth, build.solver(smooth.solver), 1)
 
 
 @pytest.mark.slow

@@ -5,9 +5,10 @@ import math
 
 import pytest
 
-from experiments import plan, scaling, time_to_accuracy
+from experiments import scaling, time_to_accuracy
 from experiments.config.reader import read
 from experiments.time_to_accuracy import Method, train
+from experiments.timing import calibrated
 from jaxmgrit.analysis.cost_model import Sizes
 
 TINY = "--network.layers 16 --network.width 2 --problem.train-per-class 4 --problem.validation-per-class 4".split()
@@ -55,7 +56,7 @@ def test_weak_scaling_keeps_the_step_size():
 
 def test_a_split_batch_costs_a_share_and_an_all_reduce_of_the_gradients():
     sizes = Sizes(state=8, layer=100, number=4)
-    known = plan.Calibration({}, (0.0, 0.0), 1.0, (1e-3, 1e-6), sizes, None)
+    known = calibrated.Calibration({}, (0.0, 0.0), 1.0, (1e-3, 1e-6), sizes, None)
     assert scaling.split(known, 10, 1, 2.0) == 2.0
     # Two levels of a tree up and two down, and 1000 bytes of parameters each way.
     assert scaling.split(known, 10, 4, 2.0) == pytest.approx(2.0 + 2 * (2 * 1e-3 + 1e-3))
