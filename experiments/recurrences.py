@@ -8,9 +8,12 @@ the best backpropagation, below 1 where Newton is faster, and how far the gradie
 from __future__ import annotations
 
 import argparse
+import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from experiments.config.arguments import output_file
 from experiments.runs import terminal
 from experiments.timing import turns
 
@@ -31,13 +34,18 @@ def main(words: Sequence[str] | None = None) -> int:
     print(f"jaxmgrit {jm.__version__}, jax {jax.__version__}, {jax.default_backend()}, float32, {where}")
     print(f"GRU, N = {options.layers}, gradient of the shared weights, {options.factor} layers an interval")
     print(f"{'width':>5} {'batch':>5} {'best':>13} {'ms':>7} {'sequential + adjoint':>20} {'Newton':>7} {'off by':>8}")
-    for width, batch in SIZES:
+    rows = []
+    for width, batch in options.sizes:
         row = measured(options.layers, width, batch, options.factor, options.seconds)
+        rows.append({"width": width, "batch": batch, **row})
         print(
             f"{width:5} {batch:5} {row['best']:>13} {row['best_ms']:7.2f} {row['prefix']:20.2f} {row['newton']:7.2f} "
             f"{row['off']:8.1e}",
             flush=True,
         )
+    if options.output:
+        record = {"jax": jax.__version__, "where": where, "layers": options.layers, "factor": options.factor}
+        options.output.write_text(json.dumps({**record, "rows": rows}, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
@@ -45,8 +53,17 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m experiments.recurrences", description=__doc__)
     parser.add_argument("--layers", type=int, default=4096, metavar="N", help="steps of the recurrence")
     parser.add_argument("--factor", type=int, default=32, metavar="M", help="steps per interval")
+    parser.add_argument("--sizes", type=_size, nargs="+", default=SIZES, metavar="D:B", help="components:samples")
     parser.add_argument("--seconds", type=float, default=10.0, help="about how long a row's calls take together")
+    parser.add_argument("--output", type=output_file, metavar="FILE", help="write the rows as JSON")
     return parser.parse_args(words)
+
+
+def _size(word: str) -> tuple[int, int]:
+    numbers = re.fullmatch(r"([1-9][0-9]{0,5}):([1-9][0-9]{0,5})", word)
+    if not numbers:
+        raise argparse.ArgumentTypeError(f"expected components:samples, such as 4:16, not {word!r}")
+    return int(numbers[1]), int(numbers[2])
 
 
 def measured(layers: int, width: int, batch: int, factor: int, seconds: float) -> dict[str, Any]:

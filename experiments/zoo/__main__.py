@@ -84,6 +84,7 @@ def _swapped(keys: Sequence[str], seconds: float) -> list[dict[str, Any]]:
             "layers": net.layers,
             "plain_ms": 1e3 * plain.seconds,
             "best": best,
+            "best_ms": 1e3 * timed[best].seconds,
             "time_over_plain": swap.seconds / plain.seconds,
             "time_over_best": swap.seconds / timed[best].seconds,
             "memory_over_plain": (swap.bytes or 0) / max(plain.bytes or 0, 1),
