@@ -27,6 +27,7 @@ from experiments.config.arguments import Parser, at_least, output_file
 from experiments.errors import ConfigError
 from experiments.networks.smooth import LAYOUTS, Layout
 from experiments.peers.program import Peer, PeerError
+from experiments.processes.launchers import refuse_several
 from experiments.runs import terminal
 from experiments.timing import torch_loop
 from experiments.timing.calibration import calibrate
@@ -98,6 +99,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         "--json", type=output_file, default=None, metavar="FILE", help="write the results there as well"
     )
     options = parser.parse(arguments)
+    refuse_several("experiments.benchmark")
     if options.factor < 2 or options.factor >= options.layers:
         raise ConfigError(
             f"--factor {options.factor}: expected at least 2 and less than --layers {options.layers}. "

@@ -24,6 +24,7 @@ from experiments.config.arguments import Parser, above, at_least, path
 from experiments.errors import ConfigError
 from experiments.foundation.files import make_folder
 from experiments.networks.smooth import smooth_layers, tanh_step
+from experiments.processes.launchers import refuse_several
 from experiments.runs import terminal
 
 KINDS = {"state": "State", "adjoint": "Adjoint"}
@@ -147,6 +148,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=at_least(0), default=0, help="of theta(t) and the states")
     parser.add_argument("--folder", type=path, help="new folder for the results (default: runs/convergence-TIME)")
     options = parser.parse(arguments)
+    refuse_several("experiments.convergence")
     for layers in options.layers:
         if layers // options.coarsening_factor < 2:
             raise ConfigError(

@@ -21,6 +21,7 @@ from experiments.errors import ConfigError
 from experiments.foundation.files import is_file
 from experiments.problems.file import File, read_inputs
 from experiments.problems.sources import read_bytes
+from experiments.processes.launchers import refuse_several
 from experiments.runs import terminal
 from experiments.runs.newest import load_trained
 from experiments.runs.resume import load
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--length", type=at_least(1), default=400, help="characters to write, of a run on text")
     try:
         options, rest = parser.split(sys.argv[1:] if arguments is None else arguments)
+        refuse_several("experiments.predict")
         if options.input is None:
             raise ConfigError("--input: missing; expected a file of inputs. See --help for the options.")
         config, folder = read_run(["--resume", options.RUN, *rest], "experiments.predict")

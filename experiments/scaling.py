@@ -24,6 +24,7 @@ from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.foundation.files import make_folder
 from experiments.pictures.scaling import draw
+from experiments.processes.launchers import refuse_several
 from experiments.runs import terminal
 from experiments.timing import calibrated
 from experiments.timing.calibration import sequential
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=path, default=Path("runs/scaling"), help="for figures and picture")
     try:
         options, rest = parser.split(sys.argv[1:] if arguments is None else arguments)
+        refuse_several("experiments.scaling")
         config = read(rest, "experiments.scaling")
         if config.training.method == "sequential":
             raise ConfigError("training.method = 'sequential': expected one_shot, which is what can be scaled.")

@@ -32,6 +32,7 @@ from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.foundation.files import make_folder
 from experiments.pictures.time_to_accuracy import best_rates, draw
+from experiments.processes.launchers import refuse_several
 from experiments.runs import terminal
 from experiments.timing.devices import Devices, count_cores, last_cores
 from experiments.timing.workers import Worker, WorkerError
@@ -105,6 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     try:
         options, rest = _parser().split(sys.argv[1:] if arguments is None else arguments)
+        refuse_several("experiments.time_to_accuracy")
         config = read(rest, "experiments.time_to_accuracy")
         if config.training.method == "sequential":
             raise ConfigError(

@@ -163,7 +163,9 @@ class Control(Section):
         default=0.05, gt=0, description="relative distance of the inexact from the exact gradient that is borne"
     )
     min_cosine: float = Field(default=0.9, gt=0, lt=1, description="of the angle between them that is borne")
-    most_cycles: int = Field(default=4, ge=1, description="tried before sequential sweeps; of picard, behind 4 sweeps")
+    most_cycles: int = Field(
+        default=4, ge=1, le=1000, description="tried before sequential sweeps; of picard, behind 4 sweeps"
+    )
     soon: int = Field(default=10, ge=1, description="iterations to the next comparison after a change")
     longest: int = Field(default=400, ge=1, description="iterations between comparisons while all is well")
 

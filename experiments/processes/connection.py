@@ -25,9 +25,12 @@ def ranks(asked: bool) -> Job:
     """The ranks of MPI, where a launcher started several and mpi4py works; else this process alone.
 
     Args:
-        asked: Whether the config says that there are ranks: then MPI is asked, whatever the environment says.
+        asked: Whether the config says that there are ranks: then MPI is asked, whatever the environment says. Else only
+            where an mpirun has started this process, so that one rank speaks for all of them.
     """
-    if not (asked or launched().several):
+    # An MPI that was not asked for and belongs to another launcher may end the process while it is imported.
+    start = launched()
+    if not (asked or start.several and start.variable.startswith(("PMI_", "OMPI_"))):
         return ALONE
     try:
         from mpi4py import MPI

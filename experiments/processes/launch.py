@@ -43,7 +43,8 @@ def start(read: Callable[[], Read]) -> tuple[Job, Config, Path | None]:
         # These processes meet by jax.distributed: MPI is left alone, even where it has started them.
         ranks = ALONE
     else:
-        ranks = connection.ranks(asked=own is not None and own[0].backend.kind == "mpi")
+        backend = own and own[0].backend
+        ranks = connection.ranks(asked=bool(backend and (backend.kind == "mpi" or backend.coordinator == "mpi4py")))
     config, folder = _same_everywhere(ranks, own, wrong)
     # Before connecting: the first exchange of arrays fixes the devices.
     build.prepare_jax(config)

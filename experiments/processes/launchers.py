@@ -3,6 +3,8 @@
 import os
 from dataclasses import dataclass
 
+from experiments.errors import ConfigError
+
 # How many processes were started together, the innermost launcher first: Open MPI, MPICH and its kin, MVAPICH, jsrun,
 # Flux, torchrun, and SLURM, whose variable the daemons of an mpirun that srun has started hand on to their ranks.
 _SIZES = (
@@ -54,6 +56,19 @@ def launched() -> Launched:
         if _number(variable) is not None:
             return Launched(None, variable)
     return Launched(1, "")
+
+
+def refuse_several(program: str) -> None:
+    """Raise a ConfigError where a launcher has started several processes of a program that knows of none but itself.
+
+    Each would do all of it, at the same time as the others and into the same files.
+    """
+    start = launched()
+    if start.several:
+        raise ConfigError(
+            f"{start.variable} = {os.environ[start.variable]}: several processes were started together, but {program} "
+            f"is one process. Start one (srun -n 1, say), or unset {start.variable}."
+        )
 
 
 def _number(variable: str) -> int | None:

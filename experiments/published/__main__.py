@@ -23,6 +23,7 @@ from experiments.config.arguments import Parser, at_least, path
 from experiments.errors import ConfigError
 from experiments.foundation.files import make_folder
 from experiments.pictures.published import draw
+from experiments.processes.launchers import refuse_several
 from experiments.published import ways
 from experiments.runs import terminal
 from experiments.timing.contenders import Case
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--devices", type=at_least(1), nargs="+", default=powers, metavar="P", help="all are modelled")
     try:
         options = parser.parse(sys.argv[1:] if arguments is None else arguments)
+        refuse_several("experiments.published")
         make_folder(options.folder)
         for result in scale(options):  # after every part, so that an interruption loses but the one that runs
             (options.folder / "published.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

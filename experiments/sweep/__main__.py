@@ -22,6 +22,7 @@ from experiments.config.reader import FREE, read
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.foundation.numbers import is_number
+from experiments.processes.launchers import refuse_several
 from experiments.runs import terminal
 from experiments.runs.parameters import read_summary
 from experiments.runs.terminal import ERR, OUT
@@ -60,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=path, help="of all trainings; without it runs/sweep-NAME")
     try:
         options, rest = parser.split(sys.argv[1:] if arguments is None else arguments)
+        refuse_several("experiments.sweep")
         keys, members = plan(rest, options.vary, options.seeds, options.folder)
         code = train(members)
         if code in (0, STOPPED):

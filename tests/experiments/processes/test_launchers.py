@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from experiments import benchmark, predict
 from experiments.config.schema import Backend
 from experiments.errors import AgreedError, ConfigError
 from experiments.processes import connection, launchers
 from experiments.processes.job import ALONE, Job
+from experiments.sweep import __main__ as sweep
 
 ROOT = Path(__file__).parents[3]
 LOCAL = Backend(kind="local")
@@ -73,3 +75,19 @@ def test_a_step_of_several_tasks_is_refused_before_a_folder_is_made(tmp_path):
     assert done.returncode == 2
     assert "SLURM_STEP_NUM_TASKS = 2: 2 processes were started together" in done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("module", [benchmark, predict, sweep])
+def test_programs_of_one_process_are_not_started_several_times_at_once(module, monkeypatch, capsys):
+    monkeypatch.setenv("FLUX_TASK_RANK", "1")
+    assert module.main(["nothing", "--input", "x"] if module is predict else []) == 2
+    assert "FLUX_TASK_RANK = 1: several processes were started together" in capsys.readouterr().err
+
+
+def test_an_mpi_that_nobody_asked_for_is_not_imported(monkeypatch):
+    # Such a one may end the process at once, where it belongs to another launcher.
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    for variable in ("PMIX_RANK", "SLURM_STEP_NUM_TASKS", "PMI_SIZE"):
+        monkeypatch.setenv(variable, "3")
+        assert connection.ranks(asked=False) == ALONE
+        monkeypatch.delenv(variable)
