@@ -1,19 +1,20 @@
 """How fast cycles converge on rough layers, by coarse step: `python -m experiments.contraction [NETWORK ...]`.
 
-Three networks of independent layers, at their initialisation and after sequential training: tanh layers (level sets),
-an MLP with layer norm (scikit-learn's digits) and a pre-norm transformer (characters of a text). For every coarse step
-the factor by which a two-level cycle reduces the residual norm of the state and of the adjoint, in the library's own
-`solve` and `adjoint_solve`; of the tanh layers in the second cycle, of the MLP in the first, of the transformer's state
-in the first and of its adjoint in the second. Exit code 0: done; 2: the arguments cannot be used.
+Networks of independent layers, at their initialisation and after sequential training by Adam (5 % warm-up, cosine to
+5 %): tanh layers (level sets), the same in 8 intervals, an MLP with layer norm (scikit-learn's digits) and a pre-norm
+transformer (characters). For every coarse step the factor by which a two-level cycle reduces the residual norm of the
+state and of the adjoint, in the library's own `solve` and `adjoint_solve` from a cold start, in double precision: of
+the tanh layers in the second cycle, of the MLP in the first, of the transformer's state in the first and of its adjoint
+in the second. Beside the median over seeds stand the figures of a study of such networks, ours over these, and for
+Picard sweeps the law of independent layers with the norms of the layers' derivatives as they are. Exit code 0: done; 2:
+the arguments cannot be used.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -24,9 +25,10 @@ import optax
 import jaxmgrit as jm
 from experiments.config.arguments import Parser, at_least, output_file
 from experiments.errors import ConfigError
-from experiments.networks.blocks import layer_norm, transformer_block, transformer_parameters
-from experiments.rough.contraction import residuals
+from experiments.rough.contraction import law, residuals
+from experiments.rough.subjects import Batch, Subject, eight_intervals, mlp, tanh_layers, transformer
 from experiments.runs import terminal
+from jaxmgrit.solvers.mgrit.coarse import Picard
 
 PyTree = Any
 COARSE: dict[str, dict[str, Any]] = {
@@ -34,30 +36,30 @@ COARSE: dict[str, dict[str, Any]] = {
     "average": {"coarse_params": jm.average},
     **{f"picard({p})": {"coarse_params": jm.all_layers, "coarse_step": jm.picard(p)} for p in (0, 1, 2, 3)},
 }
+MAKERS: dict[str, Callable[[int | None, str | None], Subject]] = {
+    "tanh": tanh_layers,
+    "eight": eight_intervals,
+    "mlp": mlp,
+    "transformer": transformer,
+}
 
 
-class Subject(NamedTuple):
-    """A network that is looked at.
+class Factors(NamedTuple):
+    """By how much a cycle reduces residuals.
 
     Attributes:
-        step: Phi(theta, u, h) -> u_next.
-        params: to be trained.
-        u0: the first state, from the parameters of the opening layer.
-        loss: (parameters of the closing layer, final state) -> scalar.
-        h: step size.
-        factor: m.
-        cycles: of state and adjoint, whose reduction is told; from 1.
-        rate: of Adam.
+        state: of the state.
+        adjoint: of the adjoint.
+        law: what the law of independent layers says; NaN where it says nothing.
     """
 
-    step: Callable[[PyTree, jax.Array, Any], jax.Array]
-    params: jm.Params
-    u0: Callable[[PyTree], jax.Array]
-    loss: Callable[[PyTree, jax.Array], jax.Array]
-    h: float
-    factor: int
-    cycles: tuple[int, int]
-    rate: float
+    state: float
+    adjoint: float
+    law: float
+
+
+# By "at init" or "trained", then by coarse step.
+Rows = dict[str, dict[str, Factors]]
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -66,7 +68,10 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("networks", nargs="*", metavar="NETWORK", help=f"{', '.join(MAKERS)}; all by default")
     parser.add_argument("--iterations", type=at_least(0), default=300, metavar="I", help="of training")
     parser.add_argument("--layers", type=at_least(8), metavar="N", help="layers of every network")
-    parser.add_argument("--text", metavar="FILE", help="of characters; by default this command's own source")
+    parser.add_argument(
+        "--seeds", type=at_least(0), nargs="+", default=[0, 1, 2], metavar="SEED", help="medians of these"
+    )
+    parser.add_argument("--text", metavar="FILE", help="of characters; by default the library's own source")
     parser.add_argument("--output", type=output_file, metavar="FILE", help="write the figures as JSON")
     try:
         options = parser.parse_args(sys.argv[1:] if words is None else words)
@@ -79,151 +84,105 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     rows = {}
     for name, subject in made.items():
-        after = trained(subject, options.iterations)
-        rows[name] = {"at init": factors(subject, subject.params), "trained": factors(subject, after)}
-        print("\n".join(table(name, rows[name], options.iterations)))
+        rows[name] = medians(subject, options.seeds, options.iterations)
+        print("\n".join(table(name, rows[name], subject.study)), flush=True)
     if options.output:
-        options.output.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        options.output.write_text(json.dumps(_plain(rows), indent=1) + "\n", encoding="utf-8")
     return 0
 
 
-def factors(subject: Subject, params: jm.Params) -> dict[str, tuple[float, float]]:
-    """The reduction of state and adjoint residuals by a cycle, for every coarse step."""
-    u0, reduced = subject.u0(params.opening), {}
+def medians(subject: Subject, seeds: Sequence[int], iterations: int) -> Rows:
+    """The reductions for every coarse step, the medians over seeds of parameters and batches."""
+    train = trainer(subject, iterations)
+    starts = [subject.draw(np.random.default_rng(seed)) for seed in seeds]
+    keys = [jax.random.split(jax.random.key(seed)) for seed in seeds]
+    moments = {"at init": starts}
+    if iterations:
+        moments["trained"] = [train(params, key) for params, (key, _) in zip(starts, keys, strict=True)]
+    batches = [subject.batch(key) for _, key in keys]
+    rows: Rows = {when: {} for when in moments}
     for name, coarse in COARSE.items():
-        solver = jm.MGRIT(subject.factor, levels=2, cycles=max(subject.cycles) + 1, **coarse)
-        norms = residuals(
-            subject.step, params.layers, u0, lambda u: subject.loss(params.closing, u), subject.h, solver
-        )[:2]
-        of_state, of_adjoint = (float(x[i] / x[i - 1]) for x, i in zip(norms, subject.cycles, strict=True))
-        reduced[name] = of_state, of_adjoint
-    return reduced
+        measure = measurement(subject, jm.MGRIT(subject.factor, levels=2, cycles=max(subject.cycles) + 1, **coarse))
+        for when, params in moments.items():
+            found = [measure(*pair) for pair in zip(params, batches, strict=True)]
+            rows[when][name] = Factors(*(float(x) for x in np.median(np.asarray(found), axis=0)))
+    return rows
 
 
-def trained(subject: Subject, iterations: int) -> jm.Params:
-    """Parameters after sequential training by Adam on all points."""
-    optimizer = optax.adam(subject.rate)
+def measurement(subject: Subject, solver: jm.MGRIT) -> Callable[[jm.Params, Batch], tuple[jax.Array, ...]]:
+    """(parameters, batch) -> the entries of `Factors`."""
 
-    def objective(params: jm.Params) -> jax.Array:
+    @jax.jit
+    def measure(params: jm.Params, batch: Batch) -> tuple[jax.Array, ...]:
+        (x, y), h = batch, subject.h
+        u0 = subject.opening(params.opening, x)
+        *norms, exact = residuals(
+            subject.step, params.layers, u0, lambda u: subject.loss(params.closing, u, y), h, solver
+        )
+        reduced = [x[i] / x[i - 1] for x, i in zip(norms, subject.cycles, strict=True)]
+        says = jnp.asarray(jnp.nan)
+        if isinstance(solver.coarse_step, Picard):
+            states = jm.trajectory(subject.step, params.layers, exact, h=h)
+            intervals = -(-subject.layers // subject.factor)
+            says = law(subject.step, params.layers, states, h, solver.coarse_step.sweeps, intervals).independent
+        return *reduced, says
+
+    return measure
+
+
+def trainer(subject: Subject, iterations: int) -> Callable[[jm.Params, jax.Array], jm.Params]:
+    """(parameters, key of the batches) -> the parameters after sequential training."""
+    warm_up = round(0.05 * iterations)
+    rate = optax.warmup_cosine_decay_schedule(
+        0.0, subject.rate, warm_up, max(iterations, warm_up + 1), 0.05 * subject.rate
+    )
+    optimizer = optax.adam(rate)
+
+    def objective(params: jm.Params, batch: Batch) -> jax.Array:
         def one(u: jax.Array, theta: PyTree) -> tuple[jax.Array, None]:
             return subject.step(theta, u, subject.h), None
 
-        return subject.loss(params.closing, jax.lax.scan(one, subject.u0(params.opening), params.layers)[0])
+        x, y = batch
+        final = jax.lax.scan(one, subject.opening(params.opening, x), params.layers)[0]
+        return subject.loss(params.closing, final, y)
 
     @jax.jit
-    def run(params: jm.Params) -> jm.Params:
-        def one(carry: PyTree, _: None) -> tuple[PyTree, None]:
+    def train(params: jm.Params, key: jax.Array) -> jm.Params:
+        def one(carry: PyTree, key: jax.Array) -> tuple[PyTree, None]:
             params, state = carry
-            updates, state = optimizer.update(jax.grad(objective)(params), state, params)
+            updates, state = optimizer.update(jax.grad(objective)(params, subject.batch(key)), state, params)
             return (optax.apply_updates(params, updates), state), None
 
-        return jax.lax.scan(one, (params, optimizer.init(params)), None, length=iterations)[0][0]
+        start = params, optimizer.init(params)
+        after: jm.Params = jax.lax.scan(one, start, jax.random.split(key, iterations))[0][0]
+        return after
 
-    after: jm.Params = run(subject.params)
-    return after
+    return train
 
 
-def table(name: str, factors: dict[str, dict[str, tuple[float, float]]], iterations: int) -> list[str]:
-    """One line per coarse step."""
-    columns = [f"{when}: state  adjoint" for when in ("at init", f"after {iterations}")]
-    lines = [f"\n{name}", f"{'coarse step':<12}" + "".join(f"{column:>28}" for column in columns)]
-    for coarse in COARSE:
-        cells = [f"{a:.2g}  {b:>7.2g}" for a, b in (factors[when][coarse] for when in factors)]
-        lines.append(f"{coarse:<12}" + "".join(f"{cell:>28}" for cell in cells))
+def table(name: str, rows: Rows, study: dict[str, dict[str, tuple[float, float]]]) -> list[str]:
+    """One line per coarse step, for each time: ours, the study's, ours over the study's, the law."""
+    lines = []
+    for when, factors in rows.items():
+        lines += [f"\n{name}, {when}", f"{'':12}{'state':>9}{'adjoint':>9}{'study':>18}{'over it':>14}{'law':>9}"]
+        for coarse, own in factors.items():
+            known = study.get(when, {}).get(coarse, (np.nan, np.nan))
+            over = own.state / known[0], own.adjoint / known[1]
+            numbers = [f"{x:9.2g}" for x in (own.state, own.adjoint, *known)] + [f"{x:7.2f}" for x in over]
+            lines.append(f"{coarse:12}{''.join(numbers)}{own.law:9.2g}".replace("nan", "  -"))
     return lines
 
 
-def _normal(random: np.random.Generator, *shape: int, scale: float = 1.0) -> jax.Array:
-    return jnp.asarray(scale * random.normal(size=shape))
+def _plain(rows: dict[str, Rows]) -> Any:
+    """As JSON has them: a law where there is one."""
 
+    def entry(factors: Factors) -> dict[str, float]:
+        return {name: x for name, x in factors._asdict().items() if not np.isnan(x)}
 
-def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
-
-
-def tanh_layers(layers: int | None, text: str | None) -> Subject:
-    """Tanh layers of width 8, T = 5, on points of five level sets."""
-    layers, random = layers or 256, np.random.default_rng(0)
-    x = random.uniform(-1, 1, size=(300, 2))
-    labels = jnp.asarray(np.digitize(np.sin(3 * x[:, 0]) + np.cos(4 * x[:, 1]), [-1.0, -0.3, 0.4, 1.1]))
-    points = jnp.asarray(x)
-    params = jm.Params(
-        _normal(random, 2, 8), _normal(random, layers, 8, 8, scale=0.3), _normal(random, 8, 5, scale=0.3)
-    )
-
-    def step(w: PyTree, u: jax.Array, h: Any) -> jax.Array:
-        return u + h * jnp.tanh(u @ w)
-
-    def u0(w: PyTree) -> jax.Array:
-        return jnp.tanh(points @ w)
-
-    return Subject(step, params, u0, lambda w, u: _cross_entropy(u @ w, labels), 5 / layers, 8, (2, 2), 1e-2)
-
-
-def mlp(layers: int | None, text: str | None) -> Subject:
-    """Residual MLP layers with layer norm, width 64, on 64 of scikit-learn's digits.
-
-    Raises:
-        ConfigError: scikit-learn is not installed.
-    """
-    if importlib.util.find_spec("sklearn") is None:
-        raise ConfigError("mlp: scikit-learn, which has the digits, is not installed; pip install scikit-learn.")
-    from sklearn.datasets import load_digits
-
-    layers, random = layers or 128, np.random.default_rng(1)
-    x, y = load_digits(return_X_y=True)
-    images, labels = jnp.asarray((x[:64] - x.mean()) / x.std()), jnp.asarray(y[:64])
-    theta = {name: _normal(random, layers, 64, 64, scale=0.125) for name in ("up", "down")}
-    params = jm.Params(_normal(random, 64, 64, scale=0.125), theta, _normal(random, 64, 10, scale=0.125))
-
-    def step(p: PyTree, u: jax.Array, h: Any) -> jax.Array:
-        return u + h * (jax.nn.gelu(layer_norm(u) @ p["up"]) @ p["down"])
-
-    def loss(w: PyTree, u: jax.Array) -> jax.Array:
-        return _cross_entropy(layer_norm(u) @ w, labels)
-
-    return Subject(step, params, lambda w: images @ w, loss, layers**-0.5, 8, (1, 1), 3e-3)
-
-
-def transformer(layers: int | None, text: str | None) -> Subject:
-    """Pre-norm transformer layers, d = 16, 2 heads, 16 characters, to foretell the next character.
-
-    Raises:
-        ConfigError: the text cannot be read, or is too short.
-    """
-    layers, random, width, length, batch = layers or 32, np.random.default_rng(2), 16, 16, 16
-    try:
-        written = Path(text or __file__).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--text {text}: {error}") from None
-    letters, coded = np.unique(list(written), return_inverse=True)
-    if len(coded) < 10 * length:
-        raise ConfigError(f"--text {text}: expected at least {10 * length} characters, it has {len(coded)}.")
-    starts = random.integers(0, len(coded) - length - 1, size=batch)
-    pieces = jnp.asarray(np.stack([coded[s : s + length + 1] for s in starts]))
-    opening = {
-        "letters": _normal(random, len(letters), width, scale=0.7),
-        "places": _normal(random, length, width, scale=0.7),
+    return {
+        name: {when: {coarse: entry(x) for coarse, x in own.items()} for when, own in row.items()}
+        for name, row in rows.items()
     }
-    closing = _normal(random, width, len(letters), scale=width**-0.5)
-    # They are made in float32.
-    theta = jax.tree.map(lambda x: x.astype(jnp.float64), transformer_parameters(random, layers, width))
-    params = jm.Params(opening, theta, closing)
-
-    def loss(w: PyTree, u: jax.Array) -> jax.Array:
-        return _cross_entropy(layer_norm(u) @ w, pieces[:, 1:])
-
-    def u0(p: PyTree) -> jax.Array:
-        return p["letters"][pieces[:, :-1]] + p["places"]
-
-    return Subject(transformer_block(heads=2), params, u0, loss, (2 * layers) ** -0.5, 4, (1, 2), 5e-3)
-
-
-MAKERS: dict[str, Callable[[int | None, str | None], Subject]] = {
-    "tanh": tanh_layers,
-    "mlp": mlp,
-    "transformer": transformer,
-}
 
 
 if __name__ == "__main__":

@@ -19,20 +19,33 @@ def _precision():
 def test_sweeps_contract_where_injection_and_averages_do_not(tmp_path, capsys, monkeypatch):
     monkeypatch.delitem(COARSE, "picard(3)")  # the longest to compile, and nothing is said of it below
     file = tmp_path / "rows.json"
-    assert main(["transformer", "--layers", "16", "--iterations", "20", "--output", str(file)]) == 0
+    words = "transformer --layers 16 --iterations 20 --seeds 0 1 --output"
+    assert main([*words.split(), str(file)]) == 0
     rows = json.loads(file.read_text())["transformer"]
     for when in ("at init", "trained"):
         assert list(rows[when]) == list(COARSE)
-        state = {name: factors[0] for name, factors in rows[when].items()}
+        state = {name: factors["state"] for name, factors in rows[when].items()}
         assert state["picard(2)"] < 0.5 * state["picard(1)"] < 0.25 * state["picard(0)"]
         assert state["picard(1)"] < 0.5 * min(state["average"], state["injection"])
-    assert "picard(2)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "transformer, at init" in printed and "picard(2)" in printed and "0.0057" in printed
+
+
+@pytest.mark.slow
+def test_sweeps_contract_as_the_law_and_the_study_say_in_eight_intervals(tmp_path, monkeypatch):
+    for name in ("injection", "average", "picard(3)"):
+        monkeypatch.delitem(COARSE, name)
+    file = tmp_path / "rows.json"
+    assert main(["eight", "--layers", "64", "--iterations", "0", "--output", str(file)]) == 0
+    for name, study in (("picard(0)", 0.39), ("picard(1)", 0.15), ("picard(2)", 0.026)):
+        own = json.loads(file.read_text())["eight"]["at init"][name]
+        assert 0.5 < own["state"] / own["law"] < 2 and 0.5 < own["state"] / study < 2
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("perceptron", "perceptron: expected tanh, mlp, transformer"),
+        ("perceptron", "perceptron: expected tanh, eight, mlp, transformer"),
         ("transformer --text no_such_file.txt", "--text no_such_file.txt"),
     ],
 )
