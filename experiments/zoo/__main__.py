@@ -19,6 +19,7 @@ from typing import Any
 from experiments.config.arguments import output_file
 from experiments.runs import terminal
 from experiments.timing import turns
+from experiments.timing.devices import last_cores
 
 PyTree = Any
 
@@ -26,6 +27,7 @@ PyTree = Any
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command."""
     options = _parse(words)
+    cores = last_cores(2)  # a worker of two devices has them, and this process the last
     where = turns.pin()  # before JAX starts its threads
     import jax
 
@@ -41,7 +43,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if options.advise:
         from experiments.zoo.advice import judged
 
-        rows = [row._asdict() for row in judged(keys, options.advise, options.devices)]
+        rows = [row._asdict() for row in judged(keys, options.advise, options.devices, cores)]
     else:
         rows = _inexact(keys, options.cycles) if options.cycles else _swapped(keys, options.seconds)
     if options.output:

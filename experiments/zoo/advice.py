@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxmgrit as jm
 from experiments.networks.zoo import Specimen, make
@@ -18,6 +18,7 @@ from experiments.timing.devices import Devices
 from experiments.timing.workers import Worker
 from jaxmgrit.analysis.candidates import Row
 from jaxmgrit.analysis.subject import Subject, stopped
+from jaxmgrit.analysis.trials import message_seconds
 
 PyTree = Any
 ROUNDS, QUICKEST = 15, 0.02  # turns, and seconds of calls in one of them
@@ -35,11 +36,13 @@ class Judged(NamedTuple):
         best: the fastest candidate within the tolerance, all measured.
         over_best: time of the one over that of the other.
         predicted_one: predicted over measured time of what is recommended on one device.
-        parallel: what is predicted to be the fastest of the others on two devices.
-        predicted_two: its predicted time, multiplied by the crowding, over its measured time there; None where there is
-            none, or it was not measured.
-        crowding: time of a device's share on two devices of this machine at once over that on one alone; 1 where it
-            was not measured. `jm.advise` measures on one device and takes devices not to be in each other's way.
+        chosen_two: what is predicted to be the fastest on two devices, the sequential program on one of them included.
+        parallel: what is predicted to be the fastest there of the others.
+        predicted_two: predicted over measured time of that, or of the sequential program where there is no other; None
+            where nothing was measured on two devices. The prediction is for devices that do not slow each other down:
+            what it says of their computing is multiplied by the crowding.
+        crowding: time of a device's share on both devices of this machine at once over that on one core; 1 where it
+            was not measured.
     """
 
     network: str
@@ -49,6 +52,7 @@ class Judged(NamedTuple):
     best: str
     over_best: float
     predicted_one: float
+    chosen_two: str
     parallel: str
     predicted_two: float | None
     crowding: float
@@ -75,15 +79,21 @@ def judge(key: str, seconds: float, two: Worker | None) -> Judged:
     times = in_turns([_call(*_program(net, row, jm.Local())) for row in close.values()])
     measured = dict(zip(close, times, strict=True))
     best = min(measured, key=lambda name: measured[name])
-    parallel = min(
-        (row for row in advice.table[1:] if row.solver is not None and 2 in row.seconds),
-        key=lambda row: row.seconds[2],
-        default=None,
-    )
+    usable = [row for row in advice.table if row.solver is not None and 2 in row.seconds]
+    chosen_two = min(usable, key=lambda row: row.seconds[2])
+    parallel = min(usable[1:], key=lambda row: row.seconds[2], default=None)
+    predicted_one = pick.seconds[1] / measured[pick.name]
     on_two, crowding = None, 1.0
-    if parallel is not None and two is not None:
-        spread, crowding = two.ask(on_devices, key, parallel.name, parallel.solver, parallel.adjoint)
-        on_two = crowding * parallel.seconds[2] / spread
+    if two is not None and parallel is None:
+        # The sequential program stays on one device.
+        on_two = usable[0].seconds[2] / measured[usable[0].name]
+    elif two is not None and parallel is not None:
+        assert parallel.solver is not None and parallel.adjoint is not None
+        sent = message_seconds(net.theta, net.u0, net.layers, (parallel.solver, parallel.adjoint), 2, **speed)
+        spread, both = two.ask(on_devices, key, parallel)
+        (alone,) = in_turns([_call(*_program(_first_half(net), parallel, jm.Local()))])
+        crowding = both / alone
+        on_two = (crowding * (parallel.seconds[2] - sent) + sent) / spread
     return Judged(
         net.name,
         net.layers,
@@ -91,7 +101,8 @@ def judge(key: str, seconds: float, two: Worker | None) -> Judged:
         pick.name,
         best,
         measured[pick.name] / measured[best],
-        pick.seconds[1] / measured[pick.name],
+        predicted_one,
+        chosen_two.name,
         "-" if parallel is None else parallel.name,
         on_two,
         crowding,
@@ -105,24 +116,30 @@ def messages_on(memory: Any, key: str) -> dict[str, float]:
     return {"latency": max(latency, 1e-7), "bandwidth": 1 / max(byte, 1e-12)}
 
 
-def on_devices(memory: Any, key: str, name: str, solver: Any, adjoint: Any) -> tuple[float, float]:
-    """Task of a worker with two devices: seconds of the gradient of a network of the zoo there, and the crowding.
+def on_devices(memory: Any, key: str, row: Row) -> tuple[float, float]:
+    """Task of a worker with two devices: seconds of a network's gradient there, and of half the layers on both at once.
 
-    That is the time of half the layers on both devices at once, without messages, over that on one device alone.
+    The halves do not know of each other, so that they send no messages.
     """
     net, backend = make(key), Devices(2).backend
-    half = net._replace(theta=jax.tree.map(lambda x: x[: net.layers // 2], net.theta))
-    row, none, each = Row(name, solver, adjoint), PartitionSpec(), PartitionSpec("layers")
-    alone, arguments = _program(half, row, jm.Local())
+    assert isinstance(backend, jm.Mesh)
+    none, each = PartitionSpec(), PartitionSpec("layers")
+    alone, arguments = _program(_first_half(net), row, jm.Local())
 
     def both(*args: PyTree) -> PyTree:
         return jax.tree.map(lambda x: x[None], alone(*args))
 
-    assert isinstance(backend, jm.Mesh)
     together = jax.shard_map(both, mesh=backend.mesh, in_specs=none, out_specs=each, check_vma=False)
-    calls = [_call(f, arguments) for f in (alone, together)]
-    spread, one, two = in_turns([_call(*_program(net, row, backend)), *calls])
-    return spread, two / one
+    whole, (theta, *others) = _program(net, row, backend)
+    # Where a training has them: else every call would first bring them to the devices.
+    there = [jax.device_put(x, NamedSharding(backend.mesh, spec)) for x, spec in ((theta, each), (others, none))]
+    halves = jax.device_put(arguments, NamedSharding(backend.mesh, none))
+    spread, two = in_turns([_call(whole, (there[0], *there[1])), _call(together, halves)])
+    return spread, two
+
+
+def _first_half(net: Specimen) -> Specimen:
+    return net._replace(theta=jax.tree.map(lambda x: x[: net.layers // 2], net.theta))
 
 
 def in_turns(calls: Sequence[Callable[[], PyTree]]) -> list[float]:
@@ -152,12 +169,12 @@ def _call(f: Callable[..., PyTree], arguments: tuple[PyTree, ...]) -> Callable[[
     return lambda: jax.block_until_ready(program(*arguments))
 
 
-def judged(keys: Sequence[str], seconds: float, devices: int) -> list[Judged]:
-    """`judge` for several networks, printed as they come; on two devices too if `devices` is 2."""
+def judged(keys: Sequence[str], seconds: float, devices: int, cores: tuple[int, ...] | None = None) -> list[Judged]:
+    """`judge` for several networks, printed as they come; on two devices too, of these cores, if `devices` is 2."""
     # Compiled for the advice, found again when all candidates are measured.
     folder = tempfile.mkdtemp()
     print(f"{'network':28} {'N':>5} {'s':>5}  {'recommended':38} {'/best':>5} {'predicted/measured on 1, 2':>34}")
-    two = Worker(Devices(2)) if devices == 2 else None
+    two = Worker(Devices(2, cores=cores)) if devices == 2 else None
     results = []
     for key in keys:
         jax.config.update("jax_compilation_cache_dir", folder)
@@ -168,7 +185,11 @@ def judged(keys: Sequence[str], seconds: float, devices: int) -> list[Judged]:
         on_two = "-" if row.predicted_two is None else f"{row.predicted_two:.2f}"
         on_two += f" (crowding {row.crowding:.2f})"
         line = f"{row.network:28} {row.layers:5} {row.seconds:5.0f}  {row.chosen:38} {row.over_best:5.2f}"
-        print(f"{line} {row.predicted_one:12.2f} {on_two:>21}  best: {row.best}; on two: {row.parallel}", flush=True)
+        print(
+            f"{line} {row.predicted_one:12.2f} {on_two:>21}  best: {row.best}; on two: {row.chosen_two}; "
+            f"compared: {row.parallel}",
+            flush=True,
+        )
     if two is not None:
         two.close()
     good = [row for row in results if row.over_best <= 1.2]
