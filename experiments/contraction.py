@@ -66,7 +66,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = Parser("python -m experiments.contraction", description=__doc__ and __doc__.partition("\n\n")[0])
     parser.add_argument("networks", nargs="*", metavar="NETWORK", help=f"{', '.join(MAKERS)}; all by default")
-    parser.add_argument("--iterations", type=at_least(0), default=300, metavar="I", help="of training")
+    parser.add_argument("--iterations", type=at_least(0), metavar="I", help="of training")
     parser.add_argument("--layers", type=at_least(8), metavar="N", help="layers of every network")
     parser.add_argument(
         "--seeds", type=at_least(0), nargs="+", default=[0, 1, 2], metavar="SEED", help="medians of these"
@@ -84,7 +84,8 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     rows = {}
     for name, subject in made.items():
-        rows[name] = medians(subject, options.seeds, options.iterations)
+        iterations = subject.iterations if options.iterations is None else options.iterations
+        rows[name] = medians(subject, options.seeds, iterations)
         print("\n".join(table(name, rows[name], subject.study)), flush=True)
     if options.output:
         options.output.write_text(json.dumps(_plain(rows), indent=1) + "\n", encoding="utf-8")

@@ -36,6 +36,7 @@ class Subject(NamedTuple):
         factor: m.
         cycles: of state and adjoint, whose reduction is told; from 1.
         rate: of Adam, the largest.
+        iterations: of training.
         study: what a study measured on such a network, by "at init" or "trained" and coarse step.
     """
 
@@ -49,6 +50,7 @@ class Subject(NamedTuple):
     factor: int
     cycles: tuple[int, int]
     rate: float
+    iterations: int
     study: dict[str, dict[str, Pair]]
 
 
@@ -109,6 +111,7 @@ def _tanh(layers: int, final_time: float, factor: int, study: dict[str, dict[str
         factor,
         (2, 2),
         1e-2,
+        300,
         study,
     )
 
@@ -157,6 +160,7 @@ def mlp(layers: int | None, text: str | None) -> Subject:
         8,
         (1, 1),
         3e-3,
+        300,
         study,
     )
 
@@ -219,5 +223,6 @@ def transformer(layers: int | None, text: str | None) -> Subject:
         4,
         (1, 2),
         5e-3,
+        400,
         study,
     )
