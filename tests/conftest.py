@@ -13,7 +13,11 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 count = "--xla_force_host_platform_device_count"
 flags = [] if count in os.environ.get("XLA_FLAGS", "") else [f"{count}=8"]
 if version("jax").startswith("0.10.") and os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1":
-    flags.append("--xla_cpu_use_fusion_emitters=false")
+    # Programs here are loops in loops: looking into them again and again takes a third of XLA's time.
+    loops = ["while-loop-invariant-code-motion", "simplify-while-loops"]
+    loops += ["while-loop-trip-count-annotator", "while-loop-constant-sinking"]
+    flags += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
+    flags.append(f"--xla_disable_hlo_passes={','.join(loops)}")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
