@@ -85,6 +85,11 @@ OPTIMIZERS = {
     "dadapt": lambda: contrib.dadapt_adamw(1.0, estim_lr0=1e-3),
     "acprop": lambda: contrib.acprop(1e-2),
 }
+# Like others of them, entry by entry with no more than a learning rate in common: not tried on ranks of MPI as well.
+ALIKE = {
+    *["adamw", "adamax", "amsgrad", "nadam", "radam", "adabelief", "adan", "adagrad", "adadelta", "yogi", "lion"],
+    *["rprop", "sign_sgd", "clip", "ema", "ademamix", "acprop"],
+}
 
 
 def _first_half_only(updates, params):
@@ -160,14 +165,16 @@ class _OneShot(jm.OneShot):
         return _Gradient(own.problem, own.schedule, own.setting)
 
 
-def by_one_shot(optimizer, *legs, compiled=True):
+def by_one_shot(optimizer, *legs, compiled=True, trainers=None):
     """The parameters after some updates on each backend in turn, `legs` being pairs (backend, updates).
 
     From one to the next the state goes by export and restore. Nothing is traced twice on a backend. Not compiled, an
-    update is one operation after another, which takes less time than compiling what runs for a few steps.
+    update is one operation after another, which takes less time than compiling what runs for a few steps. `trainers`
+    hands compiled trainers from one call to the next, for one optimiser.
     """
     params, batch = network()
-    trainers, traced, snapshot = {}, [], None
+    trainers, traced, snapshot = {} if trainers is None else trainers, [], None
+    before = len(trainers)
     for backend, steps in legs:
         if backend not in trainers:
             kind = jm.OneShot if compiled else _OneShot
@@ -183,7 +190,7 @@ def by_one_shot(optimizer, *legs, compiled=True):
         for _ in range(steps):
             state, _ = update(state, batch)
         snapshot = trainer.export(state)
-    assert not compiled or len(traced) == len(trainers), "traced more than once"
+    assert not compiled or len(traced) == len(trainers) - before, "traced more than once"
     return snapshot.params
 
 

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 def test_two_ranks_train_and_scan_as_one_device_does():
     launch.needs_mpi()
-    optimizers = len(opts.OPTIMIZERS) - 1  # of the line searches one is enough
+    optimizers = len(opts.OPTIMIZERS) - len(opts.ALIKE) - 1  # of the line searches one is enough
     assert optimizers >= 40
     program = str(Path(__file__).parent / "trainers.py")
     printed = launch.run_all([["mpirun", "-n", "2", sys.executable, program]])

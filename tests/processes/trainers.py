@@ -26,8 +26,8 @@ import jaxmgrit as jm
 
 # Those whose iteration is one program, as users run it: by layer, gathered, and with trials along a line.
 COMPILED = ["adam", "adafactor", "backtracking"]
-# A third of a minute to compile: another line search is there.
-LEFT_OUT = ["lbfgs with its line search"]
+# Also one that takes a third of a minute to compile: another line search is there.
+LEFT_OUT = opts.ALIKE | {"lbfgs with its line search"}
 SCANS = ["sequential", "multigrid", "relaxation", "newton"]
 
 
