@@ -23,7 +23,8 @@ def equations(jaxpr):
 
 def sizes(f, *args):
     """How large a function is: equations when traced, lines when lowered."""
-    return equations(jax.make_jaxpr(f)(*args).jaxpr), jax.jit(f).lower(*args).as_text().count("\n")
+    traced = jax.jit(f).trace(*args)
+    return equations(traced.jaxpr.jaxpr), traced.lower().as_text().count("\n")
 
 
 def of_solves(layers, solver):
@@ -90,12 +91,11 @@ def test_a_program_for_many_cycles_is_as_small_as_one_for_few(program):
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_program_grows_at_most_linearly_with_the_levels(program, cycle):
     counts = [
-        PROGRAMS[program](1024, jm.MGRIT(2, levels=levels, cycle=cycle, intervals_per_sweep=1))
-        for levels in (3, 5, 7, 9)
+        PROGRAMS[program](1024, jm.MGRIT(2, levels=levels, cycle=cycle, intervals_per_sweep=1)) for levels in (3, 5, 7)
     ]
     for size in zip(*counts, strict=True):
         growth = [after - before for before, after in zip(size[:-1], size[1:], strict=True)]
-        assert max(growth) <= 1.01 * growth[0], f"sizes with 3, 5, 7, 9 levels: {size}"
+        assert max(growth) <= 1.01 * growth[0], f"sizes with 3, 5, 7 levels: {size}"
 
 
 @pytest.mark.slow

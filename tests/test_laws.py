@@ -82,6 +82,14 @@ def test_the_adjoint_too_is_exact_after_k_over_1_plus_nu_cycles_and_not_before(n
     assert nets.distance(found.lam_initial, pull(exact[-1])[0]) < ROUNDING
 
 
+def times_lam(theta, u, h):
+    return theta["lam"] * u
+
+
+def times_mu(step, theta, u, h, m):
+    return theta["mu"] * u
+
+
 @pytest.mark.parametrize("nu", [0, 1, 2])
 @pytest.mark.parametrize("lam, mu", [(0.9, 0.5), (-0.8, 0.3), (1.1, 1.2), (0.7, -0.9)])
 def test_errors_of_a_scalar_problem_propagate_by_the_known_matrix(nu, lam, mu):
@@ -95,22 +103,13 @@ def test_errors_of_a_scalar_problem_propagate_by_the_known_matrix(nu, lam, mu):
     # The exact solution is zero; sample i starts with the error 1 at C-point i alone.
     u0 = jnp.zeros(intervals)
     errors = jm.CPoints(u0, jnp.eye(intervals))
-    solver = jm.MGRIT(
-        m,
-        levels=2,
-        cycles=1,
-        cf_relaxations=(nu, 1),
-        coarse_step=lambda step, theta, u, h, m: theta["mu"] * u,
-    )
-
-    def step(theta, u, h):
-        return theta["lam"] * u
-
-    sol = jm.solve(step, theta, u0, h=1.0, solver=solver, guess=errors)
+    # Functions of the module: what is compiled for one lambda and mu serves all.
+    solver = jm.MGRIT(m, levels=2, cycles=1, cf_relaxations=(nu, 1), coarse_step=times_mu)
+    sol = jm.solve(times_lam, theta, u0, h=1.0, solver=solver, guess=errors)
     np.testing.assert_allclose(sol.c_points.ends, expected[1:, 1:], rtol=0, atol=1e-14)
     # The adjoint runs the other way: its C-point j is the interval end that has K - j intervals before it.
     backwards = jm.CPoints(u0, jnp.eye(intervals)[::-1])
-    adj = jm.adjoint_solve(step, theta, sol, u0, h=1.0, solver=solver, guess=backwards)
+    adj = jm.adjoint_solve(times_lam, theta, sol, u0, h=1.0, solver=solver, guess=backwards)
     np.testing.assert_allclose(adj.c_points.ends[::-1], expected[1:, 1:], rtol=0, atol=1e-14)
 
 

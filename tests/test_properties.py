@@ -16,7 +16,7 @@ import jaxmgrit as jm
 
 pytestmark = pytest.mark.slow
 
-CASES = int(os.environ.get("JAXMGRIT_CASES", "300"))
+CASES = int(os.environ.get("JAXMGRIT_CASES", "100"))
 CONVERGED = {"cycles": 60, "atol": 0.0, "cf_relaxations": (1, 1)}  # to rounding
 
 

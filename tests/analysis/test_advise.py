@@ -57,9 +57,6 @@ def advised():
     return advice
 
 
-QUICKLY = nets.slow_but(["rough"], NETWORKS)
-
-
 def gradient(f, theta, u0):
     return jax.jit(jax.grad(lambda theta, u0: jnp.mean(f(theta, u0) ** 2), argnums=(0, 1)))(theta, u0)
 
@@ -70,7 +67,8 @@ def off(a, b):
     return float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
 
 
-@pytest.mark.parametrize("name", QUICKLY)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
 def test_every_solver_of_the_table_has_the_error_it_promises_and_none_misses_the_tolerance(advised, name):
     step, theta, u0, h, names = NETWORKS[name]
     exact = gradient(lambda theta, u0: nets.scan(step, theta, u0, h), theta, u0)
@@ -90,7 +88,8 @@ def test_every_solver_of_the_table_has_the_error_it_promises_and_none_misses_the
         assert off(ours, exact) <= 1.01 * row.error + 1e-9
 
 
-@pytest.mark.parametrize("name", QUICKLY)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
 def test_the_recommendation_is_the_fastest_of_those_within_the_tolerance_or_sequential(advised, name):
     advice = advised(name)
     (pick,) = (row for row in advice.table if row.solver == advice.solver and row.adjoint == advice.adjoint)
@@ -117,7 +116,8 @@ def test_smooth_and_rough_layers_and_networks_that_forget_are_told_apart(advised
     assert row(advised("gru"), "picard(1)").solver is None  # a cell of a recurrence is no small increment
 
 
-@pytest.mark.parametrize("name", QUICKLY)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
 def test_times_on_more_devices_are_those_of_sequential_or_fall(advised, name):
     sequential, *others = advised(name).table
     assert len(set(sequential.seconds.values())) == 1 and set(sequential.seconds) == {1, 2, 4}

@@ -188,6 +188,7 @@ def test_options_out_of_range(options, message):
 # --- what is measured ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_compare_measures_angle_distance_and_convergence():
     """Against the gradient by plain JAX; the factors by doing the solves of the method once more."""
     problem, params, batch = nets.classification(22, penalty=nets.penalty)

@@ -191,15 +191,20 @@ PROGRAMS = {
 }
 # An iteration is a state solve, and an adjoint solve with the gradients; the two by themselves are tried less often.
 ALONE = [(program, name, 2) for program in ("solve", "adjoint") for name in ("V-cycles, FCF, uneven N", "sequential")]
+ITERATIONS = ("cycles, then gradient", "predict, then sweep")
+# Every hierarchy over four devices; some over one, others over two.
+OVER_ONE = {"V-cycles, FCF, uneven N", "F-cycles", "tolerance, F, factors", "sequential", "uneven N"}
+OVER_TWO = {"two levels", "F-cycles, uneven N", "skipped, F, uneven N", "sequential state", "three levels, F"}
 EVERY = (
     [(*case, 1) for case in ALONE]
     + [
         (program, name, devices, 1)
-        for program in ("cycles, then gradient", "predict, then sweep")
+        for devices, names in ((4, {*HIERARCHIES, *ONE_SHOT}), (1, OVER_ONE), (2, OVER_TWO))
+        for program in ITERATIONS
         for name in PROGRAMS[program][1]
-        for devices in (1, 2, 4)
+        if name in names
     ]
-    + [("cycles, then gradient", "F-cycles, uneven N", devices, 1) for devices in (3, 5, 8)]
+    + [("cycles, then gradient", "F-cycles, uneven N", devices, 1) for devices in (3, 8)]
     + [("predict, then sweep", "uneven N", 8, 1)]
     + [("cycles, then gradient", "tolerance, F, factors", 4, 2), ("predict, then sweep", "three levels, F", 2, 2)]
 )
