@@ -43,22 +43,24 @@ def everything():
     return conventionally(PARAMS, CONTEXT, KEYS)
 
 
+TWO_LEVELS = jm.MGRIT(2, levels=2, **MANY)
 PICARD = {"levels": 2, "coarse_params": jm.all_layers, "coarse_step": jm.picard(1)}
 LAST = {"coarse_params": lambda theta: jax.tree.map(lambda x: x[-1], theta)}
 SOLVERS = {
-    "injection, one device": (jm.MGRIT(2, **MANY), None),
+    "injection, one device": (jm.MGRIT(2, **MANY), None),  # on three levels
     "all layers, two devices": (jm.MGRIT(4, **MANY, **PICARD), 2),
     "average and midpoint, two devices": (
-        jm.MGRIT(2, **MANY, coarse_params=jm.average, coarse_step=jm.midpoint),
+        jm.MGRIT(2, levels=2, **MANY, coarse_params=jm.average, coarse_step=jm.midpoint),
         2,
     ),
-    "coarse parameters of one's own": (jm.MGRIT(2, **MANY, **LAST), None),
+    "coarse parameters of one's own": (jm.MGRIT(2, levels=2, **MANY, **LAST), None),
     "Newton": (jm.Newton(2, iterations=6), None),
     "sequential": (jm.Sequential(), 2),
 }
 
 
-@pytest.mark.parametrize("name", nets.slow_but(["all layers, two devices"], list(SOLVERS)))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SOLVERS)
 def test_many_cycles_are_conventional_training(name, everything):
     """The masks of state, adjoint and gradient agree with each other, and with those documented."""
     solver, devices = SOLVERS[name]
@@ -77,7 +79,7 @@ def test_other_masks_are_other_gradients():
 def in_parts():
     """A trainer over two parts of the batch and two devices for the layers, trained with context and keys."""
     devices = jax.make_mesh((2, 2), ("data", "layers"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    trainer = one_shot(jm.MGRIT(2, **MANY), jm.Mesh(devices, data_axis="data"), layers=LAYERS)
+    trainer = one_shot(TWO_LEVELS, jm.Mesh(devices, data_axis="data"), layers=LAYERS)
     return trained(trainer, TIED, CONTEXT, KEYS)
 
 
@@ -90,7 +92,7 @@ def test_parts_of_the_batch_have_their_part_of_the_context_and_keys_of_their_own
     # Masks do depend on the number of parts: a row's is another one where the batch is whole.
     assert nets.distance(conventionally(TIED, CONTEXT, KEYS), expected) > 1e-4
     # On to one device by a snapshot; evaluation too needs the context.
-    alone = one_shot(jm.MGRIT(2, **MANY), LOCAL, layers=LAYERS)
+    alone = one_shot(TWO_LEVELS, LOCAL, layers=LAYERS)
     restored = alone.restore(alone.init(TIED, BATCH), trainer.export(state))
     assert nets.distance(alone.params(restored), expected) < 1e-10
     loss, _ = alone.evaluate(restored, BATCH, context=CONTEXT)
@@ -140,7 +142,7 @@ def backtracked(params, context, keys):
 @pytest.mark.parametrize("devices", [None, 2])
 def test_the_published_loop_trains_with_context_and_keys(devices):
     """Gradient and trials of an iteration have the masks of its key, those documented."""
-    trainer = published(jm.MGRIT(2, **MANY), jm.SteepestDescent(), nets.mesh(devices) if devices else jm.Local())
+    trainer = published(TWO_LEVELS, jm.SteepestDescent(), nets.mesh(devices) if devices else jm.Local())
     state, update, trials = trainer.init(TIED, BATCH), jax.jit(trainer.step, donate_argnums=0), []
     for key in KEYS:
         state, info = update(state, BATCH, context=CONTEXT, key=key)
@@ -156,7 +158,7 @@ def test_the_published_loop_trains_with_context_and_keys(devices):
 @pytest.mark.slow
 @pytest.mark.parametrize("hessian", [jm.LBFGS(), jm.BFGS()], ids=["L-BFGS", "BFGS"])
 def test_quasi_newton_trains_what_is_shared(hessian):
-    trainer = published(jm.MGRIT(2, **MANY), hessian, start="warm")
+    trainer = published(TWO_LEVELS, hessian, start="warm")
     state = trainer.init(TIED, BATCH)
     after, info = jax.jit(trainer.step)(state, BATCH)
     value, gradient = EXACT(TIED, None, None)

@@ -13,10 +13,10 @@ import jaxmgrit as jm
 
 ADAM = nets.promoting(optax.adam(1e-2))
 CASES = {
-    "cycles, then gradient": (jm.CyclesThenGradient(), jm.MGRIT(4, cycles=1)),
+    "cycles, then gradient": (jm.CyclesThenGradient(), jm.MGRIT(4, levels=2, cycles=1)),
     "predict, then sweep": (
         jm.PredictThenSweep(),
-        jm.MGRIT(4, levels=3, cycles=1, coarse_params=jm.average, coarse_step=jm.midpoint),
+        jm.MGRIT(4, levels=2, cycles=1, coarse_params=jm.average, coarse_step=jm.midpoint),
     ),
 }
 SAMPLES = 12

@@ -13,11 +13,11 @@ from helpers import networks as nets
 import jaxmgrit as jm
 
 AVERAGED_MIDPOINT = dict(coarse_params=jm.average, coarse_step=jm.midpoint)
-CONVERGED = jm.MGRIT(4, cycles=30, rtol=0.0)
+CONVERGED = jm.MGRIT(4, levels=2, cycles=30, rtol=0.0)  # programs grow with the levels
 ADAM = nets.promoting(optax.adam(1e-2))
 SCHEDULES = {"cycles, then gradient": jm.CyclesThenGradient(), "predict, then sweep": jm.PredictThenSweep()}
 SOLVERS = {
-    "cycles, then gradient": jm.MGRIT(4, cycles=1),
+    "cycles, then gradient": jm.MGRIT(4, levels=2, cycles=1),
     "predict, then sweep": jm.MGRIT(4, levels=2, cycles=1, **AVERAGED_MIDPOINT),
 }
 both_schedules = pytest.mark.parametrize("schedule", nets.slow_but(["predict, then sweep"], SCHEDULES))
@@ -51,15 +51,14 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layers, optimizer, solver, adjoint",
     [
         # Other intervals for the adjoint, padding in both.
         (37, "Adam", CONVERGED, jm.MGRIT(3, cycles=30, rtol=0.0)),
-        pytest.param(37, "Adam", CONVERGED, CONVERGED, marks=pytest.mark.slow),
-        pytest.param(37, "clipped, with weight decay", CONVERGED, jm.Sequential(), marks=pytest.mark.slow),
-        pytest.param(37, "Adam", jm.Sequential(), jm.Sequential(), marks=pytest.mark.slow),
-        pytest.param(37, "Adam", jm.Sequential(), CONVERGED, marks=pytest.mark.slow),
+        (37, "clipped, with weight decay", CONVERGED, jm.Sequential()),
+        (37, "Adam", jm.Sequential(), CONVERGED),
     ],
 )
 def test_many_cycles_are_conventional_training_step_for_step(layers, optimizer, solver, adjoint):
@@ -103,8 +102,8 @@ def test_info_reports_the_last_recorded_residuals_of_state_and_adjoint():
 
 
 @both_schedules
-@pytest.mark.parametrize("layers", nets.slow_but([26], [24, 26]))
-def test_the_fixed_points_are_those_of_the_exact_method(schedule, layers):
+def test_the_fixed_points_are_those_of_the_exact_method(schedule):
+    layers = 26
     problem, params, batch = general(layers)
     solver = SOLVERS[schedule]
     trainer = jm.OneShot(problem, nets.recording(), solver, solver, SCHEDULES[schedule])
@@ -226,9 +225,8 @@ def test_the_loss_of_predict_then_sweep_is_the_one_at_the_predicted_state():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layers", [32, 35])
-def test_three_levels_with_many_coarse_cycles_predict_as_two_levels_do(layers):
-    problem, params, batch = nets.classification(layers)
+def test_three_levels_with_many_coarse_cycles_predict_as_two_levels_do():
+    problem, params, batch = nets.classification(35)
 
     def trained(**options):
         solver = jm.MGRIT(2, **options, **AVERAGED_MIDPOINT)
@@ -266,8 +264,7 @@ def test_no_two_leaves_of_a_state_share_a_buffer(schedule):
 
 
 @both_schedules
-@pytest.mark.parametrize("devices", nets.slow_but([4], [1, 4]))
-def test_nothing_is_traced_again_after_the_first_step(schedule, devices):
+def test_nothing_is_traced_again_after_the_first_step(schedule):
     problem, params, batch = nets.classification(64)
     traces = []
 
@@ -277,7 +274,7 @@ def test_nothing_is_traced_again_after_the_first_step(schedule, devices):
 
     problem = dataclasses.replace(problem, step=step)
     solver = SOLVERS[schedule]
-    trainer = jm.OneShot(problem, ADAM, solver, solver, SCHEDULES[schedule], nets.mesh(devices))
+    trainer = jm.OneShot(problem, ADAM, solver, solver, SCHEDULES[schedule], nets.mesh(4))
     state, update = trainer.init(params, batch), jax.jit(trainer.step, donate_argnums=0)
     state, _ = update(state, batch)
     after_one = len(traces)

@@ -14,7 +14,8 @@ import jaxmgrit as jm
 
 LAYERS = 13
 EXACT = jm.Sequential()
-ONE_CYCLE = jm.MGRIT(2, cycles=1)
+ONE_CYCLE = jm.MGRIT(2, levels=2, cycles=1)  # programs grow with the levels, which are not the subject
+TWO_CYCLES = jm.MGRIT(2, levels=2, cycles=2)
 HESSIANS = {"L-BFGS": jm.LBFGS(memory=5), "BFGS": jm.BFGS(), "steepest descent": jm.SteepestDescent()}
 
 
@@ -87,7 +88,8 @@ def assert_columns(infos, history, by_hand, tolerance):
     assert values[-1] < values[0]
 
 
-@pytest.mark.parametrize("name", nets.slow_but(["L-BFGS"], HESSIANS))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HESSIANS)
 def test_with_exact_states_twenty_iterations_are_those_by_hand(name):
     problem, params, batch = problem_params_batch()
     start, unravel = ravel_pytree(params)
@@ -248,6 +250,7 @@ def test_in_l2_the_direction_is_the_gradient_divided_by_the_step_size(equal):
     np.testing.assert_allclose(infos.grad_norm[0], np.sqrt(squares), rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hessian", [jm.LBFGS(3), jm.BFGS()], ids=["L-BFGS", "BFGS"])
 def test_in_l2_the_first_direction_is_the_gradient(hessian):
     problem, params, batch = nets.classification(16, h=0.1)
@@ -280,7 +283,7 @@ def test_in_l2_twice_the_layers_move_alike(kind, expected):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, inner_product", [(name, "euclidean") for name in HESSIANS] + [("L-BFGS", "l2")])
+@pytest.mark.parametrize("name, inner_product", [("L-BFGS", "l2"), ("BFGS", "euclidean"), ("steepest descent", "l2")])
 def test_twelve_iterations_over_devices_are_those_of_one_device(name, inner_product):
     # 27 layers in intervals of 2 over 4 devices: some of the slots are padding.
     problem, params, batch = nets.classification(
@@ -288,9 +291,8 @@ def test_twelve_iterations_over_devices_are_those_of_one_device(name, inner_prod
     )
     actual = []
     for devices in (1, 4):
-        trainer = jm.PublishedLoop(
-            problem, hessian=HESSIANS[name], initial_step=4.0, inner_product=inner_product, backend=nets.mesh(devices)
-        )
+        where = {"inner_product": inner_product, "backend": nets.mesh(devices)}
+        trainer = jm.PublishedLoop(problem, TWO_CYCLES, TWO_CYCLES, HESSIANS[name], initial_step=4.0, **where)
         history, infos = run(trainer, params, batch, 12)
         actual.append((history[-1], infos))
     assert actual[0][1].trials.max() > 1
@@ -321,7 +323,9 @@ def test_a_snapshot_goes_on_from_on_another_number_of_devices(name):
     problem, params, batch = nets.classification(27, penalty=nets.penalty)
 
     def trainer(devices):
-        return jm.PublishedLoop(problem, hessian=HESSIANS[name], initial_step=4.0, backend=nets.mesh(devices))
+        return jm.PublishedLoop(
+            problem, TWO_CYCLES, TWO_CYCLES, HESSIANS[name], initial_step=4.0, backend=nets.mesh(devices)
+        )
 
     state, update = trainer(1).init(params, batch), jax.jit(trainer(1).step)
     for _ in range(4):

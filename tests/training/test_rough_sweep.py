@@ -43,7 +43,6 @@ def gradients(problem, params, batch, solver, schedule, iterations, devices=1):
         [
             (18, rough(2, inner_values=True), 1),
             (18, rough(2, inner_values=True, exact_first=1), 4),
-            (18, rough(2), 1),
             (18, rough(0), 1),
             (18, rough(0, inner_values=True, exact_first=100), 1),
             (16, rough(1, exact_first=2), 2),
