@@ -29,14 +29,9 @@ SOLVERS = {
     "sequential state": (jm.Sequential(4), jm.MGRIT(4)),
     "sequential adjoint": (jm.MGRIT(4), jm.Sequential()),
 }
-QUICK = [(203, "default", 4)]
-# The default over every number of devices, everything else over two of them.
-SIZES = [(64, 2), (64, 4), (64, 8), (203, 2), (203, 4), (203, 8)]
-MATRIX = nets.slow_but(
-    QUICK,
-    [(n, "default", p) for n, p in SIZES]
-    + [(n, s, p) for s in SOLVERS for n, p in [(64, 8), (203, 4)] if s != "default"],
-)
+# Layers that do not divide by any number of devices, which leaves padding, and for some solvers also some that do.
+EVEN = ["default", "three levels, FCF, F-cycle", "different factors"]
+MATRIX = [(203, "default", 2)] + [(203, s, 4) for s in SOLVERS] + [(64, s, 8) for s in EVEN]
 
 
 @functools.lru_cache
@@ -73,14 +68,15 @@ def assert_same(found, expected):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * scale, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers, solvers, devices", MATRIX)
 def test_state_adjoint_residuals_and_gradients_are_those_of_one_device(layers, solvers, devices):
     assert_same(everything(layers, solvers, devices), everything(layers, solvers, 1))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layers, devices", [(203, 4), (64, 8)])
-def test_the_gradient_of_propagate_is_that_of_scan(layers, devices):
+def test_the_gradient_of_propagate_is_that_of_scan():
+    layers, devices = 203, 4
     theta, u0 = nets.rough(layers), nets.state()
     h, backend = nets.steps_of_unequal_size(layers, FINAL_TIME), nets.mesh(devices)
 
@@ -133,8 +129,8 @@ def test_whole_intervals_of_padding_spoil_neither_keys_nor_roots():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layers, devices", [(64, 8), (203, 4)])
-def test_two_cycles_and_two_more_are_four(layers, devices):
+def test_two_cycles_and_two_more_are_four():
+    layers, devices = 203, 4
     theta, u0, backend = nets.rough(layers), nets.state(), nets.mesh(devices)
 
     def run(cycles, guess=None):
@@ -168,17 +164,8 @@ OPTIMIZERS = {
         1e-10,
     ),
 }
-RUNS = [
-    (64, "SGD", 2),
-    (64, "SGD", 8),
-    (203, "SGD", 4),
-    (203, "Adam", 8),
-    (203, "clipped, with weight decay", 4),
-]
-TRAINING = nets.slow_but(
-    [("predict, then sweep", 203, "SGD", 4)],
-    [(schedule, *run) for schedule in SCHEDULES for run in RUNS],
-)
+RUNS = [(64, "SGD", 8), (203, "Adam", 2), (203, "clipped, with weight decay", 4)]
+TRAINING = [("predict, then sweep", 203, "SGD", 4), *((schedule, *run) for schedule in SCHEDULES for run in RUNS)]
 
 
 @functools.lru_cache
@@ -186,6 +173,7 @@ def trained_on_one_device(layers, schedule, optimizer):
     return trained(layers, 1, SCHEDULES[schedule], OPTIMIZERS[optimizer][0], 20)[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule, layers, optimizer, devices", TRAINING)
 def test_twenty_iterations_of_training_are_those_of_one_device(schedule, layers, optimizer, devices):
     rule, tolerance = OPTIMIZERS[optimizer]
@@ -247,23 +235,17 @@ def test_every_device_holds_its_share_of_the_c_points():
 
 
 @pytest.mark.parametrize("devices", [1, 2, 8])
-@pytest.mark.parametrize("by", [-9, -1, 0, 1, 3, 16, 17])
-def test_shift_without_a_fill_moves_entries_cyclically(devices, by):
-    backend, x = nets.mesh(devices), jnp.arange(16.0)
-    moved = backend.lift(lambda x: backend.shift(x, by, None), ("sharded",), "sharded")(x)
-    np.testing.assert_array_equal(moved, np.roll(x, by))
+def test_shift_moves_entries_cyclically_or_puts_the_fill_where_one_left(devices):
+    backend, x, far = nets.mesh(devices), jnp.arange(16.0), (-9, -1, 0, 1, 3, 16, 17)
 
+    def inside(x, fill):
+        return [backend.shift(x, by, None) for by in far], [backend.shift(x, by, fill) for by in (-1, 1)]
 
-@pytest.mark.parametrize("devices", [1, 2, 8])
-@pytest.mark.parametrize("by", [-1, 1])
-def test_shift_by_one_puts_the_fill_where_an_entry_left(devices, by):
-    backend, x = nets.mesh(devices), jnp.arange(16.0)
-    moved = backend.lift(lambda x, f: backend.shift(x, by, f), ("sharded", "replicated"), "sharded")(
-        x, jnp.asarray(-1.0)
-    )
-    expected = np.roll(x, by)
-    expected[0 if by == 1 else -1] = -1.0
-    np.testing.assert_array_equal(moved, expected)
+    cyclic, filled = backend.lift(inside, ("sharded", "replicated"), "sharded")(x, jnp.asarray(-1.0))
+    for by, moved in zip(far, cyclic, strict=True):
+        np.testing.assert_array_equal(moved, np.roll(x, by), err_msg=f"by {by}")
+    np.testing.assert_array_equal(filled[0], [*range(1, 16), -1.0])
+    np.testing.assert_array_equal(filled[1], [-1.0, *range(15)])
 
 
 @pytest.mark.parametrize("by", [-1, 1])
