@@ -114,7 +114,12 @@ def copy(tmp_path_factory):
         config.write_text(text + "\noutput: {pictures: false}\n")
     demo = folder / "experiments" / "demo.py"
     text = demo.read_text()
-    for given, quick in (("default=1024", "default=64"), ("RACE_SECONDS = 15.0", "RACE_SECONDS = 0.3")):
+    for given, quick in (
+        ("default=1024", "default=64"),
+        ("RACE_SECONDS = 15.0", "RACE_SECONDS = 0.3"),
+        ("CHUNK_SECONDS = 1.5", "CHUNK_SECONDS = 0.3"),
+        ("MODELLED = (4, 8, 16, 32, 64)", "MODELLED = (4, 16)"),
+    ):
         assert given in text
         text = text.replace(given, quick)
     demo.write_text(text)

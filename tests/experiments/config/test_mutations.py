@@ -16,7 +16,7 @@ from experiments.errors import ConfigError
 from experiments.train import main
 from experiments.training import build
 
-CASES = int(os.environ.get("JAXMGRIT_CASES", "500"))
+CASES = int(os.environ.get("JAXMGRIT_CASES", "150"))
 SHIPPED = [yaml.safe_load(file.read_text()) for file in sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))]
 KNOWN = sorted(keys.fields())
 SECTIONS = sorted({key.partition(".")[0] for key in KNOWN if "." in key})

@@ -18,7 +18,7 @@ from experiments.training import build
 CONFIGS = [file.read_text() for file in sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))]
 PLAIN = "problem: {name: level_sets}\n"
 SECONDS, MEMORY = 10.0, 2**27
-CASES = int(os.environ.get("JAXMGRIT_CASES", "300"))
+CASES = int(os.environ.get("JAXMGRIT_CASES", "100"))
 SETTINGS = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
 
