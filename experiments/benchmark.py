@@ -36,6 +36,7 @@ from experiments.timing.devices import Devices, available_cores, count_cores, la
 from experiments.timing.programs import Compiled, compile_program, gradient_of, resident_peak, time_program
 from experiments.timing.report import Measured, as_json, peer_json, print_table
 from experiments.timing.workers import Worker, WorkerError
+from jaxmgrit.analysis.counts import Counts
 from jaxmgrit.solvers.mgrit.grids import sweep_batch
 
 SCREENED = 1.5  # times slower than the best of its kind after the first two turns
@@ -226,7 +227,8 @@ def _predict(rows: list[Measured], case: Case) -> None:
         what = (contender.layout, devices, replace(contender.solver, cycles=1), level.factor, batch)
         if what not in known:
             known[what] = row.worker.ask(calibrate, case, *what)
-        row.predicted = sum(known[what].seconds(counts) for counts in contender.counts)
+        costs = known[what]
+        row.parts = [[costs.seconds((Counts(),) * i + (c,)) for i, c in enumerate(part)] for part in contender.counts]
 
 
 if __name__ == "__main__":

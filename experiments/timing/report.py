@@ -13,7 +13,18 @@ from experiments.timing.workers import Worker
 
 @dataclass
 class Measured:
-    """A contender in one place, and what was measured of it."""
+    """A contender in one place, and what was measured of it.
+
+    Attributes:
+        contender: What it is.
+        worker: Where it runs.
+        key: Its name there.
+        compiled: How that went.
+        error: Of its gradient, relatively.
+        resident: Bytes of memory that it made the process grow by.
+        parts: Seconds by the model, up to the loss and from there on, each level by level; None: it says nothing.
+        times: Measured, in seconds.
+    """
 
     contender: Contender
     worker: Worker
@@ -21,8 +32,13 @@ class Measured:
     compiled: Compiled
     error: float | None = None
     resident: int | None = None
-    predicted: float | None = None
+    parts: list[list[float]] | None = None
     times: list[float] = field(default_factory=list)
+
+    @property
+    def predicted(self) -> float | None:
+        """Seconds by the model."""
+        return None if self.parts is None else sum(map(sum, self.parts))
 
     @property
     def median(self) -> float:
@@ -58,6 +74,7 @@ def as_json(case: Case, rows: list[Measured], best: Measured) -> dict[str, Any]:
                 "temporary_bytes": row.compiled.temporary,
                 "resident_bytes": row.resident,
                 "predicted_milliseconds": None if row.predicted is None else 1e3 * row.predicted,
+                "predicted_parts": row.parts and [[1e3 * seconds for seconds in part] for part in row.parts],
             }
             for row in rows
         ],

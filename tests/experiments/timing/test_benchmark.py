@@ -73,6 +73,9 @@ def test_a_benchmark_leaves_a_table_and_a_file(tmp_path, capsys):
         assert row["ratio"] == pytest.approx(row["milliseconds"] / tuned)
         assert row["gradient_error"] < 1e-2
         assert row["timed"] == 2
+    for row in case["programs"]:
+        if row["predicted_milliseconds"]:
+            assert sum(map(sum, row["predicted_parts"])) == pytest.approx(row["predicted_milliseconds"])
     assert any(row["predicted_milliseconds"] for row in case["programs"] if row["kind"] == "one-shot")
     assert "predict, then sweep" in capsys.readouterr().out
 
