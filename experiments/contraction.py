@@ -69,7 +69,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--iterations", type=at_least(0), metavar="I", help="of training")
     parser.add_argument("--layers", type=at_least(8), metavar="N", help="layers of every network")
     parser.add_argument(
-        "--seeds", type=at_least(0), nargs="+", default=[0, 1, 2], metavar="SEED", help="medians of these"
+        "--seeds", type=at_least(0), nargs="+", default=[0, 1, 2, 3, 4], metavar="SEED", help="medians of these"
     )
     parser.add_argument("--text", metavar="FILE", help="of characters; by default the library's own source")
     parser.add_argument("--output", type=output_file, metavar="FILE", help="write the figures as JSON")
