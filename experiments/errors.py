@@ -21,6 +21,10 @@ class TrainingStopped(RuntimeError):
     """A training that went wrong; the message says where, how and what to try."""
 
 
+class Terminated(BaseException):
+    """SIGTERM where nothing is trained: the program ends after its `finally` blocks."""
+
+
 class Interrupted(RuntimeError):
     """A training that a signal has ended, between two iterations or after the last.
 

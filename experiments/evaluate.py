@@ -14,6 +14,7 @@ from typing import Any
 
 import jaxmgrit as jm
 from experiments import problems
+from experiments.config.arguments import at_least
 from experiments.config.describe import flag
 from experiments.config.reader import PLACES, read_run
 from experiments.config.schema import Config
@@ -83,7 +84,7 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("RUN", help="folder of a run")
     parser.add_argument("--split", choices=[*SPLITS, "all"], default="all", help="which data; default all")
-    parser.add_argument("--iteration", type=int, help="of the parameters; default: the latest that there are")
+    parser.add_argument("--iteration", type=at_least(0), help="of the parameters; default: the latest that there are")
     # Argparse would exit by itself, and not as other faults of the command line are told.
     parser.error = _refuse  # type: ignore[method-assign,assignment]
     given, rest = parser.parse_known_args(arguments)

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from experiments.config.arguments import output_file
+from experiments.config.arguments import above, at_least, output_file
 from experiments.runs import terminal
 from experiments.timing import turns
 
@@ -51,10 +51,10 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m experiments.recurrences", description=__doc__)
-    parser.add_argument("--layers", type=int, default=4096, metavar="N", help="steps of the recurrence")
-    parser.add_argument("--factor", type=int, default=32, metavar="M", help="steps per interval")
+    parser.add_argument("--layers", type=at_least(2), default=4096, metavar="N", help="steps of the recurrence")
+    parser.add_argument("--factor", type=at_least(2), default=32, metavar="M", help="steps per interval")
     parser.add_argument("--sizes", type=_size, nargs="+", default=SIZES, metavar="D:B", help="components:samples")
-    parser.add_argument("--seconds", type=float, default=10.0, help="about how long a row's calls take together")
+    parser.add_argument("--seconds", type=above(0), default=10.0, help="about how long a row's calls take together")
     parser.add_argument("--output", type=output_file, metavar="FILE", help="write the rows as JSON")
     return parser.parse_args(words)
 

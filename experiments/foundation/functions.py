@@ -81,7 +81,7 @@ def own_function(reference: str, key: str, kind: str) -> Callable[..., Any]:
         ) from None
     except AttributeError:
         raise ConfigError(f"{says}: {expected}; the module has no {name!r}. Correct the name.") from None
-    except Exception as error:  # a module is a program: importing it may raise anything
+    except (Exception, SystemExit) as error:  # a module is a program: importing it may raise anything
         raise ConfigError(f"{says}: cannot be imported: {type(error).__name__}: {error}. Correct the module.") from None
     try:
         # Bound, not called: what it makes of real arguments shows when it is used.

@@ -94,7 +94,7 @@ def call(section: Own, seed: int) -> Data:
     function = own_function(section.function, "problem.function", "problem")
     try:
         # As arrays at once: what cannot be one (a ragged list, a tensor on a device) says so while it becomes one.
-        x, y, x_validation, y_validation = map(np.asarray, function(seed))
+        x, y, x_validation, y_validation = map(_array, function(seed))
     except (Exception, SystemExit) as error:  # a user's program may raise anything
         raise ConfigError(
             f"problem.function = {section.function!r}: expected it to return (x, y, x_validation, y_validation): "
@@ -102,6 +102,13 @@ def call(section: Own, seed: int) -> Data:
         ) from None
     given = (x, y), (x_validation, y_validation)
     return points.data(*given, 0.0, section.standardise, section.function, seed, targets=section.targets)
+
+
+def _array(values: object) -> np.ndarray:
+    """Values as an array of numbers or texts, all of them valid."""
+    if np.ma.is_masked(values):  # NumPy would take what lies behind the mask
+        raise ValueError("an array has masked values")
+    return np.asarray(values)
 
 
 def _read(section: File, key: str, digest: "hashlib._Hash") -> Points:

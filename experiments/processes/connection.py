@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 
 from experiments.config.schema import Backend
 from experiments.errors import AgreedError, ConfigError
+from experiments.processes.interruption import end_at_once
 from experiments.processes.job import ALONE, Job
 from experiments.processes.launchers import launched
 
@@ -32,6 +33,7 @@ def ranks(asked: bool) -> Job:
     start = launched()
     if not (asked or start.several and start.variable.startswith(("PMI_", "OMPI_"))):
         return ALONE
+    end_at_once()
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError):  # what that leads to, `connect` says
@@ -97,6 +99,7 @@ def _refuse_strangers(job: Job) -> None:
 def _initialise(job: Job, section: Backend) -> None:
     """Call `jax.distributed.initialize` as the config says; process 0 listens on the address that was named only."""
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    end_at_once()
     options: dict[str, Any] = {}
     if section.coordinator == "mpi4py":
         address = _own_address(job)

@@ -1,5 +1,6 @@
 """Signals end a run between two iterations, with a checkpoint, on all processes after the same one."""
 
+import contextlib
 import os
 import signal
 from types import FrameType
@@ -16,6 +17,16 @@ ENDING = (signal.SIGINT, signal.SIGTERM)  # a second one of these ends the proce
 # timer set before the program was started, power that is about to fail (on Linux).
 _ANNOUNCING = ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGALRM", "SIGVTALRM", "SIGPWR")
 WARNING = tuple(getattr(signal, name) for name in _ANNOUNCING if hasattr(signal, name))
+
+
+def end_at_once() -> None:
+    """From now on SIGTERM ends this process as it is, until an `Interruption` begins.
+
+    One of several that ended in good order would wait, at MPI's end, for the others, and they for it. What is to be
+    said of it its companion says.
+    """
+    with contextlib.suppress(ValueError):  # signals are the main thread's
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class Interruption:

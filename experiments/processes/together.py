@@ -38,8 +38,7 @@ def all_or_none(job: Job, remedy: Callable[[], str]) -> Iterator[Callable[[], No
         watch.remedy(remedy())
         try:
             yield lambda: watch.remedy(remedy())
-        except (AgreedError, Interrupted, SystemExit):
-            # The first two are known to all processes, which end by themselves.
+        except (AgreedError, Interrupted):  # known to all processes, which end by themselves
             raise
         except BaseException as error:
             if not job.is_first:
@@ -64,7 +63,7 @@ def _explain(job: Job, error: BaseException, remedy: str) -> None:
         print(f"{job.name} stopped: it lost contact with another one, which was killed or stopped.", file=sys.stderr)
         print(f"({text})", file=sys.stderr)
     else:
-        if not isinstance(error, KeyboardInterrupt):
+        if not isinstance(error, (KeyboardInterrupt, SystemExit)):
             traceback.print_exc()
         print(f"{job.name} stopped: {text}", file=sys.stderr)
     print(remedy, file=sys.stderr, flush=True)

@@ -10,7 +10,10 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, NoReturn, TextIO
+
+from experiments.errors import Terminated
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tabs and ends of lines
 
@@ -94,6 +97,10 @@ def _write(stream: TextIO, text: str) -> None:
         stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
 OUT, ERR = Stream("stdout"), Stream("stderr")
 
 
@@ -116,7 +123,7 @@ def run(main: Callable[[], int]) -> NoReturn:
             has started and made for the time being (processes, network namespaces) does not outlive it.
     """
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+        signal.signal(signal.SIGTERM, _terminate)
     occupy_closed_streams()
     OUT.take()
     ERR.take()
@@ -125,6 +132,8 @@ def run(main: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         ERR.say("interrupted")
         code = 130
+    except Terminated:
+        code = 128 + signal.SIGTERM
     except OSError as error:
         # Of a file that the user has named, mostly; what has no name is a fault of the program.
         if error.filename is None:

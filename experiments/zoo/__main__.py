@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.config.arguments import output_file
+from experiments.config.arguments import above, at_least, output_file
 from experiments.runs import terminal
 from experiments.timing import turns
 from experiments.timing.devices import last_cores
@@ -54,10 +54,11 @@ def main(words: Sequence[str] | None = None) -> int:
 def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m experiments.zoo", description=__doc__)
     parser.add_argument("keys", nargs="*", metavar="KEY", help="networks of the zoo; all by default")
-    parser.add_argument("--cycles", type=int, default=0, metavar="K", help="gradients by K + K cycles instead")
-    parser.add_argument("--advise", type=float, default=0, metavar="S", help="what jm.advise says in S seconds instead")
+    parser.add_argument("--cycles", type=at_least(0), default=0, metavar="K", help="gradients by K + K cycles instead")
+    advise = "what jm.advise says in S seconds instead"
+    parser.add_argument("--advise", type=above(0), default=0, metavar="S", help=advise)
     parser.add_argument("--devices", type=int, choices=(1, 2), default=1, help="on which advice is compared as well")
-    parser.add_argument("--seconds", type=float, default=4.0, help="about how long a network's calls take together")
+    parser.add_argument("--seconds", type=above(0), default=4.0, help="about how long a network's calls take together")
     parser.add_argument("--output", type=output_file, metavar="FILE", help="write the rows as JSON")
     return parser.parse_args(words)
 

@@ -76,6 +76,7 @@ def test_the_network_in_a_program_of_ones_own(run):
     [
         (["--iteration", "4"], "--iteration 4: expected that of a checkpoint in "),
         (["--iterations", "4"], "--iterations: unknown option here"),
+        (["--iteration", "\u0664"], "expected an integer >= 0"),
         (["--split", "test"], "invalid choice: 'test'"),
         (["--backend.devices", "0"], "backend.devices = 0: expected an integer >= 1"),
     ],

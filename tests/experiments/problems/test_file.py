@@ -20,7 +20,7 @@ from experiments.runs.resume import load
 from experiments.train import main
 
 MODULE = """
-import jax, jax.numpy as jnp, numpy as np, jaxmgrit as jm
+import sys, jax, jax.numpy as jnp, numpy as np, jaxmgrit as jm
 
 
 def coarse_step(step, theta, u, h, m):
@@ -52,6 +52,9 @@ def quadrants(seed):
     return x[:80], y[:80], x[80:], y[80:]
 
 
+def ragged(seed): return [[1, 2], [3]], [0, 1], [[1, 2]], [0]
+def masked(seed): return np.ma.masked_less(np.zeros((4, 2)), 1), [0, 1, 0, 1], np.zeros((2, 2)), [0, 1]
+def leaves(seed): sys.exit(0)
 def one(a): return a
 def changes(step, theta, u, h, m): return u[:1]
 def no_network(layers, width): return None
@@ -270,6 +273,9 @@ def test_a_training_of_functions_of_ones_own(own, capsys):
         (["--network.kind", "own_module:no_network"], "expected four functions, (opening, step, outputs, init)"),
         (["--network.kind", "squeezed"], "expected dense or convolutional or mlp or transformer or module:function"),
         (["--problem.function", "own_module:one"], "expected it to return (x, y, x_validation, y_validation)"),
+        (["--problem.function", "own_module:ragged"], "y_validation): ValueError: setting an array element"),
+        (["--problem.function", "own_module:masked"], "an array has masked values"),
+        (["--problem.function", "own_module:leaves"], "SystemExit: 0"),
     ],
 )
 def test_functions_that_do_not_fit_are_named_before_anything_is_done(own, words, message, capsys):

@@ -1,6 +1,7 @@
 """Several processes that do not know of each other never train a network each: they are refused with the remedy."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from experiments.config.schema import Backend
 from experiments.errors import AgreedError, ConfigError
 from experiments.processes import connection, launchers
 from experiments.processes.job import ALONE, Job
+from experiments.processes.together import all_or_none
 from experiments.sweep import __main__ as sweep
 
 ROOT = Path(__file__).parents[3]
@@ -91,3 +93,22 @@ def test_an_mpi_that_nobody_asked_for_is_not_imported(monkeypatch):
         monkeypatch.setenv(variable, "3")
         assert connection.ranks(asked=False) == ALONE
         monkeypatch.delenv(variable)
+
+
+def test_sigterm_ends_one_of_several_at_once_before_they_train(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    try:
+        connection.ranks(asked=True)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_function_that_exits_in_one_of_several_ends_all(capsys):
+    codes = []
+    job = Job(0, 2, "rank", lambda text: [text, text], codes.append)
+    with all_or_none(job, lambda: "start again"):
+        sys.exit(3)
+    assert codes == [1]
+    assert "SystemExit: 3." in capsys.readouterr().err
