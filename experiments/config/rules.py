@@ -72,10 +72,13 @@ def _processes(config: Config) -> Iterator[str]:
             f"backend.coordinator = {backend.coordinator!r}: expected null with backend.kind = {backend.kind!r}. "
             "Use backend.kind: mesh, or leave it out."
         )
-    address = re.fullmatch(r"[^\s]+:([0-9]{1,5})", backend.coordinator or "")
+    # An address of IPv6 holds colons itself, and stands in brackets.
+    host = r"(?:\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]|[\w.-]+)"
+    address = re.fullmatch(host + ":([0-9]{1,5})", backend.coordinator or "", re.ASCII)
     if explicit and not (address and 0 < int(address[1]) < 2**16):
         yield (
-            f"backend.coordinator = {backend.coordinator!r}: expected detect, mpi4py or HOST:PORT, such as node1:12345."
+            f"backend.coordinator = {backend.coordinator!r}: expected detect, mpi4py or HOST:PORT, such as node1:12345 "
+            "or [fd00::1]:12345."
         )
     for key in ("processes", "process"):
         value = getattr(backend, key)

@@ -106,7 +106,18 @@ def test_devices_alone_choose_the_mesh(tmp_path):
                 PLAIN + f"backend: {{coordinator: '{c}', processes: 2, process: 0}}\n",
                 "expected detect, mpi4py or HOST:PORT",
             )
-            for c in ("localhost", ":80", "a b:80", "host:0", "host:65536", "host:\u0661")
+            for c in (
+                "localhost",
+                ":80",
+                "a b:80",
+                "host:0",
+                "host:65536",
+                "host:\u0661",
+                "::1:80",
+                "[::1:80",
+                "http://a:80",
+                "[z]:80",
+            )
         ),
         ("[" * 5000, r"not valid YAML"),
         ("seed: 1\n", r"problem: missing; expected a section with the keys name, .* Add it"),
