@@ -1,9 +1,12 @@
 """The processes of a training, connected: ranks of MPI, or processes of `jax.distributed`."""
 
+import contextlib
 import ipaddress
 import os
 import socket
 import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -109,24 +112,63 @@ def _initialise(job: Job, section: Backend) -> None:
         options = {"coordinator_address": section.coordinator, "coordinator_bind_address": section.coordinator}
         options |= {"num_processes": section.processes, "process_id": section.process}
         if section.process == 0:
-            _warn_of_loopback(str(section.coordinator))
+            _check_address(section.coordinator)
+            _warn_of_loopback(section.coordinator)
     try:
-        jax.distributed.initialize(
-            **options,
-            initialization_timeout=CONNECTING,
-            heartbeat_timeout_seconds=HEARTBEAT if section.patience is None else max(1, round(section.patience)),
-            shutdown_timeout_seconds=ENDING,
-        )
+        with _ended_after(CONNECTING, section):
+            jax.distributed.initialize(
+                **options,
+                initialization_timeout=2 * CONNECTING,
+                heartbeat_timeout_seconds=HEARTBEAT if section.patience is None else max(1, round(section.patience)),
+                shutdown_timeout_seconds=ENDING,
+            )
         # Arrays take connections of their own, between the addresses that the hosts' own names mean.
         multihost_utils.process_allgather(np.zeros((), np.int32))
     except (ValueError, RuntimeError, TypeError) as error:
+        raise ConfigError(_unconnected(section, str(error).splitlines()[0])) from None
+
+
+def _unconnected(section: Backend, reason: str) -> str:
+    return (
+        f"backend.coordinator = {section.coordinator!r}: the processes were not connected within {CONNECTING} seconds "
+        f"({reason}). 'detect' knows the jobs of SLURM and Open MPI, 'mpi4py' any MPI; else give every process the "
+        "coordinator's HOST:PORT (an address of the host of process 0, and a free port on it), --backend.processes and "
+        "its own --backend.process. Processes on different hosts also connect to each other by the names of their "
+        f"hosts: this one is {socket.gethostname()}, which means {_meaning(socket.gethostname())} here, and the others "
+        "must reach it there (see /etc/hosts)."
+    )
+
+
+@contextlib.contextmanager
+def _ended_after(seconds: float, section: Backend) -> Iterator[None]:
+    """End this process where connecting takes longer; JAX would at its own limit, by an abort with a stack trace."""
+
+    def end() -> None:
+        print("config error:", _unconnected(section, "not all have come"), sep="\n  ", file=sys.stderr, flush=True)
+        os._exit(2)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _check_address(coordinator: str) -> None:
+    """Raise a ConfigError where this host cannot listen on an address: JAX would crash."""
+    host, _, port = coordinator.rpartition(":")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(address)
+    except (OSError, UnicodeError) as error:
+        said = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"backend.coordinator = {section.coordinator!r}: the processes were not connected within {CONNECTING} "
-            f"seconds ({str(error).splitlines()[0]}). 'detect' knows the jobs of SLURM and Open MPI, 'mpi4py' any MPI; "
-            "else give every process the coordinator's HOST:PORT (an address of the host of process 0, and a free port "
-            "on it), --backend.processes and its own --backend.process. Processes on different hosts also connect to "
-            f"each other by the names of their hosts: this one is {socket.gethostname()}, which means "
-            f"{_meaning(socket.gethostname())} here, and the others must reach it there (see /etc/hosts)."
+            f"backend.coordinator = {coordinator!r}: process 0 cannot listen there: {said}. Give an address or a name "
+            "of the host of process 0, and a free port on it."
         ) from None
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -112,3 +113,29 @@ def test_a_function_that_exits_in_one_of_several_ends_all(capsys):
         sys.exit(3)
     assert codes == [1]
     assert "SystemExit: 3." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", ["nobody.invalid:5000", "192.0.2.1:5000", "a" * 300 + ":5000", "TAKEN"])
+def test_a_coordinator_that_this_host_cannot_be_is_named(where):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        where = f"127.0.0.1:{taken.getsockname()[1]}" if where == "TAKEN" else where
+        with pytest.raises(ConfigError, match="backend.coordinator = .*: process 0 cannot listen there: .*free port"):
+            connection._check_address(where)
+
+
+def test_processes_that_do_not_come_are_told_of_without_a_stack_trace(tmp_path):
+    program = """
+import sys
+from experiments import train
+from experiments.processes import connection
+connection.CONNECTING = 3
+sys.exit(train.main(sys.argv[1:]))
+"""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    where = ["--backend.coordinator", f"localhost:{port}", "--backend.processes", "2", "--backend.process", "0"]
+    words = ["configs/level_sets.yaml", *where, "--output.folder", str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, "-c", program, *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("config error:") and "within 3 seconds (not all have come)" in done.stderr
+    assert "stack trace" not in done.stderr and not (tmp_path / "run").exists()
