@@ -112,8 +112,8 @@ def _initialise(job: Job, section: Backend) -> None:
         options = {"coordinator_address": section.coordinator, "coordinator_bind_address": section.coordinator}
         options |= {"num_processes": section.processes, "process_id": section.process}
         if section.process == 0:
-            _check_address(section.coordinator)
-            _warn_of_loopback(section.coordinator)
+            _check_address(str(section.coordinator))
+            _warn_of_loopback(str(section.coordinator))
     try:
         with _ended_after(CONNECTING, section):
             jax.distributed.initialize(
