@@ -15,7 +15,8 @@ from jaxmgrit.analysis import advise as module
 from jaxmgrit.analysis import candidates as tries
 from jaxmgrit.analysis.candidates import MISSES, Layer, Row
 from jaxmgrit.analysis.report import Report, table
-from jaxmgrit.analysis.trials import Trials
+from jaxmgrit.analysis.subject import Seen
+from jaxmgrit.analysis.trials import Trials, message_seconds
 from jaxmgrit.training.schedules.base import Setting
 
 TOLERANCE = 1e-2
@@ -172,6 +173,29 @@ def test_no_program_is_begun_that_would_not_end_in_time(monkeypatch):
     rows = [trials.of(candidate) for candidate in tries.candidates(64, u0, 1)]
     assert begun == [0.0, 3.0, 6.0]
     assert [bool(row.reason) for row in rows] == [True] * len(rows)
+
+
+def test_the_share_of_one_device_is_measured_of_the_fastest_candidate_also_where_sequential_is_faster(monkeypatch):
+    step, theta, u0, h, _ = NETWORKS["rough"]
+    looked = []
+
+    def look(self, solver, adjoint, subject=None):
+        looked.append((solver, subject.layers))
+        return Seen(None, ([], []), 4e-3, 0.0, lambda: None)
+
+    monkeypatch.setattr(Trials, "look", look)
+    monkeypatch.setattr(Trials, "has_time", lambda self, solver=None: True)
+    trials = Trials(module._subject(step, theta, u0, h, jnp.sum, jm.Local()), None, 0.01, (1, 2), 1e-4, 1e10)
+    trials.layer = Layer(1e-5, 2e-5)
+    slow, fast = (jm.MGRIT(8, levels=2, cycles=1, coarse_params=params) for params in (jm.average, jm.injection))
+    trials.candidates = {name: tries.Candidate(name, s, s) for name, s in (("slow", slow), ("fast", fast))}
+    rows = [Row("sequential", jm.Sequential(), jm.Sequential(), seconds={1: 1e-3, 2: 1e-3})]
+    rows += [Row(name, s, s, seconds={1: x, 2: x}) for name, s, x in (("slow", slow, 9e-3), ("fast", fast, 8e-3))]
+    refined = trials.refine(rows)
+    assert looked == [(fast, 32)] and refined[:2] == rows[:2]
+    # The coarse steps of the other half, there and back, and messages.
+    sent = message_seconds(theta, u0, 64, (fast, fast), 2, 1e-4, 1e10)
+    assert refined[2].seconds == {1: 8e-3, 2: pytest.approx(4e-3 + 4 * 4e-5 + sent)} and sent > 3e-4
 
 
 def test_weights_that_the_step_closes_over_are_part_of_the_gradient():
