@@ -27,6 +27,7 @@ from jaxmgrit.system.step import Equation, Shared, Slot, keeping_little
 
 REPEATS = 7
 HOPS = 64  # messages in the loop that measures one
+LARGE = 1 << 16  # bytes at least of the message that tells what a byte costs
 WORK = 20  # small layers between two of them, so that no device waits long for the other
 # Operations that communicate, under their names in `Counts`; what comes back has the shape of what was given.
 KINDS: dict[str, Callable[[Any, jax.Array], jax.Array]] = {
@@ -187,11 +188,13 @@ def sequential(network: Network, segment: int) -> float:
     return min(_seconds(f, network.theta, network.u0) for f in programs)
 
 
-def messages(state: State, devices: Devices) -> tuple[float, float]:
-    """Seconds per block sent to a neighbour, and per byte of it."""
+def messages(state: State, devices: Devices, of: Choice = statistics.median) -> tuple[float, float]:
+    """Seconds per block sent to a neighbour, and per byte of it; `of` several times."""
     x = jax.tree.leaves(state)[0]
-    small, large = jnp.zeros((8,), x.dtype), jnp.broadcast_to(x, (4, *x.shape)) + jnp.zeros((), x.dtype)
-    message, longer = (message_seconds("sends", y, devices) for y in (small, large))
+    # Of few bytes nothing could be told from the noise of two times.
+    copies = max(4, -(-LARGE // x.nbytes))
+    small, large = jnp.zeros((8,), x.dtype), jnp.broadcast_to(x, (copies, *x.shape)) + jnp.zeros((), x.dtype)
+    message, longer = (message_seconds("sends", y, devices, of=of) for y in (small, large))
     return message, max(0.0, longer - message) / large.nbytes
 
 
@@ -209,18 +212,17 @@ def message_seconds(
     """
     backend = devices.backend
 
-    def seconds(send: bool) -> float:
+    def loop(send: bool) -> Callable[..., Any]:
         def one(_: Any, carry: PyTree) -> PyTree:
             y, work = carry
             work = jax.lax.fori_loop(0, WORK, lambda _, w: jnp.tanh(w @ w), work)
             # The next work depends on what has come, so that neither can be done beside the other.
             return (KINDS[kind](backend, y) if send else y), work + 1e-9 * y.ravel()[0]
 
-        work = jnp.zeros((32, 32), array.dtype)
-        f = _everywhere(lambda y, work: jax.lax.fori_loop(0, hops, one, (y, work)), devices)
-        return _seconds(f, array, work, of=of) / hops
+        return _everywhere(lambda y, work: jax.lax.fori_loop(0, hops, one, (y, work)), devices)
 
-    return max(0.0, seconds(True) - seconds(False))
+    sent, alone = _in_turns([loop(True), loop(False)], array, jnp.zeros((32, 32), array.dtype), of=of)
+    return max(0.0, sent - alone) / hops
 
 
 def _everywhere(f: Callable[..., Any], devices: Devices) -> Callable[..., Any]:
@@ -236,18 +238,23 @@ def _everywhere(f: Callable[..., Any], devices: Devices) -> Callable[..., Any]:
     return jax.jit(jax.shard_map(on_one, mesh=mesh, in_specs=none, out_specs=each, check_vma=False))
 
 
-def _seconds(f: Callable[..., Any], *args: Any, of: Choice = statistics.median) -> float:
-    jax.block_until_ready(f(*args))
-    start = time.perf_counter()
-    jax.block_until_ready(f(*args))
-    once = time.perf_counter() - start
-    # Ranks must call equally often, or one waits for messages that nobody sends.
-    times = agreed(max(1, round(0.01 / once)))
-    seconds = []
-    for _ in range(REPEATS):
+def _seconds(f: Callable[..., Any], *args: Any) -> float:
+    return _in_turns([f], *args)[0]
+
+
+def _in_turns(programs: list[Callable[..., Any]], *args: Any, of: Choice = statistics.median) -> list[float]:
+    """Seconds of each, called in turns so that they differ by what they do rather than by when they were measured."""
+
+    def called(f: Callable[..., Any], times: int) -> float:
         start = time.perf_counter()
         for _ in range(times):
             last = f(*args)
         jax.block_until_ready(last)
-        seconds.append((time.perf_counter() - start) / times)
-    return of(seconds)
+        return (time.perf_counter() - start) / times
+
+    for f in programs:
+        jax.block_until_ready(f(*args))
+    # Ranks must call equally often, or one waits for messages that nobody sends.
+    times = agreed(max(1, round(0.01 / called(programs[0], 1))))
+    samples = [[called(f, times) for f in programs] for _ in range(REPEATS)]
+    return [of(list(own)) for own in zip(*samples, strict=True)]

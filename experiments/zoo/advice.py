@@ -111,8 +111,8 @@ def judge(key: str, seconds: float, two: Worker | None) -> Judged:
 
 def messages_on(memory: Any, key: str) -> dict[str, float]:
     """Task of a worker with two devices: the speed of messages of a network's states, as `jm.advise` takes it."""
-    latency, byte = messages(make(key).u0, Devices(2))
-    # Both are differences of measured times, and may come out as zero.
+    latency, byte = messages(make(key).u0, Devices(2), of=min)
+    # Both are differences of measured times, and may still come out as zero.
     return {"latency": max(latency, 1e-7), "bandwidth": 1 / max(byte, 1e-12)}
 
 
