@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from experiments.config.arguments import Parser, at_least, output_file
 from experiments.errors import ConfigError
+from experiments.foundation.files import write_output
 from experiments.networks.smooth import LAYOUTS, Layout
 from experiments.peers.program import Peer, PeerError
 from experiments.processes.launchers import refuse_several
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results.append(_case(case, devices, options))
             # After every case, so that an interruption loses but the one that runs.
             if options.json is not None:
-                options.json.write_text(json.dumps({**facts, "cases": results}, indent=1) + "\n", encoding="utf-8")
+                write_output(options.json, json.dumps({**facts, "cases": results}, indent=1) + "\n")
     except (ConfigError, WorkerError, PeerError) as error:
         print("benchmark:", *str(error).splitlines(), sep="\n  ", file=sys.stderr)
         return 2

@@ -25,6 +25,7 @@ import optax
 import jaxmgrit as jm
 from experiments.config.arguments import Parser, at_least, output_file
 from experiments.errors import ConfigError
+from experiments.foundation.files import write_output
 from experiments.rough.contraction import law, residuals
 from experiments.rough.subjects import Batch, Subject, eight_intervals, mlp, tanh_layers, transformer
 from experiments.runs import terminal
@@ -88,7 +89,7 @@ def main(words: Sequence[str] | None = None) -> int:
         rows[name] = medians(subject, options.seeds, iterations)
         print("\n".join(table(name, rows[name], subject.study)), flush=True)
     if options.output:
-        options.output.write_text(json.dumps(_plain(rows), indent=1) + "\n", encoding="utf-8")
+        write_output(options.output, json.dumps(_plain(rows), indent=1) + "\n")
     return 0
 
 

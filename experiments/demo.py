@@ -21,7 +21,7 @@ from experiments.config.arguments import above, at_least, path
 from experiments.config.reader import read
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
-from experiments.foundation.files import make_folder
+from experiments.foundation.files import make_folder, write_output
 from experiments.runs import terminal
 from experiments.timing.demo_picture import draw
 from experiments.timing.devices import Devices, count_cores, last_cores
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, WorkerError) as error:
         print("demo:", *str(error).splitlines(), sep="\n  ", file=sys.stderr)
         return 2
-    (folder / "demo.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_output(folder / "demo.json", json.dumps(result, indent=1) + "\n")
     draw(folder / "demo.png", result)
     print(f"\npicture and numbers: {folder}/demo.png, demo.json")
     return 0

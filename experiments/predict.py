@@ -18,7 +18,7 @@ from experiments.config.arguments import Parser, at_least, output_file, path
 from experiments.config.reader import read_run
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
-from experiments.foundation.files import is_file
+from experiments.foundation.files import is_file, write_output
 from experiments.problems.file import File, read_inputs
 from experiments.problems.sources import read_bytes
 from experiments.processes.launchers import refuse_several
@@ -58,8 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.output is None:
             OUT.write(text)
             OUT.flush()
+            # There is nothing else that it leaves.
+            return 2 if OUT.failed else 0
         else:
-            options.output.write_text(text, encoding="utf-8")
+            write_output(options.output, text)
     except ConfigError as error:
         ERR.say("config error:", *(f"  {line}" for line in str(error).splitlines()))
         return 2

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from experiments.config.arguments import above, at_least, output_file
+from experiments.foundation.files import write_output
 from experiments.runs import terminal
 from experiments.timing import turns
 
@@ -45,7 +46,7 @@ def main(words: Sequence[str] | None = None) -> int:
         )
     if options.output:
         record = {"jax": jax.__version__, "where": where, "layers": options.layers, "factor": options.factor}
-        options.output.write_text(json.dumps({**record, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        write_output(options.output, json.dumps({**record, "rows": rows}, indent=1) + "\n")
     return 0
 
 

@@ -22,7 +22,7 @@ from experiments.config.arguments import Parser, path
 from experiments.config.reader import read
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
-from experiments.foundation.files import make_folder
+from experiments.foundation.files import make_folder, write_output
 from experiments.pictures.scaling import draw
 from experiments.processes.launchers import refuse_several
 from experiments.runs import terminal
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError("training.method = 'sequential': expected one_shot, which is what can be scaled.")
         make_folder(options.folder)
         result = scale(config)
-        (options.folder / "scaling.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_output(options.folder / "scaling.json", json.dumps(result, indent=1) + "\n")
         draw(result, options.folder / "scaling.png")
     except (ConfigError, WorkerError) as error:
         print("scaling:", *str(error).splitlines(), sep="\n  ", file=sys.stderr)

@@ -30,7 +30,7 @@ from experiments.config.arguments import Parser, above, at_least, path
 from experiments.config.reader import read
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
-from experiments.foundation.files import make_folder
+from experiments.foundation.files import make_folder, write_output
 from experiments.pictures.time_to_accuracy import best_rates, draw
 from experiments.processes.launchers import refuse_several
 from experiments.runs import terminal
@@ -221,7 +221,7 @@ def _seconds(value: float) -> str:
 def _write(runs: list[dict[str, Any]], config: Config, options: argparse.Namespace) -> dict[str, Any]:
     """Write the runs there are so far; what has been written."""
     whole = {"target": options.target, "hold": options.hold, "config": config.model_dump(mode="json"), "runs": runs}
-    (options.folder / "times.json").write_text(json.dumps(whole) + "\n", encoding="utf-8")
+    write_output(options.folder / "times.json", json.dumps(whole) + "\n")
     return whole
 
 

@@ -77,6 +77,19 @@ def expanded(name: str, key: str) -> Path:
         raise ConfigError(f"{key} = {name!r}: {str(error).rstrip('.')}. Write the path in full.") from None
 
 
+def write_output(path: Path, data: str | bytes) -> None:
+    """Write to a file that the user has named: into what is there, be it a link or a device, never in its place.
+
+    Raises:
+        OSError: It cannot be written; `filename` says where.
+    """
+    try:
+        path.write_bytes(data.encode() if isinstance(data, str) else data)
+    except OSError as error:
+        error.filename = str(path)  # an error of `write` itself has none
+        raise
+
+
 def is_file(path: Path) -> bool:
     """Whether there is a regular file of this name; none that can be reached has a name that no file can have."""
     try:

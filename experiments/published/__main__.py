@@ -21,7 +21,7 @@ import jax
 
 from experiments.config.arguments import Parser, at_least, path
 from experiments.errors import ConfigError
-from experiments.foundation.files import make_folder
+from experiments.foundation.files import make_folder, write_output
 from experiments.pictures.published import draw
 from experiments.processes.launchers import refuse_several
 from experiments.published import ways
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         refuse_several("experiments.published")
         make_folder(options.folder)
         for result in scale(options):  # after every part, so that an interruption loses but the one that runs
-            (options.folder / "published.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            write_output(options.folder / "published.json", json.dumps(result, indent=1) + "\n")
         draw(result, options.folder / "published.png")
     except (ConfigError, WorkerError) as error:
         print("published:", *str(error).splitlines(), sep="\n  ", file=sys.stderr)

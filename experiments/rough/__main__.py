@@ -23,7 +23,7 @@ from experiments.config.reader import read
 from experiments.config.schema import Config
 from experiments.config.solver import solver
 from experiments.errors import ConfigError
-from experiments.foundation.files import make_folder
+from experiments.foundation.files import make_folder, write_output
 from experiments.rough.contraction import measuring
 from experiments.rough.picture import draw
 from experiments.rough.table import along, outcome
@@ -147,7 +147,7 @@ def _compare(config: Config, options: argparse.Namespace) -> None:
                 print(f"{method}, seed {seed}: {outcome(runs[-1:])}", flush=True)
             # After every training, so that an interruption loses but the one that runs.
             whole = {"config": config.model_dump(mode="json"), "runs": runs}
-            (options.folder / "trainings.json").write_text(json.dumps(whole) + "\n", encoding="utf-8")
+            write_output(options.folder / "trainings.json", json.dumps(whole) + "\n")
     print(f"\nafter {config.iterations} iterations, exactly evaluated; medians of seeds {options.seeds}")
     of = {method: [run for run in runs if run["method"] == method] for method in options.methods}
     for method, own in of.items():

@@ -28,6 +28,7 @@ class Stream:
     def __init__(self, name: str) -> None:
         self._name = name
         self._lost: TextIO | None = None
+        self._failed: TextIO | None = None
         self._own: TextIO | None = None
         self.remark = ""
 
@@ -44,6 +45,11 @@ class Stream:
         """Whether it is a terminal that can still be written to."""
         stream = self._stream
         return stream is not None and stream.isatty()
+
+    @property
+    def failed(self) -> bool:
+        """Whether what was written is lost, and not because its reader had read enough."""
+        return self._failed is not None and self._failed is self._current
 
     @property
     def encoding(self) -> str:
@@ -67,10 +73,15 @@ class Stream:
         return getattr(self._own, name)
 
     @property
-    def _stream(self) -> TextIO | None:
+    def _current(self) -> TextIO | None:
         stream: Any = getattr(sys, self._name)
         # After `take` the name leads to this object.
-        stream = self._own if stream is self else stream
+        current: TextIO | None = self._own if stream is self else stream
+        return current
+
+    @property
+    def _stream(self) -> TextIO | None:
+        stream = self._current
         return None if stream is None or stream is self._lost or stream.closed else stream
 
     def _attempt(self, act: Any) -> None:
@@ -81,12 +92,15 @@ class Stream:
             act(stream)
         except OSError as error:
             self._lost = stream
+            if not isinstance(error, BrokenPipeError):
+                self._failed = stream
             with contextlib.suppress(OSError, ValueError):  # what is still in its buffer must not fail again at exit
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, stream.fileno())
                 os.close(nowhere)
-            if self is OUT and self.remark:
-                ERR.say(f"{self._name} cannot be written any more ({error.strerror}): {self.remark}")
+            if self is OUT and (self.remark or self.failed):
+                remark = f": {self.remark}" if self.remark else ""
+                ERR.say(f"{self._name} cannot be written any more ({error.strerror}){remark}")
 
 
 def _write(stream: TextIO, text: str) -> None:

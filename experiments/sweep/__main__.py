@@ -21,6 +21,7 @@ from experiments.config.describe import fields, flag
 from experiments.config.reader import FREE, read
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
+from experiments.foundation.files import write_output
 from experiments.foundation.numbers import is_number
 from experiments.processes.launchers import refuse_several
 from experiments.runs import terminal
@@ -160,7 +161,7 @@ def report(keys: Sequence[str], members: Sequence[Member]) -> None:
         rows.append(row)
     OUT.say("", *_table(keys, rows))
     path = members[0].folder.parent / "sweep.json"
-    path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    write_output(path, json.dumps(rows, indent=1) + "\n")
     OUT.say("", f"medians over the seeds (least to most); {path}")
 
 

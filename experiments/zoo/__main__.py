@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.config.arguments import above, at_least, output_file
+from experiments.foundation.files import write_output
 from experiments.runs import terminal
 from experiments.timing import turns
 from experiments.timing.devices import last_cores
@@ -47,7 +48,7 @@ def main(words: Sequence[str] | None = None) -> int:
     else:
         rows = _inexact(keys, options.cycles) if options.cycles else _swapped(keys, options.seconds)
     if options.output:
-        options.output.write_text(json.dumps({"jax": jax.__version__, "where": where, "rows": rows}, indent=1))
+        write_output(options.output, json.dumps({"jax": jax.__version__, "where": where, "rows": rows}, indent=1))
     return 0
 
 

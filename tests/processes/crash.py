@@ -3,7 +3,7 @@
     python -m tests.processes.crash [--kills 20] [--under local mesh mpi distributed] [--by KILL HUP ...] [--seed 0]
 
 Real processes of `experiments.train`, ended again and again until the run has come to its end: by SIGKILL during steps
-or while a checkpoint is being written, by SIGHUP and SIGUSR1 to one of them, by a SIGSTOP to one of them (of several
+or while a checkpoint is being written, by SIGHUP, SIGUSR1 or SIGTERM to one, by a SIGSTOP to one of them (of several
 processes the others name it, and end it when their patience does), and by a reader of their output that goes away.
 Afterwards the metrics must equal those of an undisturbed run bit for bit, and so must the parameters; after every end
 all checkpoints must be whole, and at most one interval of iterations lost, or none where the end was announced.
@@ -45,7 +45,8 @@ output: {{pictures: false}}
 """
 UNDER = ("local", "mesh", "mpi", "distributed")
 SEVERAL = ("mpi", "distributed")  # of several processes
-BY = ("KILL", "HUP", "USR1", "STOP", "reader")
+ANNOUNCED = ("HUP", "USR1", "TERM")  # signals that end a training with a checkpoint
+BY = ("KILL", *ANNOUNCED, "STOP", "reader")
 PATIENCE = 20  # seconds for a stopped process, more than it takes to name it
 LIMIT = 300.0  # seconds for any one process, on a busy machine
 
@@ -197,7 +198,7 @@ def act(by: str, training: Training, folder: Path, under: str) -> None:
     Raises:
         AssertionError: It does not behave as it is said to.
     """
-    if by in ("HUP", "USR1"):
+    if by in ANNOUNCED:
         os.kill(training.workers()[0], getattr(signal, f"SIG{by}"))
         codes = training.codes()
         assert all(codes) or _is_finished(folder), f"exit codes {codes}:\n{training.printed()}"
@@ -268,7 +269,7 @@ def crash(
             else:
                 finished(training)
         count, kept = len(rows(folder)), checkpoints(folder)
-        lost = 1 if by in ("HUP", "USR1") else EVERY + 1
+        lost = 1 if by in ANNOUNCED else EVERY + 1
         assert not kept or count - kept[-1] <= lost or count > iterations, f"{by}: {count} rows, checkpoints {kept}"
         say(f"{under}: {len(left)} of {len(events)} left; {by} after {count} rows; checkpoints {kept}")
         words = ["--resume", str(folder)] if folder.exists() else words
@@ -292,7 +293,7 @@ def main() -> None:
     parser.add_argument("--by", nargs="+", choices=BY, default=BY)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    times = {"KILL": given.kills, "HUP": -(-given.kills // 4), "USR1": -(-given.kills // 4)}
+    times = {"KILL": given.kills, **dict.fromkeys(ANNOUNCED, -(-given.kills // 4))}
     for under in given.under:
         events = [by for by in given.by for _ in range(times.get(by, 1))]
         random.Random(given.seed).shuffle(events)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments.foundation.drawing import Figure
-from experiments.runs.files import write_whole
+from experiments.foundation.files import write_output
 
 COLOURS = ("#1f5a96", "#d1622b")
 
@@ -44,4 +44,4 @@ def draw(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
         panels[row, 1].legend(frameon=False, fontsize="small")
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=150)
-    write_whole(path, file.getvalue())
+    write_output(path, file.getvalue())

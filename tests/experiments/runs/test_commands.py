@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import jax
 import matplotlib.image
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 
 from experiments import predict
+from experiments.foundation.files import write_output
 from experiments.problems import level_sets
 from experiments.runs import __main__ as runs
+from experiments.runs.pictures import comparison
 from experiments.sweep import __main__ as sweep
 from experiments.train import main as train
 
@@ -33,6 +36,22 @@ def test_predictions_are_those_of_the_exact_network(finished, tmp_path, capsys):
     assert (tmp_path / "o").read_text() == said[0]
     assert predict.main([str(finished), "--input", str(tmp_path / "points.npz"), "--iteration", "8"]) == 0
     assert capsys.readouterr().out != said[0]
+
+
+def test_what_lies_under_an_outputs_name_is_written_into_and_never_replaced(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    row = {"iteration": 1, "exact_validation_loss": 1.0, "exact_validation_accuracy": 0.5, "seconds": 1.0}
+    comparison.draw({"a": [row], "b": [row]}, tmp_path / "link")
+    assert (tmp_path / "file").read_bytes()[:4] == b"\x89PNG"
+    write_output(tmp_path / "pipe", "text")
+    assert os.read(reader, 10) == b"text"
+    os.close(reader)
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "pipe").is_fifo()
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_output(Path("/dev/full"), "text")
+    assert caught.value.filename == "/dev/full"
 
 
 @pytest.mark.parametrize(

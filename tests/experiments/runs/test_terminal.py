@@ -46,6 +46,7 @@ def test_a_command_comes_to_its_end_whoever_reads_it(redirection):
     code, said = run(redirection, PYTHONIOENCODING="ascii")
     assert code == (0 if "head" in redirection else 3)  # of a pipeline, its last command's
     assert "at the end" in said and "Traceback" not in said and "Exception ignored" not in said
+    assert ("stdout cannot be written any more (No space left on device)" in said) == ("full" in redirection)
 
 
 def test_a_lost_stderr_is_borne_too_and_ctrl_c_is_a_word():
@@ -62,6 +63,20 @@ def test_a_file_that_cannot_be_written_is_named_and_a_fault_of_the_program_is_no
     assert run("> /dev/null", "unwritable") == (2, "at the end\n/proc/x/y: No such file or directory\n")
     code, said = run("> /dev/null", "fault")
     assert code == 1 and "Traceback" in said and "OSError: of the program itself" in said
+
+
+def test_a_full_disk_is_a_failure_and_a_reader_that_has_read_enough_is_none(monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        stream = Stream("stdout")
+        stream.say("lost")
+        assert stream.failed
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        monkeypatch.setattr("sys.stdout", pipe)
+        stream.say("lost")
+        assert not stream.failed
 
 
 def test_a_stream_that_is_taken_writes_to_what_was_there_until_it_is_lost(monkeypatch):
