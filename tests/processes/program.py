@@ -1,7 +1,7 @@
 """What every process of a multi-process test runs: solves and one-shot training on a backend, results to a file.
 
 python program.py OUT --backend local|mesh|mpi [--devices D] [--data P]
-    [--brief] [--coordinator HOST:PORT --processes P --process I]
+    [--until NAME] [--coordinator HOST:PORT --processes P --process I]
 """
 
 import argparse
@@ -13,7 +13,7 @@ parser.add_argument("out")
 parser.add_argument("--backend", choices=["local", "mesh", "mpi"], required=True)
 parser.add_argument("--devices", type=int, default=1, help="local devices of this process")
 parser.add_argument("--data", type=int, default=1, help="parts of the batch")
-parser.add_argument("--brief", action="store_true", help="a solve and a training alone")
+parser.add_argument("--until", choices=["solve", "sgd predict"], help="the last result: a solve, or a training too")
 parser.add_argument("--coordinator")
 parser.add_argument("--processes", type=int)
 parser.add_argument("--process", type=int)
@@ -168,11 +168,11 @@ def results(on):
     smooth = jm.MGRIT(4, levels=3, coarse_params=jm.average, coarse_step=jm.midpoint)
     kept = jm.MGRIT(4, levels=2, coarse_params=jm.all_layers, coarse_step=jm.picard(2), exact_first=1)
     predict = {"solver": smooth, "adjoint": smooth, "schedule": jm.PredictThenSweep()}
-    values = {
-        "solve": solves(theta, u0, LAYERS, on),
-        "sgd predict": trained(problem, params, batch, optax.sgd(1e-2), on, **predict),
-    }
-    if args.brief:
+    values = {"solve": solves(theta, u0, LAYERS, on)}
+    if args.until == "solve":
+        return values
+    values["sgd predict"] = trained(problem, params, batch, optax.sgd(1e-2), on, **predict)
+    if args.until:
         return values
     even = jax.tree.map(lambda x: x[:64], theta)
     predict.update(solver=kept, adjoint=kept)

@@ -23,14 +23,18 @@ def local(tmp_path_factory):
     return np.load(out)
 
 
-def assert_same(out: Path, local, brief: bool) -> None:
+SOLVE, TRAINING = "solve", "sgd predict"  # the first two results
+
+
+def assert_same(out: Path, local, last: str | None) -> None:
     """Equal to rounding.
 
     Adam divides small numbers, L-BFGS accumulates, and mismatches of a good prediction are small differences: they may
     differ a little more.
     """
     values = np.load(out)
-    names = {name for name in local.files if not brief or name.startswith(("solve", "sgd predict"))}
+    shown = {SOLVE: SOLVE, TRAINING: (SOLVE, TRAINING), None: ""}[last]
+    names = {name for name in local.files if name.startswith(shown)}
     assert set(values.files) == names
     for name in sorted(names):
         tolerance = 1e-10 if name.startswith(("adam", "lbfgs", "sgd rough")) else 1e-12
@@ -39,24 +43,21 @@ def assert_same(out: Path, local, brief: bool) -> None:
         )
 
 
-# Everything on two, a solve and a training on others; a 2 x 2 grid of ranks is trained in test_training.py.
-@pytest.mark.parametrize(("ranks", "data"), [(1, 1), (2, 1), (4, 1)])
-def test_mpi_ranks_give_the_results_of_one_device(ranks, data, local, tmp_path):
+# Everything on two, a solve on others; 2 x 2 grids of ranks and of devices are trained in test_training.py.
+@pytest.mark.parametrize(("ranks", "last"), [(1, SOLVE), (2, None), (4, TRAINING)])
+def test_mpi_ranks_give_the_results_of_one_device(ranks, last, local, tmp_path):
     launch.needs_mpi()
     out = tmp_path / "out.npz"
-    brief = ranks != 2
-    options = ["--backend", "mpi", "--data", str(data), *["--brief"] * brief]
-    launch.mpirun(ranks, PROGRAM, str(out), *options)
-    assert_same(out, local, brief)
+    launch.mpirun(ranks, PROGRAM, str(out), "--backend", "mpi", *(["--until", last] if last else []))
+    assert_same(out, local, last)
 
 
-@pytest.mark.parametrize(("processes", "devices", "data"), [(2, 1, 1), (2, 2, 2)])
-def test_distributed_processes_give_the_results_of_one_device(processes, devices, data, local, tmp_path):
+@pytest.mark.parametrize(("devices", "data", "last"), [(1, 1, None), (2, 2, SOLVE)])
+def test_two_distributed_processes_give_the_results_of_one_device(devices, data, last, local, tmp_path):
     out = tmp_path / "out.npz"
-    brief = processes * devices > 2
-    options = ["--backend", "mesh", "--devices", str(devices), "--data", str(data), *["--brief"] * brief]
-    launch.distributed(processes, PROGRAM, str(out), *options)
-    assert_same(out, local, brief)
+    options = ["--backend", "mesh", "--devices", str(devices), "--data", str(data)]
+    launch.distributed(2, PROGRAM, str(out), *options, *(["--until", last] if last else []))
+    assert_same(out, local, last)
 
 
 def test_two_ranks_get_the_same_advice_down_to_the_measured_seconds():
