@@ -194,12 +194,10 @@ def predict_then_sweep_by_hand(problem, params, batch, m, combine, coarse, rate,
         yield params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layers, options",
-    [
-        (18, dict(coarse_params=jm.injection, coarse_step=jm.same_step)),
-        pytest.param(20, AVERAGED_MIDPOINT, marks=pytest.mark.slow),
-    ],
+    [(18, dict(coarse_params=jm.injection, coarse_step=jm.same_step)), (20, AVERAGED_MIDPOINT)],
     ids=["injection, N = 18", "averaged midpoint, N = 20"],
 )
 def test_predict_then_sweep_follows_its_formulas(layers, options):

@@ -88,6 +88,7 @@ def test_openings():
         np.testing.assert_array_equal(opened, f(x))
 
 
+@pytest.mark.slow
 def test_both_layouts_of_a_state_are_the_same_network():
     own = network(kind="dense", opening="dense")
     params = networks.initialise(own, (6,), 3, 0, "float32")

@@ -252,6 +252,7 @@ def test_arrays_that_do_not_do(tmp_path, x, y, message):
         problems.load(File(name="file", file=str(tmp_path / "nothing.npz")), 0)
 
 
+@pytest.mark.slow
 def test_a_training_of_functions_of_ones_own(own, capsys):
     assert main([str(own / "own.yaml"), "--output.folder", str(own / "run")]) == 0
     assert f"own_module:coarse_step ({own / 'own_module.py'})" in capsys.readouterr().out

@@ -47,6 +47,7 @@ def run(tmp_path_factory):
     jax.config.update("jax_enable_x64", before)
 
 
+@pytest.mark.slow
 def test_targets_are_learned_and_accuracy_is_the_variance_that_is_explained(run):
     summary = json.loads((run / "summary.json").read_text())
     assert 0.9 < summary["exact_validation_accuracy"] < 1
@@ -79,6 +80,7 @@ def test_predictions_are_in_the_targets_own_units(run, capsys):
     assert explained.min() > 0.8
 
 
+@pytest.mark.slow
 def test_a_training_of_numbers_is_evaluated_and_goes_on(run, tmp_path, capsys):
     copy = tmp_path / "copy"
     copytree(run, copy)

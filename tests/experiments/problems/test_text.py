@@ -127,6 +127,7 @@ def test_keys_that_do_not_fit_characters(words, message, tmp_path):
         read([str(tmp_path / "tiny.yaml"), *words], "experiments.train")
 
 
+@pytest.mark.slow
 def test_a_training_learns_and_writes(run):
     rows = read_metrics(run)
     assert rows[-1]["exact_validation_loss"] < 0.6 * rows[0]["exact_validation_loss"]
@@ -139,6 +140,7 @@ def test_a_training_learns_and_writes(run):
     assert evaluate([str(run), "--split", "validation"]) == 0
 
 
+@pytest.mark.slow
 def test_no_character_sees_those_behind_it(run, rhyme):
     config = read([str(run / "config.yaml")], "experiments.train")
     problem, params = build.problem(config), load_params(run / "parameters.npz")

@@ -35,6 +35,7 @@ def test_the_final_parameters_are_those_of_the_last_iteration(finished, newest):
     assert newest(finished, 8).iteration == 8
 
 
+@pytest.mark.slow
 def test_a_run_that_is_extended_and_interrupted_has_no_old_results(finished, newest, monkeypatch):
     old = load_params(finished / "parameters.npz")
     at_iteration(monkeypatch, 17, signals(15))
