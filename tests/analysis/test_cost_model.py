@@ -291,7 +291,7 @@ def step_by_tanh(theta, u, h):
     return u + h * jnp.tanh(u @ theta)
 
 
-@pytest.mark.parametrize("devices", [1, 2, 3, 8])
+@pytest.mark.parametrize("devices", nets.slow_but([2], [1, 2, 3, 8]))
 @pytest.mark.parametrize(
     "name",
     [name for name in HIERARCHIES if not {"skipped", "sequential", "tolerance"} & set(name.replace(",", "").split())],

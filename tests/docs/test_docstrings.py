@@ -23,7 +23,15 @@ def examples():
         yield from (test for test in doctest.DocTestFinder(exclude_empty=True).find(module) if test.examples)
 
 
-@pytest.mark.parametrize("example", list(examples()), ids=lambda example: example.name.removeprefix("jaxmgrit."))
+def marked():
+    """The examples by name; those that train are slow."""
+    for example in examples():
+        name = example.name.removeprefix("jaxmgrit.")
+        slow = name.startswith(("training.", "analysis."))
+        yield pytest.param(example, id=name, marks=pytest.mark.slow if slow else ())
+
+
+@pytest.mark.parametrize("example", list(marked()))
 def test_example(example):
     runner = doctest.DocTestRunner(optionflags=OPTIONS)
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):

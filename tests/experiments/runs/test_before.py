@@ -29,7 +29,8 @@ def test_an_earlier_versions_run_has_the_accuracy_it_had(name, tmp_path, capsys)
         assert row["exact_loss"] == pytest.approx(summary[f"exact_{row['split']}_loss"], rel=1e-9)
 
 
-@pytest.mark.parametrize("name", [pytest.param("one_shot", marks=pytest.mark.slow), "published"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAST)
 def test_an_earlier_versions_run_goes_on_from_its_checkpoint(name, tmp_path):
     folder = shutil.copytree(BEFORE / name, tmp_path / name)
     shutil.rmtree(folder / "checkpoints" / f"{LAST[name]:08d}")
