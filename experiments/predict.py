@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config, folder = read_run(["--resume", options.RUN, *rest], "experiments.predict")
         assert folder is not None
         build.prepare_jax(config)
+        build.check_devices()
         data = load(config, folder)
         params, _, network, remarks = load_trained(config, data, folder, options.iteration)
         for remark in remarks:

@@ -49,6 +49,7 @@ def start(read: Callable[[], Read]) -> tuple[Job, Config, Path | None]:
     # Before connecting: the first exchange of arrays fixes the devices.
     build.prepare_jax(config)
     job = connection.connect(ranks, config.backend)
+    build.check_devices()
     # Another gather connects processes that could not compare what they have read before.
     if job.gather is not ranks.gather:
         config, folder = _same_everywhere(job, own, wrong)

@@ -37,6 +37,18 @@ def prepare_jax(config: Config) -> None:
             pass
 
 
+def check_devices() -> None:
+    """Raise a ConfigError where JAX has no device: its variables may name a platform that is not there."""
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        raise ConfigError(
+            f"JAX_PLATFORMS = {platforms!r}: expected platforms that this machine and this jax have, such as cpu or "
+            f"cuda: {str(error).splitlines()[0][:200]}. Correct or unset it."
+        ) from None
+
+
 def backend(section: Backend) -> Any:
     """The backend of a config.
 

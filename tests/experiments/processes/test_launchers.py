@@ -16,6 +16,7 @@ from experiments.processes import connection, launchers
 from experiments.processes.job import ALONE, Job
 from experiments.processes.together import all_or_none
 from experiments.sweep import __main__ as sweep
+from experiments.training import build
 
 ROOT = Path(__file__).parents[3]
 LOCAL = Backend(kind="local")
@@ -139,3 +140,15 @@ sys.exit(train.main(sys.argv[1:]))
     assert done.returncode == 2
     assert done.stderr.startswith("config error:") and "within 3 seconds (not all have come)" in done.stderr
     assert "stack trace" not in done.stderr and not (tmp_path / "run").exists()
+
+
+def test_a_platform_that_is_not_there_is_named(monkeypatch):
+    def fail():
+        raise RuntimeError("Unable to initialize backend 'tpu': no such file")
+
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+    monkeypatch.setattr("jax.devices", fail)
+    with pytest.raises(
+        ConfigError, match="JAX_PLATFORMS = 'tpu': expected platforms .*: Unable to .* Correct or unset"
+    ):
+        build.check_devices()
