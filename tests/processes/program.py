@@ -13,7 +13,9 @@ parser.add_argument("out")
 parser.add_argument("--backend", choices=["local", "mesh", "mpi"], required=True)
 parser.add_argument("--devices", type=int, default=1, help="local devices of this process")
 parser.add_argument("--data", type=int, default=1, help="parts of the batch")
-parser.add_argument("--until", choices=["solve", "sgd predict"], help="the last result: a solve, or a training too")
+parser.add_argument(
+    "--until", choices=["solve", "sgd predict"], help="the last result: a solve, or a training too, and a rough solve"
+)
 parser.add_argument("--coordinator")
 parser.add_argument("--processes", type=int)
 parser.add_argument("--process", type=int)
@@ -172,6 +174,7 @@ def results(on):
     if args.until == "solve":
         return values
     values["sgd predict"] = trained(problem, params, batch, optax.sgd(1e-2), on, **predict)
+    values["rough"] = rough(theta, u0, LAYERS, on)
     if args.until:
         return values
     even = jax.tree.map(lambda x: x[:64], theta)
@@ -185,7 +188,6 @@ def results(on):
         **values,
         "divided": rough(even, u0, 64, on),
         "scan": scan(theta, u0, on),
-        "rough": rough(theta, u0, LAYERS, on),
         "newton": newton(theta, u0, on),
         "sgd rough": trained(problem, params, batch, optax.sgd(1e-2), on, **predict),
         "adam": trained(penalised, params, batch, clipped, on, **cycles),
