@@ -106,8 +106,8 @@ def medians(subject: Subject, seeds: Sequence[int], iterations: int) -> Rows:
     for name, coarse in COARSE.items():
         measure = measurement(subject, jm.MGRIT(subject.factor, levels=2, cycles=max(subject.cycles) + 1, **coarse))
         for when, params in moments.items():
-            found = [measure(*pair) for pair in zip(params, batches, strict=True)]
-            rows[when][name] = Factors(*(float(x) for x in np.median(np.asarray(found), axis=0)))
+            measured = [measure(*pair) for pair in zip(params, batches, strict=True)]
+            rows[when][name] = Factors(*(float(x) for x in np.median(np.asarray(measured), axis=0)))
     return rows
 
 

@@ -99,8 +99,7 @@ def _steps(workers: dict[int, Worker], layers: int) -> dict[str, float]:
     }
     if most > 1:
         kinds[f"one-shot, {most} cores"] = [(workers[most], one_shot)]
-        split = "scan, segments, layers rematerialised, batch split"
-        kinds[f"batch split, {most} cores"] = [(workers[most], split)]
+        kinds[f"batch split, {most} cores"] = [(workers[most], "scan, segments, layers rematerialised, batch split")]
     samples: dict[str, dict[str, list[float]]] = {kind: {name: [] for _, name in ways} for kind, ways in kinds.items()}
     for ways in kinds.values():
         for worker, name in ways:
@@ -282,10 +281,8 @@ def _when_not(steps: dict[str, float], cores: int) -> str:
     if cores > 1:
         mine, split = steps[f"one-shot, {cores} cores"], steps[f"batch split, {cores} cores"]
         limits += f" Here, with {BATCH} points, it takes {split / mine:.2f} of one-shot's time." * (split < mine)
-        if (faster := steps[f"one-shot, {_cores(1)}"] / mine) < SCALES:
-            limits += (
-                f" On {cores} cores one-shot's step is {faster:.2f} x as fast as on one: they are busy, or shared."
-            )
+        if (gain := steps[f"one-shot, {_cores(1)}"] / mine) < SCALES:
+            limits += f" On {cores} cores one-shot's step is {gain:.2f} x as fast as on one: they are busy, or shared."
     return (
         "When it does not help: with large batches of cheap layers splitting the batch over devices is as fast and "
         f"exact.{limits} Few or wide layers leave a device busy by themselves: python -m experiments.plan CONFIG tells."

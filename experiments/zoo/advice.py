@@ -132,9 +132,9 @@ def on_devices(memory: Any, key: str, row: Row) -> tuple[float, float]:
     together = jax.shard_map(both, mesh=backend.mesh, in_specs=none, out_specs=each, check_vma=False)
     whole, (theta, *others) = _program(net, row, backend)
     # Where a training has them: else every call would first bring them to the devices.
-    there = [jax.device_put(x, NamedSharding(backend.mesh, spec)) for x, spec in ((theta, each), (others, none))]
+    placed = [jax.device_put(x, NamedSharding(backend.mesh, spec)) for x, spec in ((theta, each), (others, none))]
     halves = jax.device_put(arguments, NamedSharding(backend.mesh, none))
-    spread, two = in_turns([_call(whole, (there[0], *there[1])), _call(together, halves)])
+    spread, two = in_turns([_call(whole, (placed[0], *placed[1])), _call(together, halves)])
     return spread, two
 
 
