@@ -19,6 +19,7 @@ def quick(name):
         return importlib.import_module(f"examples.{name}").main(["--quick"])
 
 
+@pytest.mark.slow
 def test_the_pendulum_ends_upright_and_residuals_fall_by_two_digits_per_cycle():
     angle, speed, factors = quick("pendulum")
     assert abs(angle) < 0.06 and abs(speed) < 0.1 and factors[0] < 1e-2

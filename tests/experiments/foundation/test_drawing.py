@@ -26,6 +26,7 @@ def test_figures_are_drawn_under_any_backend(tmp_path, backend):
     assert (tmp_path / "x.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_commands_start_without_matplotlib():
     imports = "; ".join(f"import experiments.{name}" for name in COMMANDS)
     check = "import sys; assert not [m for m in sys.modules if m.startswith('matplotlib')]"

@@ -46,7 +46,7 @@ def test_the_example_of_the_page_runs_and_its_gradient_is_that_of_differences():
     [
         ("print('hello')", "answered 'hello' to the case, expected 'ready'"),
         ("raise SystemExit(3)", "has ended"),
-        ("import time; time.sleep(60)", "has not answered .* within 2 s"),
+        pytest.param("import time; time.sleep(60)", "has not answered .* within 2 s", marks=pytest.mark.slow),
         ("print('ready', flush=True); input(); input(); print('fast')", "answered 'fast' to 'run', expected seconds"),
         ("print('ready', flush=True); input(); input(); print(-1)", "answered '-1' to 'run'"),
         ("print('ready', flush=True); input(); input()", "without an answer to 'run'"),

@@ -124,6 +124,7 @@ def test_a_coordinator_that_this_host_cannot_be_is_named(where):
             connection._check_address(where)
 
 
+@pytest.mark.slow
 def test_processes_that_do_not_come_are_told_of_without_a_stack_trace(tmp_path):
     program = """
 import sys

@@ -93,6 +93,7 @@ def test_a_stopped_process_is_named_and_may_go_on(watched):
     assert "was lost" not in said.read_text()
 
 
+@pytest.mark.slow
 def test_patience_ends_a_stopped_process_with_a_word_on_how_to_go_on(watched):
     start, said = watched
     process = start(patience=1.0)
