@@ -21,8 +21,9 @@ from typing import Any
 import jaxmgrit as jm
 from experiments.config.arguments import Parser, path
 from experiments.errors import ConfigError
-from experiments.foundation.files import make_folder
+from experiments.foundation.files import make_folder, write_output
 from experiments.gpu.predicted import Gpu, Layer, newton, one_shot
+from experiments.processes.launchers import refuse_several
 from experiments.runs import terminal
 
 LAYERS = {256: 16, 1024: 32, 4096: 64}  # N: m
@@ -143,6 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=path, default=Path("runs/gpu"), help="for files and table")
     try:
         options = parser.parse(sys.argv[1:] if arguments is None else arguments)
+        refuse_several("experiments.gpu")
         make_folder(options.folder)
         facts = {} if options.predict else _facts(options.platform)
     except ConfigError as error:
@@ -156,8 +158,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows += job.rows(made)
         # After every command, so that an interruption loses but the one that runs.
         record = {**facts, "rows": [vars(row) for row in rows]}
-        (options.folder / "gpu.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        (options.folder / "gpu.md").write_text(table(facts, rows) + "\n", encoding="utf-8")
+        write_output(options.folder / "gpu.json", json.dumps(record, indent=1) + "\n")
+        write_output(options.folder / "gpu.md", table(facts, rows) + "\n")
     print(table(facts, rows))
     if failed:
         print(f"gpu: failed: {', '.join(failed)}; see above", file=sys.stderr)
